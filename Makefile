@@ -1,0 +1,60 @@
+# The two commands of the README, and what CI runs. Everything happens in .venv; nothing is installed elsewhere.
+SHELL := /bin/bash
+PYTHON ?= python3
+PROFILES := rehearsal laptop cluster
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test smoke check lint format lock pin clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/installed ## create .venv with the locked dependencies (the other targets do it themselves)
+
+# torch's ordinary Linux build needs the CUDA packages of the second lock even on a CPU; its CPU build does not.
+.venv/installed: requirements.lock requirements-cuda.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v < (3, 13); sys.exit(None if ok else \
+	  f"Python {v[0]}.{v[1]} found; 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
+	@echo "setup: creating .venv and installing $$(grep -c == requirements.lock) locked packages; this takes some minutes"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@python -m pip install -qq --no-deps --require-hashes -r requirements.lock
+	@python -c 'import importlib.metadata as m, sys; \
+	  sys.exit(any(r.startswith("nvidia-") for r in m.requires("torch") or []))' || { \
+	  echo "setup: this build of torch needs the CUDA packages; installing them too"; \
+	  python -m pip install -qq --no-deps --require-hashes -r requirements-cuda.lock; }
+	@touch .venv/installed && echo "setup: done"
+
+repro: setup ## run what is out of date of the whole pipeline (dvc repro), on the profile in params.yaml
+	@dvc repro
+
+test: setup ## all tests; what this machine cannot have is skipped, with its reason
+	@python -m pytest
+
+smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
+	@python -m pytest tests/test_pipeline.py
+
+check: setup lint ## lint, formatting, types, and the promises about dvc.yaml and the locks
+	@basedpyright
+	@python -m pytest -q tests/test_dvc_yaml.py tests/test_locks.py
+
+lint: setup ## ruff: rules and formatting
+	@ruff check .
+	@ruff format --check .
+
+format: setup ## let ruff mend what it can
+	@ruff check --fix -q . ; ruff format .
+
+pin: setup ## resolve every hub id in profiles/ to a commit and write it there (needs the network)
+	@python -m stages.pinning $(PROFILES:%=profiles/%.yaml)
+
+lock: setup ## resolve pyproject.toml again and write the two lock files (needs the registry)
+	@python -m pip install -qq uv && python -m stages.locking
+
+clean: ## remove what the pipeline made, but keep the completion store, DVC's cache and .venv
+	@rm -rf data/[!s]* data/sources models metrics/plots mlflow.db mlruns .pytest_cache .ruff_cache
+
+distclean: clean ## also remove the completion store, DVC's cache and .venv
+	@rm -rf .store .dvc/cache .dvc/tmp .venv
