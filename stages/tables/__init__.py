@@ -1,0 +1,1 @@
+"""Parquet between stages: contracts, streaming readers and writers, row accounting, metrics files."""
