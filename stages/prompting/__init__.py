@@ -1,0 +1,1 @@
+"""Prompt templates: files with slots, and the columns that fill them."""

@@ -1,0 +1,251 @@
+"""One reader a seed source: a record of the public schema becomes seed rows, or a reason why not.
+
+A reader takes (record values, the source's filter params) and yields `Seed` and `Rejected`; what it cannot find in a
+record it raises as `KeyError` or `TypeError`, which the stage counts as "malformed" with the key's name.
+
+Public schemas: tiiuae/falcon-refinedweb (content) and HuggingFaceFW/fineweb (text, id, url, language, language_score);
+Stanford outlines (course_title, course_description, outline); khan-dl (title, subunits);
+HuggingFaceTB/openstax_paragraphs; WikiHow titles; math-ai/AutoMathText (url, text, meta); stingning/ultrachat
+(id, data); teknium/OpenHermes-2.5 (conversations, source, category, language).
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.draws import content_hash
+from stages.settings import Params
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A row that a prompt can be made from. `context` holds the source's own slots (see stages/prompting/slots.py)."""
+
+    original_id: str
+    title: str
+    text: str
+    context: dict[str, Any] = field(default_factory=dict)
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row left out, and why: `reason` is counted, `detail` is for a person."""
+
+    reason: str
+    detail: str = ""
+
+
+class WebFilter(Params):
+    text_column: str
+    min_words: int
+    max_words: int
+    language: str
+    min_language_score: float
+
+
+class OutlineFilter(Params):
+    min_units: int
+
+
+class KhanFilter(Params):
+    min_lessons: int
+
+
+class OpenstaxFilter(Params):
+    language: str
+    drop_chapters: list[str]
+    min_words: int
+
+
+class WikihowFilter(Params):
+    min_words: int
+
+
+class MathFilter(Params):
+    min_words: int
+
+
+class UltrachatFilter(Params):
+    min_words: int
+    drop_requests: list[str]
+
+
+class OpenhermesFilter(Params):
+    languages: list[str]
+    drop_sources: list[str]
+    drop_categories: list[str]
+    min_words: int
+
+
+Found = Iterator[Seed | Rejected]
+
+
+def web(values: dict[str, Any], keep: WebFilter) -> Found:
+    """One page, one row."""
+    text = _text(values, keep.text_column)
+    words = len(text.split())
+    score = values.get("language_score")
+    if values.get("language") not in (None, keep.language) or (score is not None and score < keep.min_language_score):
+        yield Rejected("language", f"{values.get('language')} at {score}")
+    elif words == 0:
+        yield Rejected("empty")
+    elif not keep.min_words <= words <= keep.max_words:
+        yield Rejected("length", f"{words} words")
+    else:
+        yield Seed(str(values.get("id") or content_hash(text)), "", text, {}, values.get("url"))
+
+
+UNIT_LINE = re.compile(r"^\s*(\d+)\.(\d+)\s+(.+?):\s+(.+?)\s*$")
+
+
+def stanford(values: dict[str, Any], keep: OutlineFilter) -> Found:
+    """One outline ("2.1 Section: unit" a line), one row a unit."""
+    course, outline = _text(values, "course_title"), _text(values, "outline")
+    units = [m.groups() for line in outline.splitlines() if (m := UNIT_LINE.match(line))]
+    if len(units) < keep.min_units:
+        yield Rejected("no_units", f"{course}: {len(units)} units")
+        return
+    description = str(values.get("course_description") or "")
+    sections: list[str] = []
+    for part, number, section, unit in units:
+        if section not in sections:
+            sections.append(section)
+        context = {
+            "course": course,
+            "section": section,
+            "covered_sections": sections[:-1],
+            "covered_units": [u for p, _, _, u in units[: units.index((part, number, section, unit))] if p == part],
+        }
+        yield Seed(content_hash(course, part, number, unit), unit, description, context)
+
+
+def khanacademy(values: dict[str, Any], keep: KhanFilter) -> Found:
+    """One course tree, one row a lesson: course -> unit -> subunit -> lesson."""
+    course = _text(values, "title").replace("_", " ")
+    for unit in values["subunits"]:
+        unit_title = _text(unit, "title").split(":", 1)[-1].strip()
+        chapters = [_text(subunit, "title") for subunit in unit["subunits"]]
+        for position, subunit in enumerate(unit["subunits"]):
+            lessons = [str(lesson).strip() for lesson in subunit["lessons"]]
+            if len(lessons) < keep.min_lessons:
+                yield Rejected("no_lessons", f"{course} / {unit_title} / {chapters[position]}")
+                continue
+            for number, lesson in enumerate(lessons):
+                context = {
+                    "course": course,
+                    "unit": unit_title,
+                    "chapter": chapters[position],
+                    "covered_chapters": chapters[:position],
+                    "covered_lessons": lessons[:number],
+                }
+                yield Seed(content_hash(course, unit_title, chapters[position], lesson), lesson, "", context)
+
+
+def openstax(values: dict[str, Any], keep: OpenstaxFilter) -> Found:
+    """One book, one row a section (the deepest level), chapters read recursively; prefaces dropped."""
+    book = _text(values, "book_title")
+    if values["language"] != keep.language:
+        yield Rejected("language", f"{book}: {values['language']}")
+        return
+    for chapter in values["chapters"]:
+        if any(name in chapter["title"].lower() for name in keep.drop_chapters):
+            yield Rejected("dropped_chapter", f"{book} / {chapter['title']}")
+        else:
+            yield from _openstax_chapter(book, chapter, [], keep)
+
+
+def _openstax_chapter(book: str, chapter: dict[str, Any], trail: list[str], keep: OpenstaxFilter) -> Found:
+    trail = [*trail, _text(chapter, "title")]
+    covered: list[str] = []
+    for section in chapter.get("sections") or []:
+        title, text = _text(section, "title"), str(section.get("paragraph") or "").strip()
+        if len(text.split()) < keep.min_words:
+            yield Rejected("length", f"{book} / {' / '.join(trail)} / {title}: {len(text.split())} words")
+            continue
+        context = {"book": book, "trail": trail, "covered_units": list(covered)}
+        covered.append(title)
+        yield Seed(content_hash(book, *trail, title, text), title, text, context)
+    for inner in chapter.get("chapters") or []:
+        yield from _openstax_chapter(book, inner, trail, keep)
+
+
+def wikihow(values: dict[str, Any], keep: WikihowFilter) -> Found:
+    """One title, one row."""
+    title = " ".join(_text(values, "text").split())
+    if len(title.split()) < keep.min_words:
+        yield Rejected("length" if title else "empty", title)
+    else:
+        yield Seed(content_hash(title.casefold()), title, "")
+
+
+def automathtext(values: dict[str, Any], keep: MathFilter) -> Found:
+    """One web page on mathematics, one row."""
+    text = _text(values, "text")
+    if len(text.split()) < keep.min_words:
+        yield Rejected("length" if text else "empty", f"{len(text.split())} words")
+    else:
+        yield Seed(content_hash(text), "", text, {}, values.get("url"))
+
+
+def ultrachat(values: dict[str, Any], keep: UltrachatFilter) -> Found:
+    """One conversation, one row: its first question. Requests to write something are dropped, questions stay."""
+    turns = values["data"]
+    question = str(turns[0] or "").strip() if turns else ""
+    if not question:
+        yield Rejected("empty", str(values["id"]))
+    elif len(question.split()) < keep.min_words:
+        yield Rejected("length", question)
+    elif any(re.search(pattern, question, re.IGNORECASE) for pattern in keep.drop_requests):
+        yield Rejected("writing_request", question[:80])
+    else:
+        yield Seed(str(values["id"]), "", question)
+
+
+def openhermes(values: dict[str, Any], keep: OpenhermesFilter) -> Found:
+    """One conversation, one row: the first human turn and its answer."""
+    category, source = str(values.get("category") or "").lower(), str(values.get("source") or "").lower()
+    if values.get("language") not in (None, *keep.languages):
+        yield Rejected("language", str(values["language"]))
+    elif source in keep.drop_sources:
+        yield Rejected("dropped_source", source)
+    elif category in keep.drop_categories:
+        yield Rejected("dropped_category", category)
+    else:
+        turns = [(turn["from"], str(turn["value"] or "").strip()) for turn in values["conversations"]]
+        asked = next((n for n, (speaker, _) in enumerate(turns) if speaker == "human"), None)
+        if asked is None or asked + 1 >= len(turns) or turns[asked + 1][0] != "gpt":
+            yield Rejected("no_exchange")
+        elif len(turns[asked][1].split()) < keep.min_words:
+            yield Rejected("length" if turns[asked][1] else "empty", turns[asked][1])
+        else:
+            text = f"{turns[asked][1]}\n{turns[asked + 1][1]}"
+            yield Seed(str(values.get("id") or content_hash(text)), "", text)
+
+
+def _text(values: dict[str, Any], key: str) -> str:
+    value = values[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} must be text, found {type(value).__name__}")
+    return value.strip()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A source's reader and the model of its filter params."""
+
+    read: Callable[[dict[str, Any], Any], Found]
+    keep: type[Params]
+
+
+READERS: dict[str, Reader] = {
+    "web": Reader(web, WebFilter),
+    "stanford": Reader(stanford, OutlineFilter),
+    "khanacademy": Reader(khanacademy, KhanFilter),
+    "openstax": Reader(openstax, OpenstaxFilter),
+    "wikihow": Reader(wikihow, WikihowFilter),
+    "automathtext": Reader(automathtext, MathFilter),
+    "ultrachat": Reader(ultrachat, UltrachatFilter),
+    "openhermes": Reader(openhermes, OpenhermesFilter),
+}

@@ -1,0 +1,210 @@
+"""Records of a dataset, from the hub at a pinned revision or from local files of the same schema.
+
+Local files: .jsonl, .json (an array), .parquet, .csv, .txt (a record a line, column `text`), each also with .gz or
+.zst; a folder means all its files of those kinds, by name. Everything else is a hub dataset id, read through `datasets`
+in streaming mode, so that no dataset is ever loaded into memory.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.errors import ConfigError, DataError
+
+KINDS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+csv.field_size_limit(1 << 24)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record: `values`, or the `problem` that kept it from being read; `place` is "file:line" or "id:row"."""
+
+    place: str
+    values: dict[str, Any]
+    problem: str | None = None
+    raw: str = ""
+
+
+def read_records(
+    dataset: str, subset: str | None, split: str | None, revision: str | None
+) -> tuple[Iterator[Record], str]:
+    """(records in the dataset's order, resolved revision).
+
+    The revision is "sha256:<16 digits>" of local content, or the commit that a hub revision stands for.
+    `ConfigError` when the dataset is neither a file nor a hub id that answers, `DataError` for an empty file.
+    """
+    if is_local(dataset):
+        files = local_files(dataset)
+        return _local_records(files), content_revision(files)
+    resolved = resolve_revision("dataset", dataset, revision)
+    return _hub_records(dataset, subset, split, resolved), resolved
+
+
+def is_local(dataset: str) -> bool:
+    """Whether a dataset names a file or folder here: it exists, is absolute or relative (`./`, `../`), or has a suffix
+    of a kind that is read."""
+    path = Path(dataset)
+    return path.exists() or path.is_absolute() or dataset.startswith(".") or _kind(path) is not None
+
+
+def local_files(dataset: str) -> list[Path]:
+    """The files of a local dataset. `ConfigError` when there is none, `DataError` when one is empty."""
+    path = Path(dataset)
+    if not path.exists():
+        raise ConfigError(f"{dataset} does not exist; correct the path in the profile, or put the file there")
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and _kind(p))
+    if not files or any(_kind(p) is None for p in files):
+        raise ConfigError(f"{dataset}: wanted a file (or a folder of files) of {', '.join(KINDS)}, also .gz or .zst")
+    for file in files:
+        if file.stat().st_size == 0:
+            raise DataError(f"{file} is empty; wanted at least one record")
+    return files
+
+
+def content_revision(files: list[Path]) -> str:
+    """ "sha256:" and 16 digits over the files' names and bytes."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def resolve_revision(kind: str, hub_id: str, revision: str | None) -> str:
+    """The commit that a branch or tag of a hub dataset or model stands for; a commit is returned as it is.
+
+    Warns on stderr when the profile does not pin one. `ConfigError` when the hub does not answer or does not know it.
+    """
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name = revision or "main"
+    print(f"warning: {hub_id} is not pinned (revision: {name}); `make pin` pins it", file=sys.stderr)
+    try:
+        api = HfApi()
+        info = api.dataset_info(hub_id, revision=name) if kind == "dataset" else api.model_info(hub_id, revision=name)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{kind} {hub_id} at revision {name} cannot be had from the hub ({type(error).__name__});"
+            " check the id and the network, or give a local file or folder instead"
+        ) from None
+    if info.sha is None:
+        raise ConfigError(f"{kind} {hub_id} at revision {name}: the hub names no commit; pin one in the profile")
+    return info.sha
+
+
+def _kind(path: Path) -> str | None:
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    return next((kind for kind in KINDS if name.endswith(kind)), None)
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import zstandard
+
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))  # type: ignore[arg-type]
+    return path.open("rb")
+
+
+def _local_records(files: list[Path]) -> Iterator[Record]:
+    for file in files:
+        kind = _kind(file)
+        if kind == ".parquet":
+            yield from _parquet_records(file)
+        elif kind == ".json":
+            yield from _array_records(file)
+        elif kind == ".csv":
+            yield from _csv_records(file)
+        else:
+            yield from _line_records(file, as_json=kind == ".jsonl")
+
+
+def _line_records(file: Path, as_json: bool) -> Iterator[Record]:
+    with _open(file) as stream:
+        for number, line in enumerate(stream, 1):
+            place = f"{file}:{number}"
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                yield Record(place, {}, f"invalid UTF-8 at byte {error.start}", line.decode("utf-8", "replace"))
+                continue
+            if not as_json:
+                yield Record(place, {"text": text}, raw=text)
+                continue
+            if not text.strip():
+                continue
+            try:
+                values = json.loads(text)
+            except json.JSONDecodeError as error:
+                yield Record(place, {}, f"no JSON: {error.msg} at column {error.colno}", text)
+                continue
+            yield _record(place, values, text)
+
+
+def _array_records(file: Path) -> Iterator[Record]:
+    with _open(file) as stream:
+        try:
+            content = json.loads(stream.read().decode("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{file} is no JSON: {error}; wanted an array of records") from None
+    if not isinstance(content, list):
+        raise DataError(f"{file}: wanted an array of records, found {type(content).__name__}")
+    for number, values in enumerate(content):
+        yield _record(f"{file}:[{number}]", values, "")
+
+
+def _csv_records(file: Path) -> Iterator[Record]:
+    with _open(file) as stream, io.TextIOWrapper(stream, encoding="utf-8", errors="strict", newline="") as text:
+        try:
+            for number, values in enumerate(csv.DictReader(text), 2):
+                extra = values.pop(None, None)  # type: ignore[call-overload]
+                problem = f"{len(extra)} value(s) more than columns" if extra else None
+                yield Record(f"{file}:{number}", dict(values), problem)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{file}: not readable as CSV in UTF-8: {error}") from None
+
+
+def _parquet_records(file: Path) -> Iterator[Record]:
+    try:
+        number = 0
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+            for values in batch.to_pylist():
+                yield Record(f"{file}:{number}", values)
+                number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file}: not a whole parquet file: {error}") from None
+
+
+def _record(place: str, values: Any, raw: str) -> Record:
+    if isinstance(values, dict):
+        return Record(place, values, raw=raw)
+    return Record(place, {}, f"wanted a JSON object, found {type(values).__name__}", raw)
+
+
+def _hub_records(dataset: str, subset: str | None, split: str | None, revision: str) -> Iterator[Record]:
+    from datasets import load_dataset
+
+    try:
+        stream = load_dataset(dataset, name=subset, split=split, revision=revision, streaming=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"hub dataset {dataset} (subset {subset}, split {split}) at {revision}: {reason}") from None
+    for number, values in enumerate(stream):
+        yield Record(f"{dataset}:{number}", dict(values))
