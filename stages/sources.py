@@ -96,6 +96,8 @@ def main(source: str) -> str:
     records, revision = iter(()), "none"
     if params.dataset is not None:
         records, revision = read_records(params.dataset, params.subset, params.split, params.revision)
+    if params.dataset is not None and is_local(params.dataset) and not params.dataset.startswith("data/samples/"):
+        print(f"note: DVC does not watch {params.dataset}; when its content changes: dvc repro -f sources@{source}")
     rows, rejected, account = normalise(source, islice(records, params.limit), params, revision)
     if params.dataset is not None and not rows:
         first = f"; the first: {rejected[0]['reason']} ({rejected[0]['detail']})" if rejected else ""

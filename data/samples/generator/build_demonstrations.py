@@ -2,7 +2,7 @@
 
 Prompts are rendered from prompts/ and curation/label.txt, texts are the pieces and passages of this folder. The result
 is committed: the generator must not be trained again whenever somebody edits a template.
-Run from the repository's root: python data/samples/build_demonstrations.py
+Run from the repository's root: python data/samples/generator/build_demonstrations.py
 """
 
 import json
@@ -14,7 +14,7 @@ from stages.draws import draw_sample, draw_u64
 from stages.prompting.templates import read_template
 from stages.seeds.readers import OpenstaxFilter, Rejected, openstax
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # data/samples
 SEED, EXTRACT_CHARS, LABEL_CHARS, OVERLAP_REPEATS, LABELS_PER_TOPIC = 11, 320, 120, 4, 6
 WEB_STYLES = ["textbook_academic", "textbook_narrative", "blogpost"]
 SCORES = {
@@ -40,10 +40,10 @@ def cut(text: str, chars: int = EXTRACT_CHARS) -> str:
 
 def web_rows() -> list[dict]:
     """Passages as answers to the web templates, the extract from another passage of the same topic."""
-    topics = json.loads((HERE / "topics_of_web.json").read_text(encoding="utf-8"))
-    planted = {row["id"] for row in json.loads((HERE / "planted.json").read_text(encoding="utf-8"))["overlaps"]}
+    topics = json.loads((HERE / "web_topics.json").read_text(encoding="utf-8"))
+    planted = {row["id"] for row in json.loads((HERE / "web_planted.json").read_text(encoding="utf-8"))["overlaps"]}
     pages: dict[str, list[dict]] = defaultdict(list)
-    for page in read("web.jsonl"):
+    for page in read("web/pages.jsonl"):
         if page["id"] in topics:
             pages[topics[page["id"]]].append(page)
     rows, label = [], read_label_template()
@@ -69,7 +69,7 @@ def web_rows() -> list[dict]:
 def piece_rows() -> list[dict]:
     """The written pieces, as answers to their own cell's template."""
     rows = []
-    for piece in read("pieces.jsonl"):
+    for piece in read("generator/pieces.jsonl"):
         subject = piece["subject"]
         slots = {"extract": subject, "title": subject, "in_topic": "", "topic": "", "covered": ""}
         slots |= dict.fromkeys(("course", "book", "section", "chapter"), cut(subject, 60))
@@ -82,7 +82,7 @@ def curated_rows() -> list[dict]:
     """OpenStax sections and mathematical snippets, as answers to their sources' templates."""
     rows, before = [], ""
     keep = OpenstaxFilter(language="en", drop_chapters=["preface"], min_words=15)
-    for book in read("openstax.jsonl"):
+    for book in read("openstax/books.jsonl"):
         for number, seed in enumerate(openstax(book, keep)):
             if isinstance(seed, Rejected):
                 continue
@@ -91,7 +91,7 @@ def curated_rows() -> list[dict]:
             slots |= {"covered": "", "extract": cut(before or seed.title)}
             rows.append({"prompt": read_template("openstax", style).render(slots), "text": seed.text})
             before = seed.text
-    snippets = [row["text"] for row in read("automathtext.jsonl") if row["text"]]
+    snippets = [row["text"] for row in read("automathtext/snippets.jsonl") if row["text"]]
     for text, other in zip(snippets, snippets[1:] + snippets[:1], strict=True):
         rows.append({"prompt": read_template("automathtext", "college").render({"extract": cut(other)}), "text": text})
     return rows
@@ -101,5 +101,5 @@ if __name__ == "__main__":
     rows = web_rows() + piece_rows() + curated_rows()
     rows.sort(key=lambda row: draw_u64(SEED, row["prompt"], row["text"]))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (HERE / "demonstrations.jsonl").write_text(text, encoding="utf-8")
+    (HERE / "generator/demonstrations.jsonl").write_text(text, encoding="utf-8")
     print(f"{len(rows)} demonstrations")
