@@ -1,0 +1,208 @@
+"""The whole pipeline through DVC at a reduced size: what README promises of `make repro`, `dvc repro` and a kill."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from ruamel.yaml import YAML
+
+from stages.serving.store import KEY_BYTES, read_frames
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
+AFTER_A_TEMPLATE = {
+    "prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus", "train", "export",
+    "evaluate", "report",
+}  # fmt: skip
+REDUCED = {
+    "prompts.per_cell": 2,
+    "generator.train.steps": 40,
+    "generate.sampling.max_new_tokens": 48,
+    "pilot.per_cell": 1,
+    "clean.min_tokens": 8,
+    "train.steps": 6,
+    "evaluate.max_items": 3,
+}
+pytestmark = pytest.mark.slow
+
+
+def checkout(folder: Path) -> Path:
+    """A git repository with this working tree's files, the rehearsal profile cut down, nothing in any cache."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    profile, yaml = folder / "profiles/rehearsal.yaml", YAML()
+    content = yaml.load(profile.read_text(encoding="utf-8"))
+    for key, value in REDUCED.items():
+        *parts, leaf = key.split(".")
+        node = content
+        for part in parts:
+            node = node[part]
+        assert leaf in node, f"profiles/rehearsal.yaml has no {key}"
+        node[leaf] = value
+    with profile.open("w", encoding="utf-8") as stream:
+        yaml.dump(content, stream)
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+def environment(store: Path) -> dict[str, str]:
+    """The environment of a stage: this interpreter's tools, the given store, no hub."""
+    keep = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DVC_ROOT", "MLFLOW_TRACKING_URI")}
+    return {**keep, "COSMO_STORE": str(store), "HF_HUB_OFFLINE": "1"}
+
+
+def dvc(folder: Path, store: Path, *arguments: str) -> str:
+    """Run DVC in a checkout; its output. A failure shows the end of it."""
+    result = subprocess.run(
+        ["dvc", *arguments], cwd=folder, env=environment(store), capture_output=True, text=True, timeout=900
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, f"dvc {' '.join(arguments)} failed:\n{output[-4000:]}"
+    return output
+
+
+@pytest.fixture(scope="module")
+def repro(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkout in which `dvc repro` has run once, and its completion store."""
+    base = tmp_path_factory.mktemp("pipeline")
+    folder = checkout(base / "first")
+    dvc(folder, base / "store", "repro")
+    return folder, base / "store"
+
+
+def stages_run(output: str) -> set[str]:
+    """The stages that a `dvc repro` ran."""
+    return {name.split("@")[0] for name in re.findall(r"Running stage '([^']+)'", output)}
+
+
+def bytes_of(folder: Path, *patterns: str) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for pattern in patterns for p in sorted(folder.glob(pattern))
+    }
+
+
+def test_repro_goes_from_seed_sources_to_an_evaluated_model(repro: tuple[Path, Path]) -> None:
+    folder, _ = repro
+    scores = json.loads((folder / "metrics/evaluate.json").read_text(encoding="utf-8"))
+    assert len(scores["tasks"]) == 9 and 0 <= scores["average"]["acc"] <= 1
+    published = pl.concat([pl.read_parquet(p) for p in sorted((folder / "data/decontaminate").glob("*.parquet"))])
+    assert published.columns[1:7] == PUBLISHED and published.height > 0
+    assert published["text"].str.len_chars().min() > 0
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "models/export")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "models/export")
+    written = model.generate(**tokenizer("The rocks", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    assert written.shape[1] > 4
+
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    evaluated = [run for run in runs if any(key.startswith("average") for key in run.data.metrics)]
+    assert evaluated and any("git" in key for key in {**evaluated[0].data.tags, **evaluated[0].data.params})
+
+
+def test_a_second_repro_is_up_to_date(repro: tuple[Path, Path]) -> None:
+    folder, store = repro
+    started = time.monotonic()
+    assert "up to date" in dvc(folder, store, "repro")
+    assert "up to date" in dvc(folder, store, "status")
+    print(f"dvc repro and dvc status with nothing changed: {time.monotonic() - started:.1f} s")
+
+
+def test_a_second_checkout_gives_the_same_bytes_from_the_same_completions(
+    repro: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, store = repro
+    other = checkout(tmp_path / "second")
+    dvc(other, store, "repro", "tokenize_corpus")
+    patterns = ("data/prompts/*", "data/cluster/*", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
+    first, second = bytes_of(folder, *patterns), bytes_of(other, *patterns)
+    assert first.keys() == second.keys() and len(first) > 45
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_an_edited_template_reruns_only_what_depends_on_it(repro: tuple[Path, Path]) -> None:
+    folder, store = repro
+    cell = pl.read_parquet(folder / "data/prompts/web-wikihow.parquet")
+    template = folder / "prompts/web/wikihow.txt"
+    text = template.read_text(encoding="utf-8")
+    assert "practical tutorial" in text
+    template.write_text(text.replace("practical tutorial", "useful tutorial"), encoding="utf-8")
+    changed = set(re.findall(r"^(\w+)(?:@\w+)?:$", dvc(folder, store, "status"), re.MULTILINE))
+    assert changed == {"prompts"}  # what follows is out of date through its deps
+    downstream = dvc(folder, store, "repro", "--dry")
+    assert stages_run(downstream) == AFTER_A_TEMPLATE
+    output = dvc(folder, store, "repro")
+    assert stages_run(output) == AFTER_A_TEMPLATE
+    record = json.loads((store / "runs/generate.json").read_text(encoding="utf-8"))
+    pilot = json.loads((store / "runs/pilot.json").read_text(encoding="utf-8"))
+    assert record["sent"] + pilot["sent"] == cell.height < record["from_store"]
+
+
+def test_a_killed_generation_goes_on_and_repeats_nothing(repro: tuple[Path, Path]) -> None:
+    folder, store = repro
+    profile = folder / "profiles/rehearsal.yaml"
+    text = profile.read_text(encoding="utf-8")
+    profile.write_text(re.sub(r"max_new_tokens: 48", "max_new_tokens: 400", text), encoding="utf-8")
+    before = len(keys_of(store))
+    process = subprocess.Popen(
+        ["dvc", "repro", "-s", "generate"], cwd=folder, env=environment(store), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: len(keys_of(store)) > before + 3 or process.poll() is not None, 180)
+    assert process.poll() is None, "generate ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    survived = keys_of(store)
+    assert len(survived) > before
+    dvc(folder, store, "repro", "-s", "generate")
+    assert len(set(keys_of(store))) == len(keys_of(store))
+    record = json.loads((store / "runs/generate.json").read_text(encoding="utf-8"))
+    assert record["from_store"] == len(survived) - before
+    rows = pl.concat([pl.read_parquet(p) for p in sorted((folder / "data/generate").glob("*.parquet"))])
+    assert rows.height == record["requests"] and set(survived[before:]) <= set(rows["key"])
+
+
+def keys_of(store: Path) -> list[str]:
+    """Every key in the store's segments, in the order in which they were written, repetitions included."""
+    frames = [frame for path in sorted((store / "completions").glob("*.seg")) for frame in read_frames(path)]
+    return [frame.keys[n : n + KEY_BYTES].hex() for frame in frames for n in range(0, len(frame.keys), KEY_BYTES)]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def test_a_mistake_gives_one_sentence_through_dvc(repro: tuple[Path, Path]) -> None:
+    folder, store = repro
+    template = folder / "prompts/web/blogpost.txt"
+    text = template.read_text(encoding="utf-8")
+    template.write_text(text.replace("$extract", "$extrcat"), encoding="utf-8")
+    result = subprocess.run(
+        ["dvc", "repro", "prompts"], cwd=folder, env=environment(store), capture_output=True, text=True
+    )
+    template.write_text(text, encoding="utf-8")
+    assert result.returncode != 0 and "Traceback" not in result.stderr + result.stdout
+    assert re.search(r"prompts: error: prompts/web/blogpost.txt:\d+: '\$extrcat' is no slot", result.stderr)
