@@ -14,17 +14,16 @@ help: ## list the targets
 
 setup: .venv/installed ## create .venv with the locked dependencies (the other targets do it themselves)
 
-# torch's ordinary Linux build needs the CUDA packages of the second lock even on a CPU; its CPU build does not.
-.venv/installed: requirements.lock requirements-cuda.lock
+# torch comes last: its CPU build if pip is configured to find one, else the registry's build with its CUDA packages.
+.venv/installed: requirements.lock requirements-torch.lock requirements-torch-cpu.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v < (3, 13); sys.exit(None if ok else \
 	  f"Python {v[0]}.{v[1]} found; 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
 	@echo "setup: creating .venv and installing $$(grep -c == requirements.lock) locked packages; this takes some minutes"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@python -m pip install -qq --no-deps --require-hashes -r requirements.lock
-	@python -c 'import importlib.metadata as m, sys; \
-	  sys.exit(any(r.startswith("nvidia-") for r in m.requires("torch") or []))' || { \
-	  echo "setup: this build of torch needs the CUDA packages; installing them too"; \
-	  python -m pip install -qq --no-deps --require-hashes -r requirements-cuda.lock; }
+	@python -m pip install -qq --no-deps --require-hashes -r requirements-torch-cpu.lock 2>/dev/null || { \
+	  echo "setup: no CPU build of torch is at hand; installing the ordinary one with its CUDA packages (3 GB)"; \
+	  python -m pip install -qq --no-deps --require-hashes -r requirements-torch.lock; }
 	@touch .venv/installed && echo "setup: done"
 
 repro: setup ## run what is out of date of the whole pipeline (dvc repro), on the profile in params.yaml

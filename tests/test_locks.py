@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ["requirements.lock", "requirements-cuda.lock"]
+LOCKS = ["requirements.lock", "requirements-torch.lock", "requirements-torch-cpu.lock"]
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -22,5 +22,5 @@ def test_every_dependency_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
     names = {re.match(r"[A-Za-z0-9_.\-]+", line)[0].lower().replace("_", "-") for line in wanted}
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in LOCKS)
     assert names <= set(re.findall(r"^([a-z0-9_.\-]+)==", text, re.MULTILINE))
