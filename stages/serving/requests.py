@@ -1,0 +1,70 @@
+"""What is asked of a model and what comes back: sampling, request, completion, failure, and the key that names it."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import Field
+
+from stages.draws import content_hash, draw_u64
+from stages.settings import Params
+
+
+class Sampling(Params):
+    """Sampling parameters, in TGI's words; part of a completion's key. Sampling is always on."""
+
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)  # 1: no nucleus; TGI refuses the value 1, so it is then not sent
+    top_k: int | None = Field(ge=1)  # None: no limit
+    repetition_penalty: float | None = Field(gt=0)  # None: no penalty
+    max_new_tokens: int = Field(ge=1)
+
+    @cached_property
+    def canonical(self) -> str:
+        """One JSON text for equal parameters: keys sorted, `1` and `1.0` alike."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to ask for. `prompt` is chat-templated already; `id` is the caller's name for it."""
+
+    id: str
+    prompt: str
+    seed: int
+    sample_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote. Token counts include the end-of-text token, as TGI counts them."""
+
+    key: str
+    text: str
+    finish_reason: str  # "eos_token" | "length" | "stop_sequence"
+    tokens: int
+    prompt_tokens: int
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no completion. It is not stored, so the next run asks again."""
+
+    key: str
+    reason: str  # "too_long", "empty", "validation", "http_<status>", "server_error", "timeout", "connection"
+    detail: str
+    attempts: int  # tries that were spent; 0 when the request was never sent
+
+
+def completion_key(request: Request, identity: str, sampling: Sampling) -> str:
+    """The store's key: 32 hex characters over everything that decides the text.
+
+    `identity` names model, revision and quantisation. Engine and place are left out: they do not define the text.
+    """
+    return content_hash(request.prompt, identity, sampling.canonical, request.seed, request.sample_index)
+
+
+def sampling_seed(seed: int, prompt_id: str, sample_index: int) -> int:
+    """A seed in [0, 2**63) for one sample of one prompt; it does not move when other prompts change."""
+    return draw_u64(seed, "sampling", prompt_id, sample_index) >> 1

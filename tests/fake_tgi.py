@@ -1,0 +1,161 @@
+"""A server with TGI's HTTP API and no model: its text is a function of prompt and seed, its faults are scripted.
+
+`FakeTgi(script)` runs in a thread; `python tests/fake_tgi.py --registration FILE ...` takes the CPU server's
+arguments, waits $FAKE_TGI_DELAY seconds over each completion and adds each prompt that it completed to $FAKE_TGI_LOG.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+Script = Callable[[str, int], object]
+
+
+def text_of(prompt: str, seed: int) -> str:
+    """What the fake writes: the same for the same prompt and seed."""
+    return f"Text {hashlib.sha256(f'{prompt} {seed}'.encode()).hexdigest()[:12]} for {prompt[:200]}"
+
+
+class FakeTgi:
+    """`script(prompt, n)` says what happens at the n-th request (from 0) for a prompt.
+
+    "ok" | "empty" | "length" | "reset" | "stall" | a status (429, 500, 422, ...) | seconds to wait before "ok".
+    """
+
+    def __init__(
+        self,
+        script: Script = lambda prompt, n: "ok",
+        capacity: int = 10_000,
+        delay: float = 0.0,
+        model_id: str = "fake-1b",
+        model_sha: str | None = None,
+        log: Path | None = None,
+        port: int = 0,
+    ):
+        self.script, self.capacity, self.delay, self.log, self.port = script, capacity, delay, log, port
+        self.info = {"model_id": model_id, "model_sha": model_sha, "version": "3.0.0", "router": "fake"}
+        self.asked: Counter[str] = Counter()
+        self.answered: list[tuple[str, int]] = []
+        self.parameters: list[dict] = []
+        self.active = self.most_active = 0
+
+    async def generate(self, request: web.Request) -> web.Response:
+        if self.active >= self.capacity:
+            return self.error(429, "Model is overloaded", "overloaded")
+        self.active += 1
+        self.most_active = max(self.active, self.most_active)
+        try:
+            return await self.complete(request)
+        finally:
+            self.active -= 1
+
+    async def complete(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        prompt, parameters = body["inputs"], body["parameters"]
+        self.parameters.append(parameters)
+        action = self.script(prompt, self.asked[prompt])
+        self.asked[prompt] += 1
+        if action == "stall":
+            await asyncio.sleep(30)
+        if action == "reset":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if isinstance(action, int):
+            kinds = {429: "overloaded", 422: "validation", 424: "generation"}
+            return self.error(action, f"fault {action}", kinds.get(action, "fault"))
+        await asyncio.sleep(action if isinstance(action, float) else self.delay)
+        text = "" if action == "empty" else text_of(prompt, parameters["seed"])
+        self.answered.append((prompt, parameters["seed"]))
+        if self.log:
+            with self.log.open("a") as log:
+                log.write(json.dumps(prompt) + "\n")
+        details = {
+            "finish_reason": "length" if action == "length" else "eos_token",
+            "generated_tokens": len(text.split()),
+            "seed": parameters["seed"],
+            "prefill": [],
+            "tokens": [{"id": 1, "text": "T", "logprob": -0.1, "special": False}],
+        }
+        return web.json_response({"generated_text": text, "details": details})
+
+    def error(self, status: int, message: str, kind: str) -> web.Response:
+        return web.json_response({"error": message, "error_type": kind}, status=status)
+
+    async def serve(self) -> web.AppRunner:
+        app = web.Application()
+
+        async def health(_: web.Request) -> web.Response:
+            return web.Response()
+
+        async def info(_: web.Request) -> web.Response:
+            return web.json_response(self.info)
+
+        app.add_routes([web.post("/generate", self.generate), web.get("/health", health), web.get("/info", info)])
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return runner
+
+    def __enter__(self) -> "FakeTgi":
+        self._loop = asyncio.new_event_loop()
+        self._runner = self._loop.run_until_complete(self.serve())
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def die(self) -> None:
+        """Break every connection and answer no more."""
+
+        def abort() -> None:
+            for connection in list(self._runner.server.connections):  # type: ignore[union-attr]
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+        asyncio.run_coroutine_threadsafe(self._stop_sites(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(abort)
+
+    async def _stop_sites(self) -> None:
+        for site in list(self._runner.sites):
+            await site.stop()
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("model", "model-id", "revision", "port", "batch-size", "max-concurrent", "registration"):
+        parser.add_argument(f"--{name}", required=True)
+    arguments = parser.parse_args()
+    if os.environ.get("FAKE_TGI_DIES"):
+        raise SystemExit("cannot load the weights: the fake was told to die")
+    log = os.environ.get("FAKE_TGI_LOG")
+    fake = FakeTgi(
+        delay=float(os.environ.get("FAKE_TGI_DELAY", "0")),
+        model_id=arguments.model_id,
+        log=Path(log) if log else None,
+    )
+    await fake.serve()
+    registration = Path(arguments.registration)
+    partial = registration.with_suffix(".partial")
+    partial.write_text(json.dumps({"url": fake.url, "pid": os.getpid()}))
+    partial.rename(registration)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,129 @@
+"""pilot: the figures mean what they say, the gate names cells and openings, nothing is paid twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_tgi import FakeTgi
+from prompt_rows import write_model, write_prompts, write_settings
+
+from stages import generate, pilot
+from stages.draws import draw_u64
+from stages.errors import DataError
+from stages.serving.requests import Completion, Failure
+from stages.settings import load
+
+GATE = Path("data/pilot/gate.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("COSMO_STORE", "COSMO_CLUSTER", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path)
+    write_settings(tmp_path, ["http://127.0.0.1:9"])
+    return tmp_path
+
+
+def completion(text: str, finish_reason: str = "eos_token", tokens: int = 10) -> Completion:
+    return Completion("00", text, finish_reason, tokens, 5, "fake/1")
+
+
+def measured(*results: Completion | Failure) -> dict:
+    return pilot.measure(list(results), load("pilot", pilot.PilotParams))
+
+
+def test_openings_are_compared_without_case_and_punctuation(folder: Path) -> None:
+    found = measured(
+        completion("Have you ever wondered about rain?"),
+        completion("**Have** you, EVER seen snow?"),
+        completion("Snow falls in winter."),
+        completion("Ice floats, and that is odd."),
+    )
+    assert (found["opening"], found["opening_share"]) == ("have you ever", 0.5)
+
+
+def test_truncation_refusals_and_failures_are_shares(folder: Path) -> None:
+    found = measured(
+        completion("I'm sorry, but I cannot do that."),
+        completion("As an AI language model, I have no view."),
+        completion("Iron rusts in wet air.", "length", 30),
+        completion("The word sorry has a long history.", tokens=50),
+        Failure("00", "timeout", "", 3),
+    )
+    assert (found["completions"], found["failed_share"]) == (4, 0.2)
+    assert (found["refused_share"], found["truncated_share"], found["mean_tokens"]) == (0.5, 0.25, 25)
+
+
+def test_a_cell_that_repeats_itself_is_less_distinct_and_compresses_better(folder: Path) -> None:
+    varied = measured(completion("One river bends north."), completion("Copper carries heat well."))
+    same = measured(*[completion("One river bends north.")] * 8)
+    assert varied["distinct_2"] == 1.0 and same["distinct_2"] == 3 / 24
+    assert same["compression_ratio"] > 2 * varied["compression_ratio"]
+
+
+def test_the_figures_do_not_move_with_the_size_of_the_pilot(folder: Path) -> None:
+    def text(number: int) -> Completion:
+        return completion(" ".join(f"word{draw_u64(1, number, position) % 100}" for position in range(150)))
+
+    few, many = (measured(*map(text, range(count))) for count in (100, 400))
+    assert few["distinct_2"] == pytest.approx(many["distinct_2"], rel=0.05)
+    assert few["compression_ratio"] == pytest.approx(many["compression_ratio"], rel=0.05)
+
+
+def script(prompt: str, n: int) -> object:
+    return "length" if "web fact" in prompt else "ok"
+
+
+def test_a_gate_that_stops_names_the_cell_and_the_opening(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    write_prompts(folder, {"web-blogpost": 12, "wikihow-wikihow": 12})
+    thresholds = {"pilot.per_cell": 8, "pilot.gate": "stop", "pilot.opening_words": 1}
+    with FakeTgi(script) as server:
+        write_settings(folder, [server.url], **thresholds)
+        with pytest.raises(DataError, match=r"web-blogpost: truncated_share 1 \(limit 0\.25\)") as stopped:
+            pilot.main()
+    assert 'wikihow-wikihow: opening_share 1 (limit 0.25) "text"' in str(stopped.value)
+    assert "wikihow-wikihow: truncated_share" not in str(stopped.value)
+    assert not GATE.exists() and json.loads(Path("metrics/pilot.json").read_text())["cells"].keys() == {
+        "web-blogpost",
+        "wikihow-wikihow",
+    }
+    assert "web-blogpost     opening_share" in capsys.readouterr().out
+
+
+def test_a_gate_that_warns_lets_through_with_the_same_bytes(folder: Path) -> None:
+    write_prompts(folder, {"web-blogpost": 12, "wikihow-wikihow": 0})
+    gates = []
+    with FakeTgi(script) as server:
+        for words in (1, 3):
+            write_settings(folder, [server.url], **{"pilot.per_cell": 8, "pilot.opening_words": words})
+            assert "warnings (the gate only warns)" in pilot.main()
+            gates.append(GATE.read_bytes())
+    assert gates[0] == gates[1] and json.loads(gates[0]) == {"passed": True}
+
+
+def test_a_fault_seen_too_few_times_is_chance(folder: Path) -> None:
+    write_prompts(folder, {"web-blogpost": 12})
+    with FakeTgi(script) as server:
+        write_settings(folder, [server.url], **{"pilot.per_cell": 2, "pilot.gate": "stop"})
+        assert "every cell within the thresholds" in pilot.main()
+
+
+def test_generate_does_not_pay_for_what_the_pilot_asked(folder: Path) -> None:
+    write_prompts(folder, {"web-blogpost": 12, "wikihow-wikihow": 3})
+    with FakeTgi() as server:
+        write_settings(folder, [server.url], **{"pilot.per_cell": 4, "generate.samples_per_prompt": 2})
+        assert "7 completions in 2 cells, 7 sent" in pilot.main()
+        assert "30 completions in 2 cells" in (summary := generate.main()) and "23 sent, 7 from the store" in summary
+        assert len(server.answered) == len(set(server.answered)) == 30
+
+
+def test_the_draw_of_prompts_does_not_depend_on_the_other_prompts_texts(folder: Path) -> None:
+    write_prompts(folder, {"web-blogpost": 40})
+    params = load("pilot", pilot.PilotParams)
+    paths = [Path("data/prompts/web-blogpost.parquet")]
+    first = [prompt_id for _, prompt_id, _ in pilot.chosen(paths, params)]
+    assert len(first) == 2 and first == [prompt_id for _, prompt_id, _ in pilot.chosen(paths, params)]
+    more = params.model_copy(update={"per_cell": 5})
+    assert set(first) <= {prompt_id for _, prompt_id, _ in pilot.chosen(paths, more)}
