@@ -1,0 +1,94 @@
+"""benchmarks: every evaluation set, once, for decontaminate and evaluate alike.
+
+In: hub datasets at pinned revisions, or local files of the same schemas (profile: benchmarks.tasks.<task>).
+Out: data/benchmarks/<task>.parquet (BENCHMARK) for each task, metrics/benchmarks.json with the resolved revisions.
+A row that cannot be used is an error, not a loss: scores are comparable only over the same items.
+Alone: python -m stages.benchmarks
+"""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field
+
+from stages.corpus.cloze import FORMS, Fields
+from stages.draws import draw_sample
+from stages.errors import ConfigError, DataError, run_stage
+from stages.seeds.reading import Record, read_records
+from stages.settings import Params, load
+from stages.tables.accounting import write_metrics
+from stages.tables.contracts import BENCHMARK
+from stages.tables.parquet import write_table
+
+OUT = Path("data/benchmarks")
+
+
+class TaskSource(Params):
+    """Where one evaluation set comes from."""
+
+    dataset: str  # hub id, file or folder
+    subset: str | None
+    split: str | None  # null for local files
+    revision: str | None  # commit of a hub dataset; null for local files
+
+
+class BenchmarksParams(Params):
+    """Which evaluation sets, and how much of each."""
+
+    seed: int  # of the draw, where limit takes a part
+    limit: int | None = Field(ge=1)  # items of a task; null: all
+    tasks: dict[str, TaskSource]
+
+
+def items_of(task: str, records: Iterable[Record], revision: str) -> list[dict]:
+    """BENCHMARK rows of a task's records, in their order. `DataError` names the first record that does not fit."""
+    rows = []
+    for position, record in enumerate(records):
+        if record.problem:
+            raise DataError(f"{record.place}: {record.problem}; mend or remove the row")
+        item = FORMS[task](Fields(record.values, record.place))
+        rows.append(
+            {
+                "item_id": f"{task}/{position:06d}",
+                "task": task,
+                "query": item.query,
+                "choices": item.choices,
+                "gold": item.gold,
+                "question": item.question,
+                "answer": item.answer,
+                "revision": revision,
+            }
+        )
+    return rows
+
+
+def drawn(task: str, rows: list[dict], limit: int | None, seed: int) -> list[dict]:
+    """`limit` of a task's rows, drawn from (seed, item id); all when limit is None."""
+    if limit is None:
+        return rows
+    taken = set(draw_sample(seed, f"benchmarks/{task}", [row["item_id"] for row in rows], limit))
+    return [row for row in rows if row["item_id"] in taken]
+
+
+def main() -> str:
+    """Read and normalise every task; returns the summary line."""
+    params = load("benchmarks", BenchmarksParams)
+    if unknown := sorted(params.tasks.keys() - FORMS.keys()):
+        raise ConfigError(f"benchmarks.tasks: unknown task(s) {', '.join(unknown)}; known: {', '.join(FORMS)}")
+    shutil.rmtree(OUT, ignore_errors=True)
+    metrics: dict[str, dict] = {}
+    for task, source in params.tasks.items():
+        records, revision = read_records(source.dataset, source.subset, source.split, source.revision)
+        rows = items_of(task, records, revision)
+        if not rows:
+            raise DataError(f"{source.dataset}: no record for benchmark {task}; check benchmarks.tasks.{task}")
+        kept = write_table(OUT / f"{task}.parquet", drawn(task, rows, params.limit, params.seed), BENCHMARK)
+        metrics[task] = {"items": kept, "available": len(rows), "dataset": source.dataset, "revision": revision}
+    total = sum(task["items"] for task in metrics.values())
+    write_metrics("metrics/benchmarks.json", {"items": total, "tasks": metrics})
+    return f"{total} items of {len(metrics)} tasks"
+
+
+if __name__ == "__main__":
+    run_stage("benchmarks", main)

@@ -1,0 +1,44 @@
+"""clean: take boilerplate openings off, and completions out that are no documents.
+
+In: data/generate/<source>-<style>.parquet (DOCUMENT), models/generator/tokenizer.json (to count texts that were cut).
+Out: data/clean/<source>-<style>.parquet (DOCUMENT), data/clean/removed/removed.parquet (REMOVED: empty, invalid,
+refusal, truncated, short, repetition), metrics/clean.json.
+`text_token_length` stays the server's count unless the text was changed; then it is that of the text alone.
+Alone: python -m stages.clean
+"""
+
+from pathlib import Path
+
+from stages.clusters import load_cluster
+from stages.corpus.cells import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
+from stages.corpus.cleaning import CleanFilter, CleanParams
+from stages.errors import DataError, run_stage
+from stages.settings import load
+from stages.tables.accounting import write_metrics
+
+TOKENIZER = Path("models/generator/tokenizer.json")
+
+
+def main() -> str:
+    """Clean every cell; returns the summary line."""
+    params = load("clean", CleanParams)
+    if not TOKENIZER.is_file():
+        raise DataError(f"{TOKENIZER} is missing; run the generator stage, or dvc pull")
+    with CorpusRun("clean", "data/generate", "data/clean", load_cluster().data) as run:
+        parts = run.scratch / "removed"
+        steps = [
+            ReadCells(run.cells),
+            CleanFilter(params, str(TOKENIZER), removed_writer(parts)),
+            WriteCells(run.cells, run.out),
+        ]
+        stats = run.run("clean", steps, total=run.rows)
+        metrics, _ = run.settle([parts])
+    changed = statistic(stats, "changed.")
+    counted = {name: changed.get(name, 0) for name in [*params.openings, "cut"]}
+    write_metrics("metrics/clean.json", {**metrics, "changed": counted})
+    reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
+    return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}"
+
+
+if __name__ == "__main__":
+    run_stage("clean", main)

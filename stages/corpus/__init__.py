@@ -1,0 +1,1 @@
+"""The corpus between generation and training: cleaning rules, deduplication, contamination, tokenising, benchmarks."""

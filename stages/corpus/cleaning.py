@@ -1,0 +1,170 @@
+"""What makes a completion a document: openings stripped, truncation cut, and the reasons to remove one.
+
+The openings are Cosmopedia's (generation/boilerplate_cleanup.py), but anchored: the published patterns are multi-line,
+so that `^` also deletes a line such as "Warning: do not mix acids with bleach." from the middle of a text.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+from pydantic import Field, field_validator
+
+from stages.corpus.cells import removal
+from stages.corpus.repetition import RepetitionLimits, repetition
+from stages.settings import Params
+
+# A sentence ends in its mark, closing quotes and brackets, then space; "2." at the start of a line is a list's number.
+SENTENCE_END = re.compile(r"""(?<!\n\d)(?<!\n\d\d)[.!?…]["'”’»)\]*_]*(?=\s|\Z)""")
+TEXT_CONTROLS = frozenset("\t\n\r")
+
+
+class Opening(Params):
+    """A way in which models begin; `pattern` is tried at the very start of a text, case ignored."""
+
+    pattern: str
+    action: Literal["strip", "remove"]  # strip: the match is cut off; remove: the document is a refusal or chat
+
+    @field_validator("pattern")
+    @classmethod
+    def _anchored(cls, pattern: str) -> str:
+        try:
+            compiled = re.compile(pattern, re.IGNORECASE)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        if not pattern.startswith(r"\A") or compiled.flags & re.MULTILINE or compiled.match(""):
+            raise ValueError(f"{pattern!r} must begin with \\A, not be multi-line, and not match an empty text")
+        return pattern
+
+
+class CleanParams(Params):
+    """The rules of the clean stage."""
+
+    openings: dict[str, Opening]
+    truncated: Literal["cut", "drop", "keep"]  # texts that ended at max_new_tokens; cut: to the last full sentence
+    max_invalid_share: float = Field(ge=0, le=1)  # of characters that are U+FFFD, controls, private or unassigned
+    min_tokens: int = Field(ge=0)  # a text of exactly so many stays
+    repetition: RepetitionLimits
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A text that stays, its tokens, and what was done to it: names of openings, "cut"."""
+
+    text: str
+    tokens: int
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a text goes."""
+
+    reason: str
+    evidence: dict[str, object] = field(default_factory=dict)
+
+
+def clean(
+    text: str, finish_reason: str, tokens: int, params: CleanParams, count: Callable[[str], int]
+) -> Cleaned | Refused:
+    """What becomes of one completion. `tokens` is the server's count; `count` counts a text that was changed."""
+    if not text.strip():
+        return Refused("empty")
+    if (share := invalid_share(text)) > params.max_invalid_share:
+        return Refused("invalid", {"share": round(share, 4)})
+    text, changes, refused = strip_openings(text, params.openings)
+    if refused is not None:
+        return refused
+    if finish_reason == "length" and params.truncated != "keep":
+        whole = to_last_sentence(text) if params.truncated == "cut" else ""
+        if not whole:
+            return Refused("truncated", {"tokens": tokens})
+        if whole != text:
+            text, changes = whole, (*changes, "cut")
+    if not text.strip():
+        return Refused("empty", {"openings": list(changes)})
+    if changes:
+        tokens = count(text)
+    if tokens < params.min_tokens:
+        return Refused("short", {"tokens": tokens})
+    if (broken := repetition(text, params.repetition)) is not None:
+        return Refused("repetition", {"rule": broken[0], "share": round(broken[1], 4)})
+    return Cleaned(text, tokens, changes)
+
+
+def strip_openings(text: str, openings: dict[str, Opening]) -> tuple[str, tuple[str, ...], Refused | None]:
+    """(text, names of what was stripped, None or why the text goes). Repeats until no opening is left."""
+    stripped: list[str] = []
+    while True:
+        start = text.lstrip()
+        for name, opening in openings.items():
+            found = re.match(opening.pattern, start, re.IGNORECASE)
+            if found is None:
+                continue
+            if opening.action == "remove":
+                return text, tuple(stripped), Refused("refusal", {"opening": name, "match": found.group()})
+            text = start[found.end() :].lstrip()
+            stripped.append(name)
+            break
+        else:
+            return text, tuple(stripped), None
+
+
+def to_last_sentence(text: str) -> str:
+    """`text` up to the end of its last full sentence; "" when it has none."""
+    ends = [found.end() for found in SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends else ""
+
+
+def invalid_share(text: str) -> float:
+    """The share of characters that no text has: U+FFFD, controls other than tab and newline, private, unassigned."""
+    if text.isascii() and text.isprintable():
+        return 0.0
+    wrong = sum(
+        character == "\ufffd" or (unicodedata.category(character) in ("Cc", "Co", "Cn", "Cs"))
+        for character in text
+        if character not in TEXT_CONTROLS and not " " <= character <= "~"
+    )
+    return wrong / len(text)
+
+
+class CleanFilter(BaseFilter):
+    """`clean` as a datatrove filter. Changed texts are counted again with the generator's tokenizer."""
+
+    name = "clean"
+
+    def __init__(self, params: CleanParams, tokenizer: str, exclusion_writer: DiskWriter):
+        super().__init__(exclusion_writer)
+        self.params, self.tokenizer = params, tokenizer
+        self._counter: Callable[[str], int] | None = None
+
+    def _count(self, text: str) -> int:
+        if self._counter is None:
+            self._counter = token_counter(self.tokenizer)
+        return self._counter(text)
+
+    def filter(self, doc: Document) -> bool:
+        row = doc.metadata
+        result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
+        if isinstance(result, Refused):
+            row.update(removal(result.reason, **result.evidence))
+            return False
+        doc.text, row["text_token_length"] = result.text, result.tokens
+        for change in result.changes:
+            self.stat_update(f"changed.{change}")
+        return True
+
+
+def token_counter(path: str) -> Callable[[str], int]:
+    """Counts the tokens of a text alone (no special tokens) with a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,0 +1,54 @@
+"""The repetition rules of Gopher (Rae et al. 2021, table A1), with datatrove's counting.
+
+datatrove's own filter counts the most frequent n-gram also when it occurs once, so that a short text is always
+"repetitive"; here it counts from its second occurrence.
+"""
+
+import re
+from collections import Counter
+
+from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_duplicates, get_n_grams
+from pydantic import Field
+
+from stages.settings import Params
+
+TOKEN = re.compile(r"\w+|[^\w\s]")
+PARAGRAPH, LINE = re.compile(r"\n{2,}"), re.compile(r"\n+")
+
+
+class RepetitionLimits(Params):
+    """The greatest shares that a text may have; null switches a rule off."""
+
+    duplicate_lines: float | None = Field(ge=0, le=1)  # of lines
+    duplicate_paragraphs: float | None = Field(ge=0, le=1)  # of paragraphs
+    duplicate_line_characters: float | None = Field(ge=0, le=1)  # of the text's characters
+    duplicate_paragraph_characters: float | None = Field(ge=0, le=1)
+    top_ngram_characters: dict[int, float]  # n -> in all occurrences of the most frequent n-gram
+    duplicate_ngram_characters: dict[int, float]  # n -> in n-grams that occurred before
+
+
+def repetition(text: str, limits: RepetitionLimits) -> tuple[str, float] | None:
+    """The first rule that a text breaks and its share, or None. Shares are of elements or of characters."""
+    if not text:
+        return None
+    size = len(text)
+    for name, splitter in (("paragraph", PARAGRAPH), ("line", LINE)):
+        elements = splitter.split(text.strip())
+        count, characters = find_duplicates(elements)
+        for rule, share in (
+            (f"duplicate_{name}s", count / len(elements)),
+            (f"duplicate_{name}_characters", characters / size),
+        ):
+            limit = getattr(limits, rule)
+            if limit is not None and share > limit:
+                return rule, share
+    words = TOKEN.findall(text)
+    for n, limit in sorted(limits.top_ngram_characters.items()):
+        if grams := get_n_grams(words, n):
+            gram, count = Counter(grams).most_common(1)[0]
+            if count > 1 and (share := len(gram) * count / size) > limit:
+                return f"top_{n}gram", share
+    for n, limit in sorted(limits.duplicate_ngram_characters.items()):
+        if (share := find_all_duplicate(words, n) / size) > limit:
+            return f"duplicate_{n}grams", share
+    return None

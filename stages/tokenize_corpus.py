@@ -1,0 +1,76 @@
+"""tokenize_corpus: the corpus as shuffled token shards, split into train and validation by document.
+
+In: data/decontaminate/<source>-<style>.parquet (DOCUMENT), the tokenizer (models/generator/, or as params say).
+Out: data/tokenize_corpus/{train,validation}/NNN_<split>.ds: little-endian uint16 or uint32 tokens, an end-of-text
+token after each document; NNN_<split>.ds.index: uint64 document ends, in tokens; NNN_<split>.ds.metadata: nanotron's;
+the tokenizer's files; corpus.json (what training needs to know); metrics/tokenize_corpus.json.
+`dataset_hash` in corpus.json is SHA-256 over the names and bytes of all shards and indices.
+Alone: python -m stages.tokenize_corpus
+"""
+
+import json
+
+from pydantic import Field
+
+from stages.clusters import load_cluster
+from stages.corpus.cells import CorpusRun
+from stages.corpus.tokens import GROUPS, SPLITS, check_shards, copy_tokenizer, write_shards
+from stages.errors import DataError, run_stage
+from stages.lineage import hash_files
+from stages.settings import Params, load
+from stages.tables.accounting import write_metrics
+
+
+class TokenizeCorpusParams(Params):
+    """Which tokenizer, and how the corpus is split and laid out."""
+
+    tokenizer: str  # "generator", a folder or tokenizer.json, or a hub id@revision
+    seed: int  # of the split and of both shuffles
+    validation_fraction: float = Field(ge=0, lt=1)  # of documents
+    shard_tokens: int = Field(ge=1)  # a shard ends with the document that reaches this many
+
+
+def by_group(counts: dict[tuple[str, ...], int]) -> dict[str, dict[str, int]]:
+    """Tokens by source, by style and by audience."""
+    table: dict[str, dict[str, int]] = {group: {} for group in GROUPS}
+    for key, tokens in sorted(counts.items()):
+        for group, value in zip(GROUPS, key, strict=True):
+            table[group][value] = table[group].get(value, 0) + tokens
+    return table
+
+
+def main() -> str:
+    """Tokenise the corpus; returns the summary line."""
+    params = load("tokenize_corpus", TokenizeCorpusParams)
+    with CorpusRun("tokenize_corpus", "data/decontaminate", "data/tokenize_corpus", load_cluster().data) as run:
+        files = copy_tokenizer(params.tokenizer, run.out)
+        splits, counts = {}, {}
+        for split in SPLITS:
+            found = write_shards(run, split, files, params.seed, params.validation_fraction, params.shard_tokens)
+            tokens, documents = check_shards(run.out / split, files.token_bytes)
+            splits[split] = {"tokens": tokens, "documents": documents}
+            counts = {key: counts.get(key, 0) + found.get(key, 0) for key in counts | found}
+        if sum(split["documents"] for split in splits.values()) != run.rows or splits["train"]["documents"] == 0:
+            raise DataError(f"data/decontaminate: {run.rows} documents gave {splits}; training needs at least one")
+        shards = [path for split in SPLITS for path in (run.out / split).glob("*.ds*") if path.suffix != ".metadata"]
+        corpus = {
+            "tokens": sum(split["tokens"] for split in splits.values()),
+            "documents": run.rows,
+            **splits,
+            "vocab_size": files.vocab_size,
+            "token_bytes": files.token_bytes,
+            "eos": files.eos,
+            "eos_token": files.eos_token,
+            "tokenizer": params.tokenizer,
+            "dataset_hash": hash_files(shards),
+        }
+        (run.out / "corpus.json").write_text(json.dumps(corpus, indent=2) + "\n", encoding="utf-8")
+    write_metrics("metrics/tokenize_corpus.json", {**corpus, "tokens_by": by_group(counts)})
+    return (
+        f"{splits['train']['tokens']} tokens of {splits['train']['documents']} documents to train on,"
+        f" {splits['validation']['tokens']} of {splits['validation']['documents']} to validate"
+    )
+
+
+if __name__ == "__main__":
+    run_stage("tokenize_corpus", main)

@@ -1,0 +1,213 @@
+"""Promises of the clean stage."""
+
+from pathlib import Path
+
+import pytest
+from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
+
+from stages.clean import main
+from stages.corpus.cleaning import Cleaned, CleanParams, Refused, clean, strip_openings, to_last_sentence
+from stages.corpus.repetition import RepetitionLimits, repetition
+from stages.errors import ConfigError, DataError
+from stages.settings import check, read_yaml
+from stages.tables.contracts import DOCUMENT, REMOVED
+from stages.tables.parquet import read_rows
+
+PARAMS = CleanParams.model_validate(
+    read_yaml(ROOT / "params.yaml")["clean"] | read_yaml(ROOT / "profiles/laptop.yaml")["clean"]
+)
+PROSE = (
+    "Bread rises because yeast feeds on sugar and gives off gas. The dough holds that gas in a net of gluten, which"
+    " kneading makes stronger. In a warm kitchen an hour is enough; in a cold one, leave it overnight.\n\nBake it hot."
+    " The crust sets late, so steam in the first minutes lets the loaf grow before it browns."
+)
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def judge(text: str, finish_reason: str = "eos_token", tokens: int = 500, **changes: object) -> Cleaned | Refused:
+    return clean(text, finish_reason, tokens, PARAMS.model_copy(update={"min_tokens": 3, **changes}), words)
+
+
+def test_a_warning_in_the_middle_of_a_text_survives():
+    text = (
+        "Clean the sink with vinegar.\nWarning: do not mix acids with bleach. Open a window.\nHello is how we greet."
+    )
+    assert judge(text) == Cleaned(text, 500, ())
+
+
+@pytest.mark.parametrize(
+    ("opening", "name"),
+    [
+        ("Warning: this is long. ", "warning"),
+        ("Hello dear readers! ", "hello"),
+        ("My name is Zorg, and I come from afar. ", "my_name_is"),
+        ("**Welcome, dear students!**\n\n", "bold_welcome"),
+        ("Welcome, young scientists! ", "welcome"),
+        ("You've just arrived on Earth. ", "just_arrived"),
+        ("We're thrilled that you are here. ", "thrilled"),
+        ("Sure, here is a blog post about bread:\n\n", "sure_here"),
+        ("Certainly! Here’s the text.\n\n", "sure_here"),
+        ("Here is a textbook section on bread:\n\n", "here_is"),
+    ],
+)
+def test_an_opening_is_stripped_from_the_start_alone(opening: str, name: str):
+    assert strip_openings(opening + PROSE, PARAMS.openings) == (PROSE, (name,), None)
+    assert strip_openings(PROSE + "\n" + opening, PARAMS.openings)[1] == ()
+
+
+def test_openings_are_stripped_until_none_is_left():
+    assert strip_openings(f"\n Sure, here is it:\n\nHello reader! {PROSE}", PARAMS.openings)[:2] == (
+        PROSE,
+        ("sure_here", "hello"),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't write that.",
+        "I cannot fulfill this request.",
+        "As an AI language model, I have no opinions on bread.",
+        "Sure, here is it:\n\nI apologize, but I won't.",
+    ],
+)
+def test_a_refusal_is_removed(text: str):
+    refused = judge(text)
+    assert isinstance(refused, Refused) and refused.reason == "refusal"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure, he was tired, but he went on walking.",
+        "Here the road ends: only a path leads on.",
+        "I'm sorry for the birds in winter, said Ann.",
+        "As an aid to memory, rhymes work well.",
+    ],
+)
+def test_an_ordinary_beginning_stays(text: str):
+    assert judge(text) == Cleaned(text, 500, ())
+
+
+def test_a_text_of_exactly_the_minimum_stays():
+    assert judge(PROSE, tokens=150, min_tokens=150) == Cleaned(PROSE, 150, ())
+    assert judge(PROSE, tokens=149, min_tokens=150) == Refused("short", {"tokens": 149})
+
+
+def test_a_truncated_text_is_cut_to_its_last_full_sentence_and_counted_again():
+    assert judge(PROSE + " And then the", "length") == Cleaned(PROSE, words(PROSE), ("cut",))
+    assert judge(PROSE, "length") == Cleaned(PROSE, 500, ())
+    assert judge("no sentence ends here", "length") == Refused("truncated", {"tokens": 500})
+    assert judge(PROSE, "length", truncated="drop") == Refused("truncated", {"tokens": 500})
+    assert judge("no sentence ends here", "length", truncated="keep") == Cleaned("no sentence ends here", 500, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ('She said "stop." And', 'She said "stop."'),
+        ("It costs 3.50 in all. Then 4", "It costs 3.50 in all."),
+        ("Two steps:\n1. Mix well.\n2. Ba", "Two steps:\n1. Mix well."),
+        ("Nothing", ""),
+    ],
+)
+def test_a_sentence_ends_at_its_mark(text: str, cut: str):
+    assert to_last_sentence(text) == cut
+
+
+def test_an_empty_or_broken_text_is_removed():
+    assert judge(" \n ") == Refused("empty")
+    assert judge("Hello! ") == Refused("empty", {"openings": ["hello"]})
+    assert judge("text \ufffd\ufffd\ufffd more") == Refused("invalid", {"share": 0.2308})
+
+
+def test_repetition_is_removed_and_prose_is_not():
+    limits = PARAMS.repetition
+    assert repetition(PROSE, limits) is None
+    assert repetition("A short text that says each thing once.", limits) is None
+    assert repetition("The cat sat.\n" * 9, limits) is not None
+    found = repetition("the dough is warm and " * 20, limits)
+    assert found is not None and found[0] == "top_2gram" and found[1] > 0.2
+
+
+def test_a_rule_without_a_limit_is_off():
+    off = dict.fromkeys(RepetitionLimits.model_fields, None) | {
+        "top_ngram_characters": {},
+        "duplicate_ngram_characters": {},
+    }
+    assert repetition("again and " * 50, RepetitionLimits.model_validate(off)) is None
+
+
+@pytest.mark.parametrize("pattern", ["^Warning: .*", r"\A(?m:^x)|\A", "(?m)^Hello", r"\AHello.*["])
+def test_a_pattern_that_is_not_anchored_is_refused(pattern: str):
+    values = PARAMS.model_dump() | {"openings": {"bad": {"pattern": pattern, "action": "strip"}}}
+    with pytest.raises(ConfigError, match=r"clean\.openings\.bad"):
+        check(values, CleanParams, "clean")
+
+
+@pytest.fixture
+def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COSMO_CLUSTER", raising=False)
+    byte_tokenizer(tmp_path / "models/generator")
+    good = [document(text=f"{PROSE} Number {i}.", text_token_length=90) for i in range(4)]
+    cut = document(text=f"{PROSE} And then", text_token_length=91, finish_reason="length")
+    opened = document(text=f"Hello there! {PROSE}", text_token_length=95)
+    write_documents(tmp_path / "data/generate/web-blogpost.parquet", [*good[:2], cut])
+    write_documents(tmp_path / "data/generate/wikihow-article.parquet", [*good[2:], opened, document(text=" ")])
+    write_documents(tmp_path / "data/generate/stanford-textbook.parquet", [])
+    return tmp_path
+
+
+def test_rows_in_are_rows_kept_and_rows_removed_by_reason(generated: Path):
+    repository(generated, "clean")
+    assert main() == "6 of 7 documents kept; removed: 1 empty"
+    metrics = read_yaml(generated / "metrics/clean.json")
+    assert (metrics["rows_in"], metrics["rows_kept"], metrics["removed"]) == (7, 6, {"empty": 1})
+    assert metrics["cells"]["wikihow-article"]["removed"] == {"empty": 1}
+    assert metrics["cells"]["stanford-textbook"]["rows_in"] == 0
+    assert (metrics["changed"]["hello"], metrics["changed"]["cut"]) == (1, 1)
+    assert [row["reason"] for row in read_rows(["data/clean/removed/removed.parquet"], REMOVED)] == ["empty"]
+    assert sorted(p.name for p in Path("data/clean").iterdir()) == [
+        "removed",
+        "stanford-textbook.parquet",
+        "web-blogpost.parquet",
+        "wikihow-article.parquet",
+    ]
+
+
+def test_the_servers_count_stays_unless_the_text_was_changed(generated: Path):
+    repository(generated, "clean")
+    main()
+    rows = [*read_rows(sorted(Path("data/clean").glob("*.parquet")), DOCUMENT)]
+    assert {row["text_token_length"] for row in rows if row["text"] == PROSE} == {len(PROSE.encode())}
+    assert {row["text_token_length"] for row in rows if row["text"] != PROSE} == {90}
+
+
+def test_the_bytes_do_not_depend_on_tasks(generated: Path, monkeypatch: pytest.MonkeyPatch):
+    repository(generated, "clean")
+    main()
+    alone = bytes_of(generated / "data/clean")
+    monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 1)
+    repository(generated, "clean", cluster_tasks=3)
+    main()
+    assert bytes_of(generated / "data/clean") == alone
+
+
+def test_a_missing_input_is_named(generated: Path):
+    repository(generated, "clean")
+    (generated / "models/generator/tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"models/generator/tokenizer\.json is missing"):
+        main()
+
+
+def test_a_torn_input_is_named_before_anything_is_written(generated: Path):
+    repository(generated, "clean")
+    cell = generated / "data/generate/web-blogpost.parquet"
+    cell.write_bytes(cell.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"web-blogpost\.parquet: not a whole parquet file"):
+        main()
+    assert not (generated / "data/clean").exists()

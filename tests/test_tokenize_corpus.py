@@ -1,0 +1,119 @@
+"""Promises of the tokenize_corpus stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rows import byte_tokenizer, bytes_of, document, repository, write_documents
+from tokenizers import Tokenizer
+
+from stages.corpus.tokens import check_shards, is_validation
+from stages.errors import DataError
+from stages.settings import read_yaml
+from stages.tokenize_corpus import main
+
+EOS = 1
+TEXTS = [f"Document {i} says that {i} and {i} make {2 * i}, caf\u00e9." for i in range(60)]
+TRICK = "A text that spells </s> out, and <s> too."
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COSMO_CLUSTER", raising=False)
+    byte_tokenizer(tmp_path / "models/generator")
+    rows = [document(text=text, audience=f"audience{i % 3}") for i, text in enumerate([*TEXTS, TRICK])]
+    write_documents(tmp_path / "data/decontaminate/web-blogpost.parquet", rows[:40])
+    write_documents(tmp_path / "data/decontaminate/wikihow-article.parquet", rows[40:])
+    write_documents(tmp_path / "data/decontaminate/openstax-college.parquet", [])
+    return tmp_path
+
+
+def tokenise(folder: Path, tasks: int = 1, **changes: Any) -> dict:
+    changes.setdefault("validation_fraction", 0.2)
+    repository(folder, "tokenize_corpus", tasks, **changes)
+    main()
+    return read_yaml(folder / "data/tokenize_corpus/corpus.json")
+
+
+def documents_of(split: str) -> list[str]:
+    """The texts in a split's shards, in their order, checked to end with </s>."""
+    tokenizer, texts = Tokenizer.from_file("data/tokenize_corpus/tokenizer.json"), []
+    for shard in sorted(Path("data/tokenize_corpus", split).glob("*.ds")):
+        tokens, ends = np.fromfile(shard, dtype="<u2"), np.fromfile(f"{shard}.index", dtype="<u8")
+        for part in np.split(tokens, ends[:-1].astype(int)):
+            assert part[-1] == EOS and EOS not in part[:-1]
+            texts.append(tokenizer.decode(part[:-1].tolist()))
+    return texts
+
+
+def test_every_document_is_there_once_and_ends_with_the_end_of_text(corpus: Path):
+    tokenise(corpus)
+    train, validation = documents_of("train"), documents_of("validation")
+    assert sorted(train + validation) == sorted([*TEXTS, TRICK])
+    expected = {text for text in [*TEXTS, TRICK] if is_validation(41, document(text=text)["completion_id"], 0.2)}
+    assert set(validation) == expected and 3 < len(expected) < 25
+
+
+def test_a_special_token_in_a_text_stays_text(corpus: Path):
+    tokenise(corpus, validation_fraction=0.0)
+    assert TRICK in documents_of("train")
+
+
+def test_documents_are_shuffled_across_cells_by_seed(corpus: Path):
+    tokenise(corpus)
+    first = documents_of("train")
+    tokenise(corpus, seed=42, validation_fraction=0.0)
+    second = documents_of("train")
+    tokenise(corpus, validation_fraction=0.0)
+    third = documents_of("train")
+    assert second != third and sorted(second) == sorted(third)
+    cells = [int(text.split()[1]) >= 40 for text in first if text != TRICK]
+    assert cells != sorted(cells)
+
+
+def test_the_counts_balance(corpus: Path):
+    counts = tokenise(corpus)
+    tokens = sum(len(text.encode()) + 1 for text in [*TEXTS, TRICK])
+    assert counts["tokens"] == counts["train"]["tokens"] + counts["validation"]["tokens"] == tokens
+    assert counts["documents"] == 61
+    assert (counts["vocab_size"], counts["token_bytes"], counts["eos"]) == (258, 2, EOS)
+    by = read_yaml(corpus / "metrics/tokenize_corpus.json")["tokens_by"]
+    assert {group: sum(values.values()) for group, values in by.items()} == dict.fromkeys(
+        ["source", "style", "audience"], tokens
+    )
+    assert set(by["source"]) == {"web", "wikihow"} and len(by["audience"]) == 3
+
+
+def test_the_bytes_do_not_depend_on_tasks_and_hold_no_foreign_path(corpus: Path, monkeypatch: pytest.MonkeyPatch):
+    tokenise(corpus)
+    alone = bytes_of(corpus / "data/tokenize_corpus")
+    monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 1)
+    tokenise(corpus, tasks=3)
+    assert bytes_of(corpus / "data/tokenize_corpus") == alone
+    assert alone["train/000_train.ds.metadata"].startswith(b"data/tokenize_corpus|2\n")
+    assert not any(str(corpus).encode() in content for content in alone.values())
+
+
+def test_a_shard_ends_where_it_is_full(corpus: Path):
+    counts = tokenise(corpus, shard_tokens=500, validation_fraction=0.0)
+    shards = sorted((corpus / "data/tokenize_corpus/train").glob("*.ds"))
+    assert len(shards) > 3 and all(500 * 2 <= shard.stat().st_size < 600 * 2 for shard in shards[:-1])
+    assert check_shards(corpus / "data/tokenize_corpus/train", 2) == (counts["tokens"], 61)
+    assert counts["validation"] == {"tokens": 0, "documents": 0}
+
+
+def test_a_torn_shard_is_detected(corpus: Path):
+    tokenise(corpus)
+    shard = corpus / "data/tokenize_corpus/train/000_train.ds"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"000_train\.ds: expected \d+ bytes by its index, got \d+"):
+        check_shards(corpus / "data/tokenize_corpus/train", 2)
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(corpus: Path):
+    (corpus / "models/generator/tokenizer_config.json").write_text(json.dumps({"eos_token": "<none>"}))
+    with pytest.raises(DataError, match="names no eos_token of its vocabulary"):
+        tokenise(corpus)
