@@ -1,0 +1,142 @@
+"""cluster: groups of web rows that are alike.
+
+In: data/embed/vectors.parquet.
+Out: data/cluster/assignments.parquet (ASSIGNMENT), data/cluster/centroids.parquet (CENTROID), metrics/cluster.json,
+metrics/plots/clusters.png (the sample's map).
+UMAP and HDBSCAN see a sample drawn by row id; every other row, and what HDBSCAN called noise, goes to the nearest
+centroid if that is similar enough, else to cluster -1.
+Alone: python -m stages.cluster
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from stages.clustering.figure import draw_map
+from stages.clustering.grouping import Groups, assign, find_groups
+from stages.draws import draw_sample
+from stages.errors import run_stage
+from stages.progress import Progress
+from stages.settings import Params, load
+from stages.tables.accounting import RowAccount, write_metrics
+from stages.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
+from stages.tables.parquet import TableWriter, count_rows, read_batches, write_table
+
+VECTORS, OUT, FIGURE = Path("data/embed/vectors.parquet"), Path("data/cluster"), Path("metrics/plots/clusters.png")
+
+
+class ClusterParams(Params):
+    """What is sampled, and when rows count as alike."""
+
+    seed: int
+    sample_size: int = Field(ge=2)
+    n_neighbors: int = Field(ge=2)
+    min_dist: float = Field(ge=0, lt=1)
+    min_cluster_floor: int = Field(ge=2)
+    min_cluster_fraction: float = Field(ge=0, le=0.5)
+    min_samples: int = Field(ge=1)
+    min_similarity: float = Field(ge=-1, le=1)
+
+    def min_cluster_size(self, rows: int) -> int:
+        """HDBSCAN's min_cluster_size for a sample of `rows`."""
+        return max(self.min_cluster_floor, round(rows * self.min_cluster_fraction))
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """The vectors of EMBEDDING rows, float32 [rows, dimensions]."""
+    column = table["embedding"].combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def read_sample(params: ClusterParams) -> tuple[list[str], np.ndarray]:
+    """(row ids, vectors) of the sample."""
+    ids = [i for t in read_batches([VECTORS], EMBEDDING, ["row_id"]) for i in t["row_id"].to_pylist()]
+    chosen = set(draw_sample(params.seed, "cluster", ids, params.sample_size))
+    found, parts = [], []
+    for table in read_batches([VECTORS], EMBEDDING):
+        row_ids = table["row_id"].to_pylist()
+        taken = [n for n, row_id in enumerate(row_ids) if row_id in chosen]
+        found += [row_ids[n] for n in taken]
+        parts.append(vectors_of(table)[taken])
+    return found, np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def assignment_rows(table: pa.Table, groups: Groups, place: dict[str, int], min_similarity: float) -> pa.Table:
+    """ASSIGNMENT rows for EMBEDDING rows; `place` finds a sampled row in `groups`."""
+    places = [place.get(row_id) for row_id in table["row_id"].to_pylist()]
+    fixed = np.array([-1 if p is None else groups.clusters[p] for p in places], dtype=np.int32)
+    clusters, similarity = assign(vectors_of(table), groups.centroids, min_similarity, fixed)
+    x, y = ([None if p is None else groups.positions[p, axis] for p in places] for axis in (0, 1))
+    return pa.table(
+        {
+            "row_id": table["row_id"],
+            "cluster": clusters,
+            "similarity": similarity,
+            "in_sample": [p is not None for p in places],
+            "x": pa.array(x, pa.float32()),
+            "y": pa.array(y, pa.float32()),
+        }
+    )
+
+
+def summary(groups: Groups, sizes: np.ndarray, account: RowAccount, min_cluster_size: int) -> dict[str, Any]:
+    """The stage's metrics; `sizes` are the rows of each cluster."""
+    sampled, noise = len(groups.ids), int((groups.clusters < 0).sum())
+    quantiles = np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1])
+    return {
+        **account.metrics(),
+        "clusters": len(sizes),
+        "min_cluster_size": min_cluster_size,
+        "rows_sampled": sampled,
+        "noise_share_in_sample": noise / sampled,  # what HDBSCAN itself left out
+        "noise_share": account.removed["noise"] / account.rows_in,  # what is still left out after assignment
+        "assigned_share": (account.kept - (sampled - noise)) / account.rows_in,  # rows placed by centroid
+        "cluster_sizes": dict(zip(("min", "p25", "median", "p75", "max"), quantiles.tolist(), strict=True)),
+    }
+
+
+def main() -> str:
+    """Cluster the sample, assign the rest; returns the summary line."""
+    params = load("cluster", ClusterParams)
+    shutil.rmtree(OUT, ignore_errors=True)
+    ids, vectors = read_sample(params)
+    size = params.min_cluster_size(len(ids))
+    groups = find_groups(
+        ids,
+        vectors,
+        seed=params.seed,
+        n_neighbors=params.n_neighbors,
+        min_dist=params.min_dist,
+        min_cluster_size=size,
+        min_samples=params.min_samples,
+    )
+    place = {row_id: n for n, row_id in enumerate(groups.ids)}
+    sizes, account = np.zeros(len(groups.centroids), np.int64), RowAccount("cluster", rows_in=count_rows(VECTORS))
+    with (
+        TableWriter(OUT / "assignments.parquet", ASSIGNMENT) as writer,
+        Progress("cluster", account.rows_in, "rows") as progress,
+    ):
+        for table in read_batches([VECTORS], EMBEDDING):
+            rows = assignment_rows(table, groups, place, params.min_similarity)
+            writer.write_table(rows)
+            clusters = rows["cluster"].to_numpy()
+            sizes += np.bincount(clusters[clusters >= 0], minlength=len(sizes))
+            account.kept += int((clusters >= 0).sum())
+            account.remove("noise", int((clusters < 0).sum()))
+            progress.advance(rows.num_rows)
+    centroids = [
+        {"cluster": number, "size": int(count), "centroid": centroid.tolist()}
+        for number, (count, centroid) in enumerate(zip(sizes, groups.centroids, strict=True))
+    ]
+    write_table(OUT / "centroids.parquet", centroids, CENTROID)
+    draw_map(FIGURE, groups.positions, groups.clusters)
+    write_metrics("metrics/cluster.json", summary(groups, sizes, account, size))
+    return f"{len(sizes)} clusters hold {account.kept} of {account.rows_in} rows, {account.removed['noise']} are noise"
+
+
+if __name__ == "__main__":
+    run_stage("cluster", main)

@@ -1,0 +1,86 @@
+"""The labelling prompt (curation/label.txt) and the answer to it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from stages.errors import ConfigError
+
+TEMPLATE = Path("curation/label.txt")
+SLOTS = {"count", "examples"}
+LONGEST_TOPIC = 80  # characters; the prompt asks for five words
+
+_FORM = re.compile(
+    r"\btopics?\b(?:\W*[:=-]|\W+is\b)\W*(?P<topic>\w(?:(?!\btopic\W*:).)*?)"
+    r"[\s.,;:|*_()\"'–—-]+(?:the\s+)?education(?:al)?\s+(?:value|score|rating)(?:\s+(?:rating|score))?"
+    r"(?:\W*[:=-]|\W+is\b)\W*(?P<score>\d+)(?!\.?\d)(?:\s*(?:/|out\s+of)\s*(?P<scale>\d+))?",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said about a cluster: the topic's name and its educational value, 1-10."""
+
+    topic: str
+    score: int
+
+
+def read_label_template(path: Path = TEMPLATE) -> Template:
+    """The labelling template, without its leading # lines. `ConfigError` for a missing file or a wrong slot."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; restore it with git") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: byte {error.start}; save it as UTF-8") from None
+    while lines and lines[0].startswith("#"):
+        lines.pop(0)
+    template = Template("\n".join(lines).strip())
+    found = set(template.get_identifiers()) if template.is_valid() else None
+    if found is None or "examples" not in found or found - SLOTS:
+        raise ConfigError(
+            f"{path}: wanted $examples and, if you like, $count, and no other slot (a dollar sign is written $$);"
+            f" found {'a slot that does not parse' if found is None else sorted(found)}"
+        )
+    return template
+
+
+def labelling_prompt(texts: list[str], template: Template, example_chars: int) -> str:
+    """The prompt for one cluster's example texts, before any chat template.
+
+    Each text stands on one line and is cut to `example_chars` characters at a word's end.
+    """
+    numbered = "\n".join(f"{n}. {excerpt(text, example_chars)}" for n, text in enumerate(texts, 1))
+    return template.substitute(count=len(texts), examples=numbered)
+
+
+def excerpt(text: str, chars: int) -> str:
+    """The first `chars` characters on one line, cut back to a word's end; a longer single word is cut inside."""
+    line = " ".join(text.split())
+    if len(line) <= chars:
+        return line
+    head, gap, _ = line[: chars + 1].rpartition(" ")
+    return head if gap else line[:chars]
+
+
+def expected_answer(topic: str, score: int) -> str:
+    """An answer in the form that the template asks for."""
+    return f"Topic: {topic}. Educational value rating: {score}."
+
+
+def parse_answer(text: str) -> Answer | None:
+    """The topic and score in a model's words, or None.
+
+    Markdown, line breaks, "Educational score: 7/10" and the like are read; a missing part, a score that is no whole
+    number from 1 to 10, a scale other than 10, or a topic of no or too many characters is not.
+    """
+    found = _FORM.search(text)
+    if found is None or (found["scale"] or "10") != "10":
+        return None
+    topic, score = " ".join(found["topic"].replace("_", " ").split()).strip("*\"'`.,;: "), int(found["score"])
+    topic += ")" * (topic.count("(") - topic.count(")"))
+    if not 1 <= score <= 10 or not 0 < len(topic) <= LONGEST_TOPIC or topic.casefold() in ("the topic", "topic"):
+        return None
+    return Answer(topic, score) if re.search(r"[^\W\d_]", topic) else None

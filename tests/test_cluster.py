@@ -1,0 +1,128 @@
+"""cluster: synthetic groups are found again, and order, batches and sharding cannot change a byte."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from stages import cluster, embed
+from stages.clustering.grouping import assign, find_groups
+from stages.draws import draw_sample
+from stages.errors import DataError
+from stages.lineage import hash_files
+from stages.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
+from stages.tables.parquet import TableWriter, read_table
+
+pytestmark = pytest.mark.slow  # UMAP is compiled at its first use, about 12 CPU s
+GROUPS, EACH, DIMENSIONS, SAMPLE = 4, 30, 16, 80
+PARAMS = {
+    "seed": 5,
+    "sample_size": SAMPLE,
+    "n_neighbors": 8,
+    "min_dist": 0.0,
+    "min_cluster_floor": 8,
+    "min_cluster_fraction": 0.0025,
+    "min_samples": 3,
+    "min_similarity": 0.5,
+}
+SETTINGS = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3}
+OUTPUTS = ["data/cluster/assignments.parquet", "data/cluster/centroids.parquet", "metrics/plots/clusters.png"]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(row ids, vectors, true groups), with the groups mixed; the last row is like nothing else, nor sampled."""
+    generator = np.random.default_rng(3)
+    truth = np.tile(np.arange(GROUPS), EACH)
+    noise = generator.normal(scale=0.12, size=(len(truth), DIMENSIONS))
+    vectors = unit(np.eye(DIMENSIONS)[truth] + noise)
+    outlier = np.eye(DIMENSIONS)[[-1]].astype(np.float32)
+    ids = [f"web/{n:03d}" for n in range(len(truth))]
+    last = (f"web/{n}" for n in range(900, 999))
+    ids.append(next(i for i in last if i not in draw_sample(PARAMS["seed"], "cluster", [*ids, i], SAMPLE)))
+    return ids, np.concatenate([vectors, outlier]), np.append(truth, -1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_params()
+    write_vectors(*rows[:2], batch=1000)
+    return tmp_path
+
+
+def write_params(**changes: object) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "cluster": {**PARAMS, **changes}}))
+    Path("profiles").mkdir(exist_ok=True)
+    Path("profiles/tiny.yaml").write_text("{}\n")
+
+
+def write_vectors(ids: list[str], vectors: np.ndarray, batch: int) -> None:
+    with TableWriter("data/embed/vectors.parquet", EMBEDDING) as writer:
+        for start in range(0, len(ids), batch):
+            part = pa.chunked_array([ids[start : start + batch]])
+            writer.write_table(embed.table_of_vectors(part, vectors[start : start + batch]))
+
+
+def test_groups_are_found_again_and_a_row_like_nothing_else_is_noise(folder: Path, rows: tuple) -> None:
+    ids, _, truth = rows
+    assert cluster.main() == "4 clusters hold 120 of 121 rows, 1 are noise"
+    table = read_table(OUTPUTS[0], ASSIGNMENT).to_pylist()
+    assert [row["row_id"] for row in table] == ids
+    found: dict[int, set[int]] = {}
+    for row, true in zip(table, truth, strict=True):
+        found.setdefault(row["cluster"], set()).add(int(true))
+    assert found.pop(-1) == {-1} and sorted(map(sorted, found.values())) == [[0], [1], [2], [3]]
+    outlier = table[-1]
+    assert (outlier["similarity"], outlier["in_sample"]) == (0, False)
+    metrics = json.loads(Path("metrics/cluster.json").read_text())
+    assert (metrics["rows_in"], metrics["rows_kept"], metrics["removed"]) == (121, 120, {"noise": 1})
+    assert metrics["clusters"] == 4 and metrics["cluster_sizes"]["max"] == 30
+    assert metrics["rows_sampled"] == sum(row["in_sample"] for row in table) == SAMPLE
+    assert metrics["assigned_share"] >= 40 / 121
+    assert all((row["x"] is not None) == row["in_sample"] for row in table)
+    for row in read_table(OUTPUTS[1], CENTROID).to_pylist():
+        assert row["size"] == 30 and abs(np.linalg.norm(row["centroid"]) - 1) < 1e-6
+
+
+def test_a_rerun_and_another_sharding_give_the_same_bytes(folder: Path, rows: tuple) -> None:
+    cluster.main()
+    first = [hash_files([Path(path)]) for path in OUTPUTS]
+    write_vectors(*rows[:2], batch=7)
+    cluster.main()
+    assert [hash_files([Path(path)]) for path in OUTPUTS] == first
+
+
+def test_a_permutation_of_rows_gives_the_same_groups(rows: tuple) -> None:
+    ids, vectors, _ = rows
+    order = np.random.default_rng(9).permutation(len(ids))
+    first = find_groups(ids, vectors, **SETTINGS)
+    second = find_groups([ids[n] for n in order], vectors[order], **SETTINGS)
+    assert first.ids == second.ids == sorted(ids)
+    for name in ("clusters", "positions", "centroids"):
+        assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
+
+
+def test_a_row_joins_the_nearest_centroid_or_none(rows: tuple) -> None:
+    centroids = np.eye(3, dtype=np.float32)
+    vectors = unit(np.array([[1, 0.2, 0], [0.1, 1, 0], [1, 1, 0], [0, 0.1, 1]]))
+    clusters, similarity = assign(vectors, centroids, min_similarity=0.8)
+    assert clusters.tolist() == [0, 1, -1, 2] and similarity[2] == 0
+    kept, similarity = assign(vectors, centroids, 0.8, fixed=np.array([-1, -1, 1, 0]))
+    assert kept.tolist() == [0, 1, 1, 0] and similarity[3] == 0  # HDBSCAN's own rows stay where it put them
+
+
+def test_too_few_rows_and_no_cluster_say_what_to_change(rows: tuple) -> None:
+    ids, vectors, truth = rows
+    with pytest.raises(DataError, match=r"10 rows cannot make clusters of at least 8; .*min_cluster_floor"):
+        find_groups(ids[:10], vectors[:10], **SETTINGS)
+    with pytest.raises(DataError, match=r"no cluster of at least 45 among 90 rows; lower cluster.min_cluster_floor"):
+        three = [n for n in range(120) if truth[n] < 3]  # 30 + 60 is no split into two clusters of 45
+        find_groups([ids[n] for n in three], vectors[three], **{**SETTINGS, "min_cluster_size": 45})

@@ -1,0 +1,213 @@
+"""label: what the model is shown, which answers count, and what stands in when none does."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from string import Template
+
+import pytest
+import yaml
+from fake_tgi import FakeTgi
+from prompt_rows import ROOT, write_model, write_settings
+
+from stages import label
+from stages.clustering.keywords import keywords, words
+from stages.clustering.labelling import (
+    Answer,
+    excerpt,
+    expected_answer,
+    labelling_prompt,
+    parse_answer,
+    read_label_template,
+)
+from stages.errors import ClusterError, ConfigError, DataError
+from stages.lineage import hash_files
+from stages.serving.requests import Failure
+from stages.tables.contracts import ASSIGNMENT, LABEL, SOURCE
+from stages.tables.parquet import read_table, write_table
+
+LABELS = Path("data/label/labels.parquet")
+TEXTS = {
+    0: "Telescope number {n} shows the moon and a planet, and the planet has a small moon.",
+    1: "Simmer the sauce for {n} minutes, then add butter and salt to the sauce.",
+    -1: "Nothing {n} here belongs anywhere.",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("COSMO_STORE", "COSMO_CLUSTER", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path)
+    write_inputs({0: 14, 1: 6, -1: 2})
+    (tmp_path / "curation").mkdir()
+    (tmp_path / "curation/label.txt").write_bytes((ROOT / "curation/label.txt").read_bytes())
+    return tmp_path
+
+
+def write_inputs(sizes: dict[int, int]) -> None:
+    sources, assignments = [], []
+    fixed = {"source": "web", "title": "", "context": "{}", "url": None, "licence": "CC0-1.0", "revision": "r"}
+    for cluster, size in sizes.items():
+        for n in range(size):
+            row_id = f"web/{n:02d}-{cluster}"
+            text = TEXTS[cluster].format(n=f"{n}{cluster}")
+            sources.append({"row_id": row_id, "original_id": row_id, "text": text, **fixed})
+            place = {"similarity": 0.5, "in_sample": False, "x": None, "y": None}
+            assignments.append({"row_id": row_id, "cluster": cluster, **place})
+    write_table("data/sources/web.parquet", sources, SOURCE)
+    write_table("data/cluster/assignments.parquet", assignments, ASSIGNMENT)
+
+
+def write_label_settings(folder: Path, endpoints: list[str]) -> None:
+    write_settings(folder, endpoints)
+    for name in ("params.yaml", "profiles/rehearsal.yaml"):
+        content = yaml.safe_load((folder / name).read_text())
+        content["label"] = yaml.safe_load((ROOT / name).read_text())["label"]
+        (folder / name).write_text(yaml.safe_dump(content))
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, about_moons: str, about_sauce: str) -> None:
+    """What the fake server's model says about either cluster."""
+    monkeypatch.setattr("fake_tgi.text_of", lambda prompt, seed: about_sauce if "Simmer" in prompt else about_moons)
+
+
+def test_an_answer_names_the_cluster_and_keywords_stand_in_for_one_that_does_not_parse(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, expected_answer("Astronomy", 9), "These texts are about food.")
+    with FakeTgi() as server:
+        write_label_settings(folder, [server.url])
+        assert label.main() == "1 clusters named by fake-1b, 1 by their keywords"
+        prompts = list(server.asked)
+    moons, sauce = read_table(LABELS, LABEL).to_pylist()
+    assert (moons["cluster"], moons["size"], moons["label"]) == (0, 14, "Astronomy")
+    assert (moons["label_source"], moons["educational_score"]) == ("model", 9)
+    assert sauce["label"] == ", ".join(sauce["keywords"][:3]) and sauce["answer"] == "These texts are about food."
+    assert (sauce["label_source"], sauce["educational_score"]) == ("keywords", None)
+    assert {"sauce", "butter", "salt"} <= set(sauce["keywords"]) and not {"the", "moon"} & set(sauce["keywords"])
+    metrics = json.loads(Path("metrics/label.json").read_text())
+    assert (metrics["labelled_by_model"], metrics["labelled_by_keywords"], metrics["scores"]) == (1, 1, {"9": 1})
+
+    assert [len(row["examples"]) for row in (moons, sauce)] == [10, 6]  # without replacement
+    assert all(row_id.endswith("-0") for row_id in set(moons["examples"])) and len(set(moons["examples"])) == 10
+    shown = next(prompt for prompt in prompts if "Telescope" in prompt)
+    assert shown.count("Telescope number") == 10 and "Nothing" not in shown
+
+    first = hash_files([LABELS])
+    assert label.main() == "1 clusters named by fake-1b, 1 by their keywords"  # from the store: the server is gone
+    assert hash_files([LABELS]) == first
+
+
+def test_examples_do_not_depend_on_the_other_clusters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, expected_answer("Astronomy", 9), expected_answer("Cooking", 6))
+    with FakeTgi() as server:
+        write_label_settings(folder, [server.url])
+        label.main()
+        before = read_table(LABELS, LABEL).to_pylist()[0]["examples"]
+        write_inputs({0: 14, 1: 20})
+        label.main()
+    after = read_table(LABELS, LABEL).to_pylist()
+    assert after[0]["examples"] == before and len(after[1]["examples"]) == 10
+
+
+def test_a_server_that_fails_stops_the_stage_and_writes_nothing(folder: Path) -> None:
+    with FakeTgi(lambda prompt, n: 500 if "Simmer" in prompt else "ok") as server:
+        write_label_settings(folder, [server.url])
+        with pytest.raises(ClusterError):
+            label.main()
+    assert not LABELS.exists()
+
+
+def test_a_prompt_that_the_model_cannot_take_falls_back_and_a_timeout_does_not(folder: Path) -> None:
+    label.check_results([Failure("k", "too_long", "", 0), Failure("k", "validation", "", 1)])
+    with pytest.raises(
+        ClusterError, match=r"1 of 2 clusters got no answer from the servers \(the last: timeout, 300 s\)"
+    ):
+        label.check_results([Failure("k", "empty", "", 1), Failure("k", "timeout", "300 s", 3)])
+
+
+def test_prompts_that_are_all_too_long_are_an_error_that_names_the_parameter() -> None:
+    with pytest.raises(ConfigError, match=r"not one of 2 labelling prompts fits the model; lower label.example_chars"):
+        label.check_results([Failure("k", "too_long", "", 0)] * 2)
+
+
+def test_a_row_without_its_text_is_named(folder: Path) -> None:
+    write_label_settings(folder, ["http://127.0.0.1:9"])
+    rows = read_table("data/sources/web.parquet", SOURCE)
+    write_table("data/sources/web.parquet", rows.slice(20), SOURCE)
+    with pytest.raises(DataError, match=r"web.parquet lacks the row 'web/00-1'"):
+        label.main()
+
+
+def test_the_prompt_shows_each_text_on_one_line_cut_at_a_word() -> None:
+    template = Template("$count texts:\n$examples\nName them.")
+    prompt = labelling_prompt(["one two\nthree four", "$examples and 5"], template, example_chars=13)
+    assert prompt == "2 texts:\n1. one two three\n2. $examples and\nName them."
+    assert excerpt("abcdefgh", 5) == "abcde" and excerpt("ab cd", 5) == "ab cd" and excerpt("ab cde", 5) == "ab"
+
+
+def test_the_shipped_template_asks_for_the_form_that_is_parsed() -> None:
+    prompt = labelling_prompt(["A text."], read_label_template(ROOT / "curation/label.txt"), 100)
+    assert prompt.startswith("Below are 1 extracts") and "\n1. A text.\n" in prompt
+    assert prompt.endswith(expected_answer("the_topic", 0).replace(" 0.", " score."))
+    assert parse_answer(expected_answer("Home Repair", 7)) == Answer("Home Repair", 7)
+
+
+@pytest.mark.parametrize("text", ["Rate $score: $examples", "No slot", "$ $examples"])
+def test_a_template_with_a_wrong_slot_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "label.txt").write_text(text)
+    with pytest.raises(ConfigError, match=r"label.txt: wanted \$examples"):
+        read_label_template(tmp_path / "label.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "topic", "score"),
+    [
+        ("Topic: Astronomy. Educational value rating: 9.", "Astronomy", 9),
+        (
+            "**Topic:** Cell Biology (cells)\n**Educational value rating:** 8/10\n\nThe texts ...",
+            "Cell Biology (cells)",
+            8,
+        ),
+        ("topic - home_repair, Educational Score: 7 out of 10", "home repair", 7),
+        ("The topic is: Cooking. The educational value rating is 6.", "Cooking", 6),
+        ("Topic: C++. Educational value rating: 10.", "C++", 10),
+        ("Topic: U.S. Law. Educational value: 1", "U.S. Law", 1),
+        ("Topic: Astronomy. Educational value rating: 4. Topic: Law. Educational value rating: 9.", "Astronomy", 4),
+    ],
+)
+def test_wording_variants_parse(text: str, topic: str, score: int) -> None:
+    assert parse_answer(text) == Answer(topic, score)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Astronomy, 9",
+        "Topic: Astronomy.",
+        "Educational value rating: 9.",
+        "Topic: Astronomy. Educational value rating: high.",
+        "Topic: Astronomy. Educational value rating: 0.",
+        "Topic: Astronomy. Educational value rating: 11.",
+        "Topic: Astronomy. Educational value rating: 100.",
+        "Topic: Astronomy. Educational value rating: 8.5.",
+        "Topic: Astronomy. Educational value rating: 4/5.",
+        "Topic: the_topic. Educational value rating: 5.",
+        "Topic: 1234. Educational value rating: 5.",
+        f"Topic: {'very ' * 30}long. Educational value rating: 5.",
+    ],
+)
+def test_what_is_no_answer_does_not_parse(text: str) -> None:
+    assert parse_answer(text) is None
+
+
+def test_keywords_are_words_that_set_a_cluster_apart() -> None:
+    assert words("The Moon's orbit; moon, don't x2 well-known", {"the"}) == {"moon", "orbit", "well-known"}
+    counts = {
+        0: Counter({"moon": 5, "orbit": 3, "day": 6, "rare": 1}),
+        1: Counter({"sauce": 5, "butter": 3, "day": 6, "odd": 1}),
+    }
+    assert keywords(counts, {0: 6, 1: 6}, 3) == {0: ["moon", "orbit", "day"], 1: ["sauce", "butter", "day"]}
