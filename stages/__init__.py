@@ -1,8 +1,8 @@
 """Cosmopedia on DVC: one module a stage, one room a subject.
 
-The modules beside this file are the pipeline, one per stage of `dvc.yaml` (`python -m stages.prompts`). The folders are
-the rooms that stages share: `tables` (parquet contracts), `seeds` (one reader a seed source), `prompting` (templates),
-`clustering`, `serving`, `corpus`, `training`, `evaluation`.
+The modules beside this file are the pipeline, one per stage of `dvc.yaml` (`python -m stages.prompts`). The folders
+are the rooms that stages share: `tables` (parquet contracts), `seeds` (one reader a seed source), `prompting`
+(templates), `clustering`, `serving`, `corpus`, `training`, `evaluation`, `reporting`.
 
 Importing the package switches the telemetry of every library that the stages use off, before one of them is imported.
 """

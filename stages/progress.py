@@ -14,8 +14,8 @@ LOG_SECONDS = 5.0
 class Progress:
     """Counts units done out of a total, with rate and ETA.
 
-    On a terminal it is a tqdm bar; elsewhere one line at most every five seconds, and one at the end, so that a log file
-    can be read: `generate: 480/960 prompts (50%), 12.1/s, ETA 0:40, cached 200, failed 0`.
+    On a terminal it is a tqdm bar; elsewhere one line at most every five seconds, and one at the end, so that a log
+    file can be read: `generate: 480/960 prompts (50%), 12.1/s, ETA 0:40, cached 200, failed 0`.
     """
 
     def __init__(self, stage: str, total: int | None, unit: str):

@@ -23,12 +23,17 @@ AFTER_A_TEMPLATE = {
     "evaluate", "report",
 }  # fmt: skip
 REDUCED = {
-    "prompts.per_cell": 2,
-    "generator.train.steps": 40,
+    "prompts.per_cell": 3,
+    "generator.train.text_epochs": 0.3,
+    "generator.train.epochs": 0.1,
     "generate.sampling.max_new_tokens": 48,
     "pilot.per_cell": 1,
-    "clean.min_tokens": 8,
+    "clean.min_tokens": 2,
     "train.steps": 6,
+    "train.warmup_steps": 2,
+    "train.sequence": 64,
+    "train.batch": 4,
+    "train.micro_batch": 4,
     "evaluate.max_items": 3,
 }
 pytestmark = pytest.mark.slow

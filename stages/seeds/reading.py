@@ -1,8 +1,8 @@
 """Records of a dataset, from the hub at a pinned revision or from local files of the same schema.
 
 Local files: .jsonl, .json (an array), .parquet, .csv, .txt (a record a line, column `text`), each also with .gz or
-.zst; a folder means all its files of those kinds, by name. Everything else is a hub dataset id, read through `datasets`
-in streaming mode, so that no dataset is ever loaded into memory.
+.zst; a folder means all its files of those kinds, by name. Everything else is a hub dataset id, read through
+`datasets` in streaming mode, so that no dataset is ever loaded into memory.
 """
 
 import csv

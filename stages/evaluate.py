@@ -1,0 +1,106 @@
+"""Score the exported model on the nine benchmarks, zero-shot, in cloze form, by lighteval.
+
+in   models/export/, data/benchmarks/<task>.parquet (BENCHMARK)
+out  metrics/evaluate.json (a task: acc, acc_norm, their standard errors, chance, items; and the average),
+     data/evaluate/details.parquet (DETAIL, a row an item), metrics/plots/evaluate.csv
+The same model, items and machine give the same scores. The run is recorded in MLflow with all params, the git revision
+and the dataset's hash.
+Alone: python -m stages.evaluate
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from stages.draws import draw_sample
+from stages.errors import DataError, InternalError, run_stage
+from stages.evaluation.scoring import DETAIL, average, run_lighteval, summary
+from stages.lineage import hash_files
+from stages.settings import Params, load
+from stages.tables.accounting import write_metrics
+from stages.tables.contracts import BENCHMARK
+from stages.tables.parquet import read_table, write_table
+from stages.tracking import Run
+
+MODEL, BENCHMARKS, OUT = Path("models/export"), Path("data/benchmarks"), Path("data/evaluate")
+METRICS, BARS = Path("metrics/evaluate.json"), Path("metrics/plots/evaluate.csv")
+
+
+class EvaluateParams(Params):
+    """What is evaluated."""
+
+    seed: int
+    tasks: list[str] = Field(min_length=1)
+    max_items: int | None = Field(ge=2)  # of each benchmark
+    batch_size: int = Field(ge=1)  # sequences scored together
+
+
+def read_items(task: str, params: EvaluateParams) -> list[dict[str, Any]]:
+    """A task's items, or a sample of them that the seed and their ids decide."""
+    rows = read_table(BENCHMARKS / f"{task}.parquet", BENCHMARK).to_pylist()
+    if not rows:
+        raise DataError(f"{BENCHMARKS}/{task}.parquet has no items; repeat the benchmarks stage")
+    if params.max_items is None or len(rows) <= params.max_items:
+        return rows
+    chosen = set(draw_sample(params.seed, f"evaluate.{task}", (row["item_id"] for row in rows), params.max_items))
+    return [row for row in rows if row["item_id"] in chosen]
+
+
+def check_agreement(task: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """`InternalError` when the table of answers does not give the scores that lighteval reports."""
+    for name in ("acc", "acc_norm"):
+        if abs(ours[name] - float(theirs[name])) > 1e-9:
+            raise InternalError(f"evaluate: {task} {name} is {theirs[name]} by lighteval, {ours[name]} by its details")
+
+
+def write_bars(path: Path, metrics: dict[str, Any]) -> None:
+    """The scores as DVC plots them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "chance")
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("task", *names))
+        for task, scores in [*metrics["tasks"].items(), ("average", metrics["average"])]:
+            writer.writerow((task, *("" if scores[n] is None else f"{scores[n]:.6g}" for n in names)))
+
+
+def record(metrics: dict[str, Any], model: Path) -> None:
+    """One MLflow run with the scores and the lineage."""
+    training = json.loads((model / "training.json").read_text(encoding="utf-8"))
+    weights = hash_files([model / "model.safetensors"])
+    tags = {name: str(training[name]) for name in ("dataset_hash", "recipe_hash")} | {"weights_hash": weights}
+    with Run("evaluate", tags) as run:
+        for task, scores in [*metrics["tasks"].items(), ("average", metrics["average"])]:
+            run.metrics({f"{task}/{name}": value for name, value in scores.items() if value is not None})
+
+
+def main() -> str:
+    params = load("evaluate", EvaluateParams)
+    if not (MODEL / "config.json").is_file():
+        raise DataError(f"{MODEL} holds no model; run `dvc repro export`, or dvc pull")
+    items = {task: read_items(task, params) for task in params.tasks}
+    found = run_lighteval(MODEL, items, params.batch_size)
+    tasks = {}
+    for task in params.tasks:
+        tasks[task] = summary([row for row in found["details"] if row["task"] == task])
+        check_agreement(task, tasks[task], found["scores"][task])
+    metrics = {"average": average(tasks), "tasks": tasks}
+
+    shutil.rmtree(OUT, ignore_errors=True)
+    write_table(OUT / "details.parquet", found["details"], DETAIL)
+    write_metrics(METRICS, metrics)
+    write_bars(BARS, metrics)
+    record(metrics, MODEL)
+    mean = metrics["average"]
+    return (
+        f"acc {mean['acc']:.3f}, acc_norm {mean['acc_norm']:.3f} ± {mean['acc_norm_stderr'] or 0:.3f} over"
+        f" {len(tasks)} tasks, {mean['items']} items (guessing: {mean['chance']:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    run_stage("evaluate", main)

@@ -1,0 +1,1 @@
+"""Benchmark scores of a model: cloze tasks for lighteval, and what is made of its answers."""

@@ -1,0 +1,160 @@
+"""Scores by lighteval, and the table of its answers."""
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.evaluation.tasks import PREFIX, quiet_offline, task_module
+from stages.progress import track
+from stages.tables.contracts import Contract
+
+# One row an item: enough for a paired bootstrap between two models.
+DETAIL = Contract(
+    "evaluation details",
+    pa.schema(
+        [
+            pa.field("item_id", pa.string(), False),
+            pa.field("task", pa.string(), False),
+            pa.field("gold", pa.int32(), False),
+            pa.field("predicted", pa.int32(), False),  # the choice of the greatest log-probability
+            pa.field("predicted_norm", pa.int32(), False),  # the same by log-probability a character
+            pa.field("correct", pa.bool_(), False),
+            pa.field("correct_norm", pa.bool_(), False),
+            pa.field("choices", pa.list_(pa.string()), False),
+            pa.field("logprobs", pa.list_(pa.float64()), False),  # nats, one a choice
+        ]
+    ),
+    "item_id",
+)
+HUSHED = ("lighteval", "datasets", "accelerate", "transformers", "git", "huggingface_hub")
+
+
+def run_lighteval(model: Path, items: dict[str, list[dict[str, Any]]], batch_size: int) -> dict[str, Any]:
+    """Score BENCHMARK rows by task; returns lighteval's own `scores` by task, and DETAIL rows as `details`.
+
+    Everything that lighteval writes goes to a folder that is deleted: it caches predictions by configuration, so a
+    lasting cache would return the scores of older weights.
+    """
+    quiet_offline()
+    for name in HUSHED:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import torch
+
+    gradients = torch.is_grad_enabled()
+    with tempfile.TemporaryDirectory(prefix="cosmopedia-lighteval-") as scratch:
+        os.environ["HF_DATASETS_CACHE"] = f"{scratch}/datasets"
+        for task, rows in items.items():
+            folder = Path(scratch) / "tasks" / task
+            folder.mkdir(parents=True)
+            pq.write_table(pa.Table.from_pylist(rows), folder / "validation.parquet")
+        pipeline = _pipeline(model, list(items), Path(scratch), batch_size)
+        pipeline.evaluate()
+        results, details = pipeline.get_results()["results"], pipeline.get_details()
+    torch.set_grad_enabled(gradients)  # lighteval switches them off for the whole process
+    scores = {task: dict(results[f"{PREFIX}{task}:0"]) for task in items}
+    rows = [detail_row(task, entry) for task in items for entry in details[f"{PREFIX}{task}|0"]]
+    return {"scores": scores, "details": rows}
+
+
+def _pipeline(model: Path, tasks: list[str], scratch: Path, batch_size: int) -> Any:
+    import datasets
+    from lighteval.logging import info_loggers
+    from lighteval.logging.evaluation_tracker import EvaluationTracker
+    from lighteval.models.transformers import transformers_model
+    from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
+
+    for name in HUSHED:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers_model.tqdm = _shown  # type: ignore[assignment]
+    # lighteval asks git for its revision at whatever stands before "src" in its path, and fails where nothing does.
+    info_loggers.git.Repo = lambda *_, **__: None  # type: ignore[misc]
+    config = transformers_model.TransformersModelConfig(
+        model_name=str(_linked(model, scratch / "model")),
+        batch_size=batch_size,
+        device="cuda" if transformers_model.torch.cuda.is_available() else "cpu",
+        dtype="float32",
+        override_chat_template=False,
+        cache_dir=str(scratch / "cache"),
+    )
+    parameters = PipelineParameters(
+        launcher_type=ParallelismManager.NONE,
+        custom_tasks_directory=task_module(tasks, scratch / "tasks"),  # type: ignore[arg-type]
+    )
+    return Pipeline(
+        tasks=",".join(f"{PREFIX}{task}|0" for task in tasks),
+        pipeline_parameters=parameters,
+        evaluation_tracker=EvaluationTracker(output_dir=str(scratch / "out"), save_details=False),
+        model_config=config,
+    )
+
+
+def _linked(model: Path, folder: Path) -> Path:
+    """A folder of links to the model's files: lighteval's cache lies inside the model's folder, whatever `cache_dir`
+    says, when that is an absolute path, and `models/export` belongs to DVC."""
+    folder.mkdir()
+    for file in model.resolve().iterdir():
+        (folder / file.name).symlink_to(file)
+    return folder.resolve()
+
+
+def _shown(items: Any, **_: Any) -> Any:
+    """Stands in for lighteval's tqdm: batches of items as our progress, the single outer round as it is."""
+    return track(items, "evaluate", len(items), "batches") if hasattr(items, "__len__") else items
+
+
+def detail_row(task: str, entry: Any) -> dict[str, Any]:
+    """lighteval's detail of one item as a DETAIL row."""
+    doc, logprobs = entry.doc, [float(value) for value in entry.model_response.logprobs]
+    return {
+        "item_id": doc.specific["item_id"],
+        "task": task,
+        "gold": doc.gold_index,
+        "predicted": best(logprobs),
+        "predicted_norm": best(by_character(logprobs, doc.choices)),
+        "correct": bool(entry.metric["acc"]),
+        "correct_norm": bool(entry.metric["acc_norm"]),
+        "choices": list(doc.choices),
+        "logprobs": logprobs,
+    }
+
+
+def by_character(logprobs: Sequence[float], choices: Sequence[str]) -> list[float]:
+    """Log-probabilities divided by the characters of their choices, a leading space not counted."""
+    return [p / (len(c) - 1 if c[0] == " " else len(c)) for p, c in zip(logprobs, choices, strict=True)]
+
+
+def best(values: Sequence[float]) -> int:
+    """Position of the greatest value, the first of equals."""
+    return max(range(len(values)), key=lambda i: (values[i], -i))
+
+
+def summary(details: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of one task from its DETAIL rows: the means, their standard errors, and what guessing would give."""
+    count = len(details)
+    scores: dict[str, Any] = {}
+    for name, column in (("acc", "correct"), ("acc_norm", "correct_norm")):
+        mean = sum(row[column] for row in details) / count
+        scores[name] = mean
+        scores[f"{name}_stderr"] = math.sqrt(mean * (1 - mean) / (count - 1)) if count > 1 else None
+    return scores | {"chance": sum(1 / len(row["choices"]) for row in details) / count, "items": count}
+
+
+def average(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Mean over tasks, each counting the same; the standard error takes tasks as independent."""
+    count, scores = len(tasks), {}
+    for name in ("acc", "acc_norm"):
+        scores[name] = sum(task[name] for task in tasks.values()) / count
+        errors = [task[f"{name}_stderr"] for task in tasks.values()]
+        scores[f"{name}_stderr"] = None if None in errors else math.sqrt(sum(e * e for e in errors)) / count
+    return scores | {
+        "chance": sum(task["chance"] for task in tasks.values()) / count,
+        "items": sum(task["items"] for task in tasks.values()),
+    }

@@ -1,0 +1,48 @@
+"""Figures, an HTML report and the dataset card, from what the other stages measured.
+
+in   metrics/*.json, metrics/sources/*.json, metrics/plots/{prompts,contamination,train_loss}.csv,
+     metrics/plots/clusters.png, data/decontaminate/*.parquet (DOCUMENT),
+     data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED)
+out  metrics/plots/report_*.svg, data/report/index.html (one file that needs no network), data/report/README.md (the
+     dataset card)
+The same inputs give the same bytes. Text from models and the web is escaped.
+Alone: python -m stages.report
+"""
+
+import shutil
+from pathlib import Path
+
+from pydantic import Field
+
+from stages.errors import run_stage
+from stages.reporting.card import dataset_card
+from stages.reporting.facts import collect
+from stages.reporting.figures import draw_all
+from stages.reporting.page import render
+from stages.settings import Params, load, profile_path
+
+OUT, PLOTS = Path("data/report"), Path("metrics/plots")
+
+
+class ReportParams(Params):
+    """How much of the data is shown."""
+
+    seed: int  # which documents are shown
+    examples: int = Field(ge=1)  # documents of each format, and of each reason for removal
+    excerpt: int = Field(ge=80)  # characters of each
+
+
+def main() -> str:
+    params, profile = load("report", ReportParams), profile_path().stem
+    facts = collect(params.seed, params.examples)
+    figures = draw_all(facts, PLOTS)
+    page = render(facts, profile, figures, params.excerpt)
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    (OUT / "index.html").write_text(page, encoding="utf-8")
+    (OUT / "README.md").write_text(dataset_card(facts, profile), encoding="utf-8")
+    return f"{OUT}/index.html ({len(page.encode()) / 1e6:.1f} MB), {OUT}/README.md, {len(figures)} figures"
+
+
+if __name__ == "__main__":
+    run_stage("report", main)

@@ -1,0 +1,1 @@
+"""The report: what the other stages measured, collected, drawn and written for people."""

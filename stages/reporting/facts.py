@@ -1,0 +1,173 @@
+"""Everything that the report shows, read from the other stages' metrics and tables in one pass."""
+
+import csv
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from stages.draws import draw_u64
+from stages.errors import DataError
+from stages.tables.contracts import DOCUMENT, REMOVED
+from stages.tables.parquet import read_batches, read_rows, tables_in
+
+METRICS, DATA = Path("metrics"), Path("data")
+REQUIRED = ("prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus", "train", "evaluate")
+OPTIONAL = ("generator", "embed", "cluster", "label", "topics", "benchmarks", "export")
+FILTERS = ("clean", "dedup", "decontaminate")  # the stages that take documents out, in order
+GLANCE = ("completion_id", "source", "style", "format", "audience", "text_token_length", "model", "model_revision")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One source and style of the finished corpus."""
+
+    source: str
+    style: str
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the report shows."""
+
+    metrics: dict[str, dict[str, Any]]  # by stage; {} for an optional one that is missing
+    sources: dict[str, dict[str, Any]]  # metrics/sources/<name>.json by name
+    prompts: list[dict[str, str]]  # metrics/plots/prompts.csv
+    contamination: list[dict[str, str]]  # metrics/plots/contamination.csv
+    losses: list[dict[str, str]]  # metrics/plots/train_loss.csv
+    cells: list[Cell]
+    by_format: Counter[str]  # documents
+    by_audience: Counter[str]
+    generators: list[tuple[str, str]]  # model and revision that wrote the corpus
+    licences: list[tuple[str, str, str]]  # source, seed licence, seed revision
+    examples: dict[str, list[dict[str, Any]]]  # DOCUMENT rows by format
+    removed: dict[tuple[str, str], list[dict[str, Any]]]  # REMOVED rows by stage and reason
+
+    @property
+    def documents(self) -> int:
+        return sum(cell.documents for cell in self.cells)
+
+    @property
+    def tokens(self) -> int:
+        return sum(cell.tokens for cell in self.cells)
+
+
+def collect(seed: int, examples: int) -> Facts:
+    """Read everything. `DataError` for a required file that is missing."""
+    cells = tables_in(DATA / "decontaminate")
+    corpus, chosen = glance(cells, seed, examples)
+    return Facts(
+        metrics={n: read_metrics(n) for n in REQUIRED} | {n: read_metrics(n, optional=True) for n in OPTIONAL},
+        sources={p.stem: _json(p) for p in sorted((METRICS / "sources").glob("*.json"))},
+        prompts=read_csv(METRICS / "plots" / "prompts.csv"),
+        contamination=read_csv(METRICS / "plots" / "contamination.csv"),
+        losses=read_csv(METRICS / "plots" / "train_loss.csv"),
+        examples=fetch(cells, chosen),
+        removed={
+            (stage, reason): rows
+            for stage in FILTERS
+            for reason, rows in removed_examples(stage, seed, examples).items()
+        },
+        **corpus,
+    )
+
+
+def glance(cells: list[Path], seed: int, examples: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Counts of the corpus, and for each format the ids of the documents that stand for it."""
+    found, formats, audiences, generators, licences = [], Counter(), Counter(), set(), set()
+    drawn: dict[str, list[tuple[int, str]]] = {}
+    for path in cells:
+        source, _, style = path.stem.partition("-")
+        documents = tokens = 0
+        for table in read_batches([path], DOCUMENT, [*GLANCE, "seed_licence", "seed_revision"], batch_rows=20_000):
+            rows = pl.DataFrame(table)
+            documents, tokens = documents + rows.height, tokens + int(rows["text_token_length"].sum())
+            formats.update(dict(rows["format"].value_counts().iter_rows()))
+            audiences.update(dict(rows["audience"].value_counts().iter_rows()))
+            generators |= set(rows.select("model", "model_revision").unique().iter_rows())
+            licences |= set(rows.select("source", "seed_licence", "seed_revision").unique().iter_rows())
+            for kind, completion_id in rows.select("format", "completion_id").iter_rows():
+                entry = (-draw_u64(seed, "report", completion_id), completion_id)
+                heap = drawn.setdefault(kind, [])
+                heapq.heappush(heap, entry) if len(heap) < examples else heapq.heappushpop(heap, entry)
+        found.append(Cell(source, style, documents, tokens))
+    counts = {"cells": found, "by_format": formats, "by_audience": audiences}
+    counts |= {"generators": sorted(generators), "licences": sorted(licences)}
+    return counts, {kind: sorted(i for _, i in heap) for kind, heap in sorted(drawn.items())}
+
+
+def fetch(cells: list[Path], chosen: dict[str, list[str]]) -> dict[str, list[dict[str, Any]]]:
+    """The DOCUMENT rows with the chosen ids, by format."""
+    ids = {completion_id for several in chosen.values() for completion_id in several}
+    rows: dict[str, dict[str, Any]] = {}
+    for path in cells:
+        for row in pl.scan_parquet(path).filter(pl.col("completion_id").is_in(ids)).collect().iter_rows(named=True):
+            rows[row["completion_id"]] = row
+    return {kind: [rows[i] for i in several] for kind, several in chosen.items()}
+
+
+def removed_examples(stage: str, seed: int, examples: int) -> dict[str, list[dict[str, Any]]]:
+    """For each reason some of the rows that a stage removed, drawn by the seed, the evidence parsed."""
+    drawn: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
+    for row in read_rows([DATA / stage / "removed" / "removed.parquet"], REMOVED):
+        heap = drawn.setdefault(row["reason"], [])
+        entry = (-draw_u64(seed, "report", row["completion_id"]), row["completion_id"], row)
+        heapq.heappush(heap, entry) if len(heap) < examples else heapq.heappushpop(heap, entry)
+    return {
+        reason: [row | {"evidence": evidence(row["evidence"])} for _, _, row in sorted(heap, key=lambda e: e[1])]
+        for reason, heap in sorted(drawn.items())
+    }
+
+
+def evidence(text: str) -> list[tuple[str, str]]:
+    """The evidence of a removal as names and values; lists of finds are laid out one after another."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return [("evidence", text)]
+    flat: list[tuple[str, str]] = []
+    for name, value in content.items() if isinstance(content, dict) else [("evidence", content)]:
+        for part in value if isinstance(value, list) else [value]:
+            pairs = part.items() if isinstance(part, dict) else [(name, part)]
+            flat += [(str(k), f"{v:.3g}" if isinstance(v, float) else str(v)) for k, v in pairs]
+    return flat
+
+
+def read_metrics(stage: str, optional: bool = False) -> dict[str, Any]:
+    """metrics/<stage>.json; {} for an optional one that is not there."""
+    path = METRICS / f"{stage}.json"
+    return {} if optional and not path.is_file() else _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}; run the stage that writes it again") from None
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """A plot's table."""
+    return list(csv.DictReader(_text(path).splitlines()))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; run the stage that writes it (dvc repro), or dvc pull") from None
+
+
+def totals(rows: Iterable[dict[str, str]], column: str, value: str) -> list[tuple[str, int]]:
+    """Sums of `value` by `column`, greatest first, equals by name."""
+    sums: Counter[str] = Counter()
+    for row in rows:
+        sums[row[column]] += int(row[value])
+    return sorted(sums.items(), key=lambda item: (-item[1], item[0]))

@@ -1,0 +1,192 @@
+"""The report's figures, as SVG files with the same bytes for the same facts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.reporting.facts import FILTERS, Facts, totals
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET, ACCENT, SECOND, LOSS = "#1d2733", "#8a95a3", "#2a6f97", "#e09f3e", "#c8553d"
+HUES = ("#2a6f97", "#e09f3e", "#6a994e", "#9b5de5", "#c8553d", "#3d8b8b", "#8d6b48", "#7d8597")
+STYLE = {
+    "svg.hashsalt": "cosmopedia",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.constrained_layout.use": True,
+}
+SMOOTHING = 0.025  # share of the steps to each side that the drawn mean of the loss is taken over
+
+
+def draw_all(facts: Facts, folder: Path) -> dict[str, Path]:
+    """Draw every figure into `folder` as report_<name>.svg; paths by name, in the page's order."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figures: dict[str, Callable[[Facts], Figure]] = {
+        "waterfall": waterfall,
+        "prompts": prompts,
+        "tokens": tokens,
+        "loss": loss,
+        "scores": scores,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
+        for name, draw in figures.items():
+            figure = draw(facts)
+            paths[name] = folder / f"report_{name}.svg"
+            figure.savefig(paths[name], metadata={"Date": None, "Creator": None})
+            plt.close(figure)
+    return paths
+
+
+def short(count: float) -> str:
+    """A number in a label: 950, 12.3k, 4.5M, 25.1B."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:g}"
+
+
+def _bars(axes: "Axes", items: list[tuple[str, int]], colour: Any, title: str) -> None:
+    names, values = [name for name, _ in items], [value for _, value in items]
+    places = range(len(items))
+    axes.barh(places, values, color=colour, height=0.68)
+    axes.set_yticks(places, names)
+    axes.set_ylim(len(items) - 0.4, -0.6)
+    axes.set_xlim(0, max([*values, 1]) * 1.18)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for place, value in zip(places, values, strict=True):
+        axes.text(value, place, f" {short(value)}", va="center", color=INK, fontsize=8)
+    axes.set_title(title)
+
+
+def waterfall(facts: Facts) -> "Figure":
+    """Documents from generation to the finished corpus, with what each stage removed, by reason."""
+    import matplotlib.pyplot as plt
+
+    generated = facts.metrics[FILTERS[0]]["rows_in"]
+    steps: list[tuple[str, int, int, bool]] = [("generated", 0, generated, True)]  # label, from, to, a level
+    level = generated
+    for stage in FILTERS:
+        for reason, count in sorted(facts.metrics[stage]["removed"].items(), key=lambda item: (-item[1], item[0])):
+            if count:
+                steps.append((f"{stage}: {reason.replace('_', ' ')}", level - count, level, False))
+                level -= count
+    steps.append(("corpus", 0, level, True))
+    figure, axes = plt.subplots(figsize=(8.4, 0.9 + 0.3 * len(steps)))
+    for place, (_, low, high, whole) in enumerate(steps):
+        axes.barh(place, high - low, left=low, color=ACCENT if whole else LOSS, height=0.68)
+        label = f" {high:,}" if whole else f" −{high - low:,}"
+        axes.text(high, place, label, va="center", fontsize=8, color=INK)
+    axes.set_yticks(range(len(steps)), [name for name, *_ in steps])
+    axes.set_ylim(len(steps) - 0.4, -0.6)
+    axes.set_xlim(0, max(generated, 1) * 1.12)
+    axes.set_xlabel("documents")
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def prompts(facts: Facts) -> "Figure":
+    """Prompts by source, format and audience."""
+    import matplotlib.pyplot as plt
+
+    groups = [(column, totals(facts.prompts, column, "prompts")) for column in ("source", "format", "audience")]
+    height = 1 + 0.26 * max(len(items) for _, items in groups)
+    figure, several = plt.subplots(1, 3, figsize=(10.4, height))
+    for axes, (column, items), colour in zip(several, groups, HUES, strict=False):
+        _bars(axes, [(name.replace("_", " "), count) for name, count in items], colour, f"by {column}")
+    return figure
+
+
+def tokens(facts: Facts) -> "Figure":
+    """Tokens of the finished corpus by source and style."""
+    import matplotlib.pyplot as plt
+
+    cells = sorted(facts.cells, key=lambda c: (c.source, -c.tokens, c.style))
+    hues = {source: HUES[i % len(HUES)] for i, source in enumerate(sorted({c.source for c in cells}))}
+    figure, axes = plt.subplots(figsize=(8.4, 0.7 + 0.24 * len(cells)))
+    items = [(f"{c.source} · {c.style.replace('_', ' ')}", c.tokens) for c in cells]
+    _bars(axes, items, [hues[c.source] for c in cells], "tokens by source and style")
+    return figure
+
+
+def loss(facts: Facts) -> "Figure":
+    """Training loss by step, its running mean, the validation loss at the end, and the learning rate."""
+    import matplotlib.pyplot as plt
+
+    steps = [int(row["step"]) for row in facts.losses]
+    values = [float(row["loss"]) for row in facts.losses]
+    reach = round(len(values) * SMOOTHING)
+    near = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    smooth = [sum(several) / len(several) for several in near]
+    figure, (axes, rates) = plt.subplots(2, 1, figsize=(8.4, 4), sharex=True, height_ratios=[4, 1])
+    axes.plot(steps, values, color=ACCENT, alpha=0.35, linewidth=0.8, label="each step")
+    axes.plot(steps, smooth, color=ACCENT, linewidth=1.8, label="running mean")
+    if (validation := facts.metrics["train"].get("validation_loss")) is not None:
+        axes.plot(
+            steps[-1], validation, "o", color=SECOND, markersize=6, label=f"validation {validation:.3f}", clip_on=False
+        )
+    axes.set_ylabel("loss (nats a token)")
+    axes.legend(frameon=False, loc="upper right")
+    rates.plot(steps, [float(row["learning_rate"]) for row in facts.losses], color=QUIET, linewidth=1.2)
+    rates.set_ylim(0)
+    rates.set_ylabel("learning rate")
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rates.set_xlabel("step")
+    figure.align_ylabels()
+    return figure
+
+
+def scores(facts: Facts) -> "Figure":
+    """Benchmark scores with standard errors, beside what guessing gives."""
+    import matplotlib.pyplot as plt
+
+    evaluation = facts.metrics["evaluate"]
+    rows = [*evaluation["tasks"].items(), ("average", evaluation["average"])]
+    figure, axes = plt.subplots(figsize=(8.4, 0.9 + 0.34 * len(rows)))
+    for offset, name, colour in ((-0.14, "acc_norm", ACCENT), (0.14, "acc", SECOND)):
+        axes.errorbar(
+            [scores[name] for _, scores in rows],
+            [place + offset for place in range(len(rows))],
+            xerr=[scores[f"{name}_stderr"] or 0 for _, scores in rows],
+            fmt="o",
+            markersize=4.5,
+            color=colour,
+            elinewidth=1.2,
+            label=f"{name} ± standard error",
+        )
+    chances = [scores["chance"] for _, scores in rows]
+    places = list(range(len(rows)))
+    axes.vlines(
+        chances, [p - 0.36 for p in places], [p + 0.36 for p in places], color=QUIET, linewidth=1.6, label="guessing"
+    )
+    axes.axhline(len(rows) - 1.5, color=QUIET, linewidth=0.6)
+    axes.set_yticks(places, [name.replace("_", " ") for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("accuracy")
+    axes.grid(axis="x", color="#e6e9ed", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+    return figure

@@ -1,0 +1,256 @@
+"""The HTML report: one file that needs nothing else, every text from a model or the web escaped by the template."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stages.reporting.facts import FILTERS, Facts
+
+HERE, DASH = Path(__file__).parent, "–"
+CLUSTERS = Path("metrics/plots/clusters.png")
+KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
+
+
+def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -> str:
+    """The page."""
+    images = {name: data_uri(path) for name, path in figures.items()}
+    if CLUSTERS.is_file():
+        images["clusters"] = data_uri(CLUSTERS)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=False
+    )
+    contamination_head, contamination = contamination_table(facts)
+    return environment.get_template("page.html.j2").render(
+        profile=profile,
+        images={"clusters": None} | images,
+        sections=SECTIONS,
+        excerpt=excerpt,
+        key=key_figures(facts),
+        accounts=accounts(facts),
+        sources=sources(facts),
+        topics=topic_rows(facts),
+        topics_note=topics_note(facts),
+        prompts=[
+            [r["source"], r["style"], r["format"], r["audience"], number(int(r["prompts"]))] for r in facts.prompts
+        ],
+        pilot=pilot(facts),
+        examples=[
+            (kind.replace("_", " "), [shown(row, excerpt) for row in rows]) for kind, rows in facts.examples.items()
+        ],
+        removed=[
+            (
+                stage,
+                reason.replace("_", " "),
+                number(facts.metrics[stage]["removed"].get(reason)),
+                [shown(r, excerpt) for r in rows],
+            )
+            for (stage, reason), rows in facts.removed.items()
+        ],
+        contamination_note=contamination_note(facts),
+        contamination_head=contamination_head,
+        contamination=contamination,
+        model=model_rows(facts),
+        scores=score_rows(facts),
+        run=run_rows(facts),
+    )
+
+
+SECTIONS = [
+    ("documents", "Completions to corpus"),
+    ("seeds", "Seeds and topics"),
+    ("prompts", "Prompts"),
+    ("pilot", "Pilot"),
+    ("corpus", "Corpus"),
+    ("removed", "Removed"),
+    ("contamination", "Contamination"),
+    ("model", "Model"),
+    ("scores", "Scores"),
+    ("run", "Run"),
+]
+
+
+def data_uri(path: Path) -> str:
+    """An image as a data: address."""
+    return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number for people; a dash for what is not there."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage."""
+    return DASH if value is None else f"{100 * value:.1f}%"
+
+
+def shown(row: dict[str, Any], excerpt: int) -> dict[str, Any]:
+    """A document as the page shows it."""
+    text = row["text"] if len(row["text"]) <= excerpt else row["text"][:excerpt].rstrip() + " …"
+    return {
+        "id": row["completion_id"],
+        "source": row["source"],
+        "style": row["style"].replace("_", " "),
+        "audience": row.get("audience", "").replace("_", " "),
+        "tokens": number(row.get("text_token_length")),
+        "prompt": row.get("prompt", ""),
+        "evidence": [(name, value[:excerpt]) for name, value in row.get("evidence", [])],
+        "text": text,
+    }
+
+
+def key_figures(facts: Facts) -> list[tuple[str, str, str]]:
+    """The figures at the top: name, value, note."""
+    m, generated = facts.metrics, facts.metrics["generate"].get("completed")
+    kept = facts.documents / generated if generated else None
+    mean = m["evaluate"]["average"]
+    return [
+        ("prompts", number(m["prompts"].get("rows_kept")), f"{len(facts.cells)} cells"),
+        ("completions", number(generated), f"{number(m['generate'].get('failed'))} failed"),
+        ("documents", number(facts.documents), f"{share(kept)} of the completions"),
+        ("tokens", number(facts.tokens), f"{number(m['tokenize_corpus'].get('documents'))} documents tokenised"),
+        ("model", f"{m['train']['parameters'] / 1e6:,.1f}M", "parameters"),
+        ("perplexity", number(m["train"].get("validation_perplexity")), "on held-out documents"),
+        (
+            "acc_norm",
+            number(mean["acc_norm"], 3),
+            f"± {number(mean['acc_norm_stderr'], 2)}; guessing {number(mean['chance'], 3)}",
+        ),
+    ]
+
+
+def accounts(facts: Facts) -> list[list[str]]:
+    """Rows in, kept and removed of each stage that filters."""
+    rows = []
+    for stage in ("prompts", *FILTERS):
+        m = facts.metrics[stage]
+        reasons = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in m["removed"].items() if count)
+        rows.append([stage, number(m["rows_in"]), number(m["rows_kept"]), number(m["rows_removed"]), reasons or DASH])
+    m = facts.metrics["generate"]
+    failed = ", ".join(f"{reason} {count:,}" for reason, count in m.get("failed_by_reason", {}).items())
+    rows.insert(1, ["generate", *(number(m.get(k)) for k in ("requests", "completed", "failed")), failed or DASH])
+    return rows
+
+
+def sources(facts: Facts) -> list[list[str]]:
+    """The seed sources."""
+    return [
+        [
+            name,
+            number(m.get("rows_kept")),
+            number(m.get("rows_removed")),
+            number(m.get("licence")),
+            f"{m['dataset']} @ {str(m.get('revision'))[:12]}" if m.get("dataset") else DASH,
+        ]
+        for name, m in facts.sources.items()
+    ]
+
+
+def topic_rows(facts: Facts) -> list[list[str]]:
+    """Topics by size."""
+    found = facts.metrics["topics"].get("rows_by_topic", {})
+    return [[topic, number(rows)] for topic, rows in sorted(found.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def topics_note(facts: Facts) -> str:
+    """How the topics were decided."""
+    m, label = facts.metrics["topics"], facts.metrics["label"]
+    return (
+        f"{number(m.get('clusters'))} clusters, {number(label.get('labelled_by_model'))} named by the model and"
+        f" {number(label.get('labelled_by_keywords'))} by their keywords; {number(m.get('topics_kept'))} topics kept,"
+        f" {number(m.get('topics_dropped'))} dropped."
+    )
+
+
+def pilot(facts: Facts) -> list[list[str]]:
+    """The pilot's cells."""
+    return [
+        [
+            cell,
+            number(m.get("completions")),
+            m.get("opening") or DASH,
+            *(share(m.get(name)) for name in ("opening_share", "truncated_share", "refused_share")),
+            *(number(m.get(name), 3) for name in ("distinct_2", "compression_ratio")),
+        ]
+        for cell, m in facts.metrics["pilot"].get("cells", {}).items()
+    ]
+
+
+def contamination_note(facts: Facts) -> str:
+    """What was looked for."""
+    m = facts.metrics["decontaminate"]
+    items = m.get("benchmark_items", {})
+    return (
+        f"{number(items.get('checked'))} benchmark items were searched for in {number(m['rows_in'])} documents, first"
+        f" by shared 10-grams, then by the length of the matched text ({number(items.get('short'))} short items as"
+        f" wholes); {number(m['rows_removed'])} documents were removed. The table counts documents, distinct items in"
+        " brackets."
+    )
+
+
+def contamination_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """Contaminated documents by benchmark and source: the head and the rows."""
+    columns = sorted({row["source"] for row in facts.contamination})
+    found = {(r["task"], r["source"]): f"{r['documents']} ({r['items']})" for r in facts.contamination}
+    tasks = sorted({row["task"] for row in facts.contamination})
+    return ["benchmark", *columns], [[task, *(found.get((task, c), DASH) for c in columns)] for task in tasks]
+
+
+def model_rows(facts: Facts) -> list[list[str]]:
+    """Facts of training and export."""
+    m, out = facts.metrics["train"], facts.metrics["export"]
+    names = {
+        "parameters": "parameters",
+        "vocabulary": "vocabulary",
+        "steps": "steps",
+        "tokens": "tokens seen",
+        "epochs": "epochs",
+        "train_loss": "training loss, last steps",
+        "validation_loss": "validation loss",
+        "validation_perplexity": "validation perplexity",
+        "backend": "trainer",
+        "precision": "precision",
+    }
+    rows = [[label, number(m.get(name))] for name, label in names.items()]
+    return [*rows, ["exported logits differ by at most", number(out.get("logits_max_difference"), 2)]]
+
+
+def score_rows(facts: Facts) -> list[list[str]]:
+    """Scores by benchmark."""
+    m = facts.metrics["evaluate"]
+    columns = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "chance")
+    return [
+        [
+            name.replace("_", " "),
+            *(DASH if scores.get(column) is None else f"{scores[column]:.3f}" for column in columns),
+            number(scores.get("items")),
+        ]
+        for name, scores in [*m["tasks"].items(), ("average", m["average"])]
+    ]
+
+
+def run_rows(facts: Facts) -> list[list[str]]:
+    """What made the corpus and the model."""
+    m = facts.metrics
+    tokens = m["tokenize_corpus"]
+    maker = m["generator"]
+    trained = (
+        f"{number(maker.get('parameters'))} parameters on {number(maker.get('demonstrations'))} demonstrations,"
+        f" final loss {number(maker.get('final_loss'), 3)}"
+    )
+    embedder = f"{m['embed'].get('model')} @ {m['embed'].get('revision')}" if m["embed"] else DASH
+    return [
+        *[["generation model", f"{model} @ {revision}"] for model, revision in facts.generators],
+        *([["trained here", trained]] if "parameters" in maker else []),
+        ["embedding model", embedder],
+        ["tokenizer", f"{number(tokens.get('tokenizer'))}, {number(tokens.get('vocab_size'))} tokens"],
+        ["tokens to train on", number(tokens.get("train", {}).get("tokens"))],
+        ["tokens to validate", number(tokens.get("validation", {}).get("tokens"))],
+        ["dataset hash", number(tokens.get("dataset_hash"))],
+    ]

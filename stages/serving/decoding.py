@@ -1,0 +1,283 @@
+"""Decoders: a transformers model that runs many sequences of different lengths together, one token a step.
+
+`LlamaDecoder` is a lean forward for the Llama family, with the weights and logits of the transformers model: for
+a model of a few million parameters, transformers' own forward spends most of a step in Python. Sequences join and
+leave between any two steps. `StaticDecoder` runs every other architecture through transformers; there, a new batch
+begins only when the last one is done.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from stages.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+LLAMA_LIKE = ("LlamaForCausalLM", "MistralForCausalLM")
+GROWTH = 128  # positions by which the cache grows
+
+
+class Decoder(Protocol):
+    """Live sequences have the numbers 0, 1, ... `count - 1`; logits are float32."""
+
+    count: int
+    vocabulary: int
+
+    def room(self) -> int:
+        """How many sequences may join now."""
+        ...
+
+    def admit(self, prompts: list[list[int]], whole: list[bool]) -> list[np.ndarray]:
+        """Let sequences join; the logits after each one's last token, or (`whole`) after every token of its prompt,
+        [tokens, vocabulary]."""
+        ...
+
+    def step(self, tokens: list[int]) -> np.ndarray:
+        """Give each live sequence its next token; the logits that follow, [count, vocabulary]."""
+        ...
+
+    def drop(self, number: int) -> None:
+        """Let a sequence leave; the last live one takes its number."""
+        ...
+
+
+class LlamaDecoder:
+    """Slots of a key-value cache, filled from the front: slot i holds sequence i."""
+
+    def __init__(self, model: "PreTrainedModel", slots: int):
+        import torch
+
+        config: Any = model.config
+        body: Any = model.model
+        self.count, self.slots, self.vocabulary = 0, slots, config.vocab_size
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.epsilon = config.rms_norm_eps
+        self._embed, self._norm, self._out = body.embed_tokens.weight, body.norm.weight, model.lm_head.weight  # type: ignore[union-attr]
+        self._layers = []
+        for layer in body.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            biases = [p.bias for p in projections]
+            self._layers.append(
+                (
+                    layer.input_layernorm.weight,
+                    torch.cat([p.weight for p in projections]),
+                    torch.cat(biases) if biases[0] is not None else None,
+                    attention.o_proj,
+                    layer.post_attention_layernorm.weight,
+                    torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+                    mlp.down_proj,
+                )
+            )
+            for part in (*projections, mlp.gate_proj, mlp.up_proj):
+                del part.weight
+        positions = torch.arange(config.max_position_embeddings)[None]
+        cos, sin = body.rotary_emb(self._embed, positions)
+        half = self.head // 2
+        self._cos = cos[0]
+        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        self._lengths = torch.zeros(slots, dtype=torch.long)
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._grow(GROWTH)
+
+    def room(self) -> int:
+        return self.slots - self.count
+
+    def admit(self, prompts: list[list[int]], whole: list[bool]) -> list[np.ndarray]:
+        return [self._prefill(prompt, all_of_it) for prompt, all_of_it in zip(prompts, whole, strict=True)]
+
+    def step(self, tokens: list[int]) -> np.ndarray:
+        import torch
+        import torch.nn.functional as F
+
+        n = self.count
+        with torch.inference_mode():
+            places = self._lengths[:n]
+            longest = int(places.max()) + 1
+            self._grow(longest)
+            rows = torch.arange(n)
+            mask = torch.where(torch.arange(longest) <= places[:, None], 0.0, -torch.inf).to(self._embed.dtype)
+            cos, sin = self._cos[places][:, None], self._sin[places][:, None]
+            hidden = F.embedding(torch.tensor(tokens), self._embed)
+            for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+                query, key, value = self._project(hidden, layer, cos, sin)
+                keys[rows, :, places] = key
+                values[rows, :, places] = value
+                mixed = F.scaled_dot_product_attention(
+                    query[:, :, None],
+                    keys[:n, :, :longest],
+                    values[:n, :, :longest],
+                    attn_mask=mask[:, None, None],
+                    enable_gqa=self.heads != self.groups,
+                )
+                hidden = self._feed(hidden, mixed.reshape(n, -1), layer)
+            self._lengths[:n] += 1
+            return self._logits(hidden)
+
+    def drop(self, number: int) -> None:
+        import torch
+
+        last = self.count - 1
+        with torch.inference_mode():
+            if number != last:
+                length = int(self._lengths[last])
+                for cache in (*self._keys, *self._values):
+                    cache[number, :, :length] = cache[last, :, :length]
+                self._lengths[number] = length
+        self.count = last
+
+    def _prefill(self, prompt: list[int], whole: bool) -> np.ndarray:
+        import torch
+        import torch.nn.functional as F
+
+        slot, length = self.count, len(prompt)
+        with torch.inference_mode():
+            self._grow(length)
+            cos, sin = self._cos[:length, None], self._sin[:length, None]
+            hidden = F.embedding(torch.tensor(prompt), self._embed)
+            for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+                query, key, value = (part.transpose(0, 1) for part in self._project(hidden, layer, cos, sin))
+                keys[slot, :, :length] = key
+                values[slot, :, :length] = value
+                mixed = F.scaled_dot_product_attention(
+                    query[None], key[None], value[None], is_causal=True, enable_gqa=self.heads != self.groups
+                )
+                hidden = self._feed(hidden, mixed[0].transpose(0, 1).reshape(length, -1), layer)
+            self._lengths[slot] = length
+            self.count += 1
+            return self._logits(hidden if whole else hidden[-1:])
+
+    def _project(self, hidden: "torch.Tensor", layer: tuple, cos: "torch.Tensor", sin: "torch.Tensor") -> tuple:
+        """Rotated queries and keys, and values; [tokens, heads, head size] each."""
+        import torch.nn.functional as F
+
+        norm, weight, bias = layer[:3]
+        joint = F.linear(F.rms_norm(hidden, norm.shape, norm, self.epsilon), weight, bias)
+        joint = joint.view(len(hidden), self.heads + 2 * self.groups, self.head)
+        turning = joint[:, : self.heads + self.groups]
+        turned = turning * cos + turning.roll(self.head // 2, dims=-1) * sin
+        return turned[:, : self.heads], turned[:, self.heads :], joint[:, self.heads + self.groups :]
+
+    def _feed(self, hidden: "torch.Tensor", mixed: "torch.Tensor", layer: tuple) -> "torch.Tensor":
+        import torch.nn.functional as F
+
+        output, norm, weight, down = layer[3:]
+        hidden = hidden + output(mixed)
+        gate, up = F.linear(F.rms_norm(hidden, norm.shape, norm, self.epsilon), weight).chunk(2, dim=-1)
+        return hidden + down(F.silu(gate) * up)
+
+    def _logits(self, hidden: "torch.Tensor") -> np.ndarray:
+        import torch.nn.functional as F
+
+        return F.linear(F.rms_norm(hidden, self._norm.shape, self._norm, self.epsilon), self._out).float().numpy()
+
+    def _grow(self, length: int) -> None:
+        import torch
+
+        have = self._keys[0].shape[2] if self._keys else 0
+        if length <= have:
+            return
+        size = -(-length // GROWTH) * GROWTH
+        for store in (self._keys, self._values):
+            old, store[:] = list(store), []
+            for layer in range(len(self._layers)):
+                new = torch.zeros(self.slots, self.groups, size, self.head, dtype=self._embed.dtype)
+                if old:
+                    new[:, :, :have] = old[layer]
+                store.append(new)
+
+
+class StaticDecoder:
+    """Any causal model of transformers: left-padded batches, all admitted at once."""
+
+    def __init__(self, model: "PreTrainedModel", slots: int):
+        self.count, self.slots, self.vocabulary = 0, slots, model.config.get_text_config().vocab_size
+        self._model: Any = model
+        self._cache: Any = None
+
+    def room(self) -> int:
+        return 0 if self.count else self.slots
+
+    def admit(self, prompts: list[list[int]], whole: list[bool]) -> list[np.ndarray]:
+        import torch
+        from transformers import DynamicCache
+
+        longest = max(len(prompt) for prompt in prompts)
+        self._mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        self.count, self._cache = len(prompts), DynamicCache()
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        logits = self._forward(ids, (self._mask.cumsum(-1) - 1).clamp(min=0))
+        starts = [longest - len(p) if w else longest - 1 for p, w in zip(prompts, whole, strict=True)]
+        return [row[start:] for row, start in zip(logits, starts, strict=True)]
+
+    def step(self, tokens: list[int]) -> np.ndarray:
+        import torch
+
+        self._mask = torch.cat([self._mask, torch.ones(self.count, 1, dtype=torch.long)], dim=1)
+        return self._forward(torch.tensor(tokens)[:, None], self._mask.sum(-1, keepdim=True) - 1)[:, 0]
+
+    def drop(self, number: int) -> None:
+        import torch
+
+        last = self.count - 1
+        rows = [last if i == number else i for i in range(last)]
+        self.count = last
+        if rows:
+            self._cache.batch_select_indices(torch.tensor(rows))
+            self._mask = self._mask[rows]
+
+    def _forward(self, ids: "torch.Tensor", positions: "torch.Tensor") -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=ids,
+                attention_mask=self._mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        return output.logits.float().numpy()
+
+
+def load_decoder(folder: str, model_id: str, revision: str, slots: int) -> "tuple[Decoder, Any, set[int], int]":
+    """(decoder, tokenizer, ids that end a text, positions in all) of a model folder.
+
+    A folder without weights (a hub model's) gets them from the hub, as does a `folder` that is a hub id itself.
+    `ConfigError` when they cannot be had.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = Path(folder).is_dir()
+    whole = local and any(Path(folder).glob("*.safetensors"))
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+    if not whole:
+        source = {"pretrained_model_name_or_path": model_id if local else folder, "revision": revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**({"pretrained_model_name_or_path": folder} if local else source))
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{folder}: model {model_id} at {revision} cannot be loaded: {reason}") from None
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{folder} has no fast tokenizer (tokenizer.json), which this server needs")
+    length = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    note = Path(folder) / "generator.json"
+    if note.is_file():
+        length = min(length, json.loads(note.read_text())["max_length"])
+    named: Any = model.generation_config and model.generation_config.eos_token_id
+    ends: set[int] = {named} if isinstance(named, int) else set(named or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    plain = not getattr(model.config, "sliding_window", None)
+    like_llama = (model.config.architectures or [""])[0] in LLAMA_LIKE and plain
+    decoder: Decoder = LlamaDecoder(model, slots) if like_llama else StaticDecoder(model, slots)
+    return decoder, tokenizer, ends, length

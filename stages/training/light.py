@@ -1,0 +1,297 @@
+"""The light trainer: a Llama by transformers' Trainer, on the CPU or on one GPU, that a kill cannot hurt.
+
+Checkpoints lie outside DVC's outs, under `<store>/train/<key>`. A checkpoint counts only when its loss log, written
+last, is there; so a kill while one is being written costs no more than the steps since the one before. Training that
+is taken up again gives the same losses and weights as training that was never stopped, since the order of the windows
+is a function of (seed, place) and the optimiser, the schedule and the random state are restored.
+"""
+
+import csv
+import fcntl
+import json
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
+
+from stages.errors import ClusterError, ConfigError
+from stages.progress import Progress
+from stages.tracking import Run
+from stages.training.recipe import Recipe
+from stages.training.shards import TokenShards, WindowOrder
+
+CHECKPOINT_SECONDS = 20.0  # at least this long between checkpoints,
+CHECKPOINT_SHARE = 0.02  # and longer where writing one takes more than this share of the time
+LOSSES = "losses.csv"
+COLUMNS = ("step", "loss", "learning_rate", "gradient_norm")
+
+Step = tuple[int, float, float, float]  # step (from 1), loss in nats a token, learning rate, gradient norm
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave."""
+
+    model: LlamaForCausalLM
+    losses: list[Step]
+    resumed_at: int  # the step of the checkpoint that this process began from; 0 for a fresh start
+    tokens_per_second: float  # of this process
+
+
+def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
+    """bf16 autocast where the processor computes in it (CUDA from Ampere on, AVX512_BF16, AMX), else fp32."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def new_model(recipe: Recipe, vocab_size: int, eos: int) -> LlamaForCausalLM:
+    """A Llama with fresh weights drawn from the recipe's seed."""
+    shape = recipe.architecture
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.max_positions,
+        rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tied_embeddings,
+        bos_token_id=None,  # type: ignore[arg-type]
+        eos_token_id=eos,
+        pad_token_id=None,
+        use_cache=False,
+    )
+    torch.manual_seed(recipe.seed)
+    return LlamaForCausalLM(config)
+
+
+def token_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross-entropy in nats. `labels` are the next tokens, already shifted; the mean over the whole batch's tokens."""
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+    total = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+@torch.no_grad()
+def validation_loss(model: LlamaForCausalLM, shards: TokenShards, batch: int, precision: str) -> tuple[float, int]:
+    """Mean loss in nats a token over every whole window of a split, and the tokens it is a mean over (0: nan)."""
+    model.eval()
+    total, tokens = 0.0, 0
+    device = model.device
+    for start in range(0, shards.windows, batch):
+        rows = np.stack([shards.window(i) for i in range(start, min(start + batch, shards.windows))])
+        block = torch.from_numpy(rows).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(input_ids=block[:, :-1], use_cache=False).logits
+        loss = functional.cross_entropy(logits.float().flatten(0, 1), block[:, 1:].flatten(), reduction="sum")
+        total += loss.item()
+        tokens += block[:, 1:].numel()
+    return (total / tokens if tokens else math.nan), tokens
+
+
+class Windows(Dataset):
+    """Place in training -> inputs and next tokens; as long as the whole training."""
+
+    def __init__(self, shards: TokenShards, order: WindowOrder, places: int):
+        self.shards, self.order, self.places = shards, order, places
+
+    def __len__(self) -> int:
+        return self.places
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        tokens = torch.from_numpy(self.shards.window(self.order[place]))
+        return {"input_ids": tokens[:-1], "labels": tokens[1:]}
+
+
+class WindowTrainer(Trainer):
+    """A Trainer that takes the data in the order given, books each step's loss, and writes checkpoints by time."""
+
+    def __init__(self, recipe: Recipe, run: Run, losses: list[Step], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.recipe, self.run, self.losses = recipe, run, losses
+        self.first, self.terminated = len(losses), False
+        self.began = self.saved = time.monotonic()
+        self.interval = CHECKPOINT_SECONDS
+        self.progress = Progress("train", recipe.steps - self.first, "steps")
+        self._sum = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of this process."""
+        done = (len(self.losses) - self.first) * self.recipe.batch * self.recipe.sequence
+        return done / max(time.monotonic() - self.began, 1e-9)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # type: ignore[arg-type]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; its loss is a share of the step's: `token_loss` divides by the whole batch's tokens."""
+        loss = super().training_step(*args, **kwargs)
+        self._sum += float(loss)
+        return loss
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        """Called after every optimiser step, and once more at the end of the data."""
+        step = self.state.global_step
+        if len(self.losses) == step:
+            return
+        loss, norm, rate = self._sum, float(grad_norm), float(kwargs["learning_rate"])
+        self._sum = 0.0
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ConfigError(
+                f"train: the loss is {loss} and the gradient's norm {norm} at step {step} of {self.recipe.steps};"
+                " lower train.learning_rate or raise train.warmup_steps"
+            )
+        self.losses.append((step, loss, rate, norm))
+        speed = self.tokens_per_second
+        shown = {"step": f"{step}/{self.recipe.steps}", "loss": f"{loss:.4f}", "rate": f"{rate:.2e}"}
+        self.progress.advance(1, **shown, tokens_per_s=f"{speed:,.0f}")
+        point = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "tokens_per_second": speed}
+        self.run.metrics(point, step=step)
+        if self.terminated or (time.monotonic() - self.saved >= self.interval and step < self.recipe.steps):
+            self.control.should_save = True
+            self.control.should_training_stop |= self.terminated
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        started = time.monotonic()
+        super()._save_checkpoint(*args, **kwargs)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        write_losses(folder / LOSSES, self.losses)
+        self.saved = time.monotonic()
+        self.interval = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
+
+
+def write_losses(path: Path, losses: list[Step]) -> None:
+    """The loss log as CSV, with every digit, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((step, *map(repr, values)) for step, *values in losses)
+    partial.replace(path)
+
+
+def read_losses(path: Path) -> list[Step]:
+    """The loss log that `write_losses` wrote."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = csv.DictReader(stream)
+        return [(int(r["step"]), float(r["loss"]), float(r["learning_rate"]), float(r["gradient_norm"])) for r in rows]
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; those that a kill left unfinished are removed."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / LOSSES).is_file():
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a checkpoint folder for this process; `ClusterError` when another one trains in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ClusterError(f"{folder}: another process trains this very model; wait for it, or end it") from None
+        yield
+
+
+def open_run(folder: Path, tags: dict[str, str]) -> Run:
+    """The MLflow run of this training: the one named beside the checkpoints, else a new one."""
+    named = folder / "mlflow.json"
+    run = Run("train", tags, json.loads(named.read_text())["run_id"] if named.is_file() else None)
+    named.write_text(json.dumps({"run_id": run.id}) + "\n")
+    return run
+
+
+def train(
+    recipe: Recipe, model: LlamaForCausalLM, shards: TokenShards, folder: Path, precision: str, run: Run
+) -> Trained:
+    """Train `model` on `shards` for the recipe's steps, going on from the newest checkpoint in `folder`.
+
+    `ConfigError` when the loss stops being a number, `ClusterError` after a SIGTERM, which writes a checkpoint first.
+    """
+    checkpoint = latest_checkpoint(folder)
+    losses = read_losses(checkpoint / LOSSES) if checkpoint else []
+    if checkpoint:
+        print(f"train: going on from step {len(losses)} of {recipe.steps} ({checkpoint})", file=sys.stderr, flush=True)
+    for step in losses:  # what the killed process had not sent to MLflow yet
+        run.metrics(dict(zip(COLUMNS[1:], step[1:], strict=True)), step=step[0])
+    order = WindowOrder(shards.windows, recipe.seed)
+    trainer = WindowTrainer(
+        recipe,
+        run,
+        losses,
+        model=model,
+        args=arguments(recipe, folder, precision),
+        train_dataset=Windows(shards, order, recipe.steps * recipe.batch),
+        compute_loss_func=token_loss,
+    )
+    trainer.remove_callback(PrinterCallback)
+    before = signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "terminated", True))
+    try:
+        with trainer.progress:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if trainer.terminated and trainer.state.global_step < recipe.steps:
+        raise ClusterError(
+            f"stopped by SIGTERM at step {trainer.state.global_step} of {recipe.steps}; run it again to go on"
+        )
+    return Trained(model, losses, trainer.first, trainer.tokens_per_second)
+
+
+def arguments(recipe: Recipe, folder: Path, precision: str) -> TrainingArguments:
+    """The recipe in the Trainer's words."""
+    gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.micro_batch,
+        gradient_accumulation_steps=recipe.batch // recipe.micro_batch,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": recipe.final_rate_share},
+        warmup_steps=recipe.warmup_steps,
+        optim="adamw_torch_fused",
+        adam_beta1=recipe.betas[0],
+        adam_beta2=recipe.betas[1],
+        adam_epsilon=recipe.epsilon,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.gradient_clip,
+        bf16=precision == "bf16",
+        tf32=False if gpu else None,
+        use_cpu=not gpu,
+        seed=recipe.seed,
+        save_strategy="no",
+        save_total_limit=2,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=gpu,
+    )

@@ -1,0 +1,136 @@
+"""The token shards that datatrove writes, read as one long sequence of windows.
+
+A `.ds` file is a flat array of little-endian token ids, two bytes each for vocabularies up to 65,536 and four above,
+every document ended by the end-of-text token (datatrove, `pipeline/tokens/tokenizer.py`). Files are taken in the order
+of their names and joined end to end, so the windows do not depend on how many shards there are.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.draws import draw_u64
+from stages.errors import DataError
+
+REMAKE = "run `dvc repro tokenize_corpus`, or dvc pull"
+SCAN = 1 << 22  # tokens checked at a time
+
+
+class Split(BaseModel):
+    """One split of the corpus."""
+
+    tokens: int = Field(ge=0)
+    documents: int = Field(ge=0)
+
+
+class Corpus(BaseModel):
+    """What `data/tokenize_corpus/corpus.json` says of the shards beside it; further keys are for others."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    train: Split
+    validation: Split
+    vocab_size: int = Field(ge=1)
+    token_bytes: int
+    eos: int = Field(ge=0)  # id of the end-of-text token
+    dataset_hash: str  # over the names and bytes of all shards
+
+
+def read_corpus(folder: Path) -> Corpus:
+    """The corpus card of a folder of shards. `DataError` when it is missing or says the impossible."""
+    path = folder / "corpus.json"
+    try:
+        corpus = Corpus.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; {REMAKE}") from None
+    except (ValidationError, ValueError) as error:
+        raise DataError(f"{path} is no corpus card: {' '.join(str(error).split())}; {REMAKE}") from None
+    wanted = 2 if corpus.vocab_size <= 1 << 16 else 4
+    if corpus.token_bytes != wanted:
+        raise DataError(
+            f"{path}: a vocabulary of {corpus.vocab_size} tokens takes {wanted} bytes a token,"
+            f" but token_bytes is {corpus.token_bytes}; {REMAKE}"
+        )
+    return corpus
+
+
+class TokenShards:
+    """One split's tokens, memory-mapped, as consecutive windows of `sequence` inputs and their next tokens.
+
+    Window i holds the tokens [i * sequence, (i + 1) * sequence] of the joined shards: neighbours share one token, the
+    last target of the one and the first input of the other.
+    """
+
+    def __init__(self, folder: Path, split: Split, corpus: Corpus, sequence: int):
+        self.folder, self.sequence, self.vocab_size = folder, sequence, corpus.vocab_size
+        self._parts, starts = [], [0]
+        for path in sorted(folder.glob("*.ds")):
+            size = path.stat().st_size
+            if size % corpus.token_bytes:
+                raise DataError(
+                    f"{path} is corrupt: {size} bytes are no whole number of {corpus.token_bytes}-byte tokens;"
+                    f" {REMAKE}"
+                )
+            if size:
+                self._parts.append(np.memmap(path, dtype=f"<u{corpus.token_bytes}", mode="r"))
+                starts.append(starts[-1] + size // corpus.token_bytes)
+        self._starts = np.array(starts)
+        self.tokens = starts[-1]
+        if self.tokens != split.tokens:
+            raise DataError(
+                f"{folder}: the shards hold {self.tokens} tokens, but corpus.json says {split.tokens};"
+                f" a shard is cut short, missing or left over: {REMAKE}"
+            )
+
+    @property
+    def windows(self) -> int:
+        """Whole windows; the tail that does not fill one is left out."""
+        return max((self.tokens - 1) // self.sequence, 0)
+
+    def check_vocabulary(self) -> None:
+        """`DataError` for a token that the vocabulary does not have, with its file and place."""
+        for part in self._parts:
+            for start in range(0, len(part), SCAN):
+                wrong = np.flatnonzero(part[start : start + SCAN] >= self.vocab_size)
+                if wrong.size:
+                    place = start + int(wrong[0])
+                    raise DataError(
+                        f"{part.filename}: token {place} is {part[place]}, but corpus.json declares a vocabulary of"
+                        f" {self.vocab_size}; the shards were made with another tokenizer: {REMAKE}"
+                    )
+
+    def span(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start..stop-1 of the joined shards, as int64."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        pieces = []
+        while start < stop:
+            end = min(stop, int(self._starts[first + 1]))
+            offset = int(self._starts[first])
+            pieces.append(self._parts[first][start - offset : end - offset])
+            start, first = end, first + 1
+        return np.concatenate(pieces).astype(np.int64)
+
+    def window(self, index: int) -> np.ndarray:
+        """Window `index`: sequence + 1 tokens."""
+        start = index * self.sequence
+        return self.span(start, start + self.sequence + 1)
+
+
+class WindowOrder:
+    """Which window stands at which place of training: every epoch a permutation drawn from (seed, epoch)."""
+
+    def __init__(self, windows: int, seed: int):
+        self.windows, self.seed = windows, seed
+        self._epoch = lru_cache(maxsize=2)(self._permute)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.Generator(np.random.PCG64(draw_u64(self.seed, "train.order", epoch))).permutation(
+            self.windows
+        )
+
+    def __getitem__(self, place: int) -> int:
+        epoch, within = divmod(place, self.windows)
+        return int(self._epoch(epoch)[within])

@@ -1,0 +1,157 @@
+"""Evaluation: lighteval's scores are the ones a direct computation gives, for the weights that are there."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_llama import write_model, write_tokenizer, write_training
+
+from stages.evaluation.scoring import average, best, by_character, summary
+from stages.tables.contracts import BENCHMARK
+from stages.tables.parquet import read_table, write_table
+
+ITEMS = {
+    "arc_easy": [
+        ("Question: What do plants take in?\nAnswer:", [" light", " soup", " iron filings", " sleep"], 0),
+        ("Question: What is ice?\nAnswer:", [" a gas", " frozen water", " wood", " glass"], 1),
+        ("Question: Which is a mammal?\nAnswer:", [" trout", " fern", " bat", " wasp"], 2),
+        ("Question: What moves the tides?\nAnswer:", [" whales", " ships", " rain", " the moon"], 3),
+    ],
+    "boolq": [
+        ("Venus is a planet.\nQuestion: is venus a planet?\nAnswer:", [" yes", " no"], 0),
+        ("Salt is a mineral.\nQuestion: is salt a plant?\nAnswer:", [" yes", " no"], 1),
+        ("Rome is in Italy.\nQuestion: is rome in spain?\nAnswer:", [" yes", " no"], 1),
+    ],
+    "hellaswag": [
+        (
+            "She fills the kettle and",
+            [" waits for it to boil.", " eats it.", " paints the roof of a distant house."],
+            0,
+        ),
+        ("He ties his shoes and then he", [" melts.", " goes for a run.", " is the number seven."], 1),
+    ],
+}
+
+
+def rows(task: str) -> list[dict]:
+    return [
+        {
+            "item_id": f"{task}/{i:06d}",
+            "task": task,
+            "query": query,
+            "choices": choices,
+            "gold": gold,
+            "question": query,
+            "answer": choices[gold],
+            "revision": "0",
+        }
+        for i, (query, choices, gold) in enumerate(ITEMS[task])
+    ]
+
+
+def direct_logprobs(folder: Path, item: dict) -> list[float]:
+    """Log-probability of each choice as a continuation, one forward pass each, without lighteval."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for choice in item["choices"]:
+        query, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (item["query"], choice))
+        with torch.no_grad():
+            scores = model(torch.tensor([query + answer])).logits[0].log_softmax(-1)
+        found.append(sum(scores[len(query) + i - 1, token].item() for i, token in enumerate(answer)))
+    return found
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump({"profile": "tiny", "evaluate": {"seed": 1, "tasks": [*ITEMS]}})
+    )
+    (tmp_path / "profiles/tiny.yaml").write_text(yaml.safe_dump({"evaluate": {"max_items": 3, "batch_size": 32}}))
+    for task in ITEMS:
+        write_table(tmp_path / f"data/benchmarks/{task}.parquet", rows(task), BENCHMARK)
+    write_export(tmp_path / "models/export", seed=0)
+    return tmp_path
+
+
+def write_export(folder: Path, seed: int) -> None:
+    vocabulary = write_tokenizer(folder)
+    write_model(folder, vocabulary, seed)
+    write_training(folder, vocabulary)
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(repository: Path):
+    import torch
+
+    from stages.evaluate import main
+    from stages.evaluation.scoring import DETAIL
+
+    by_seed = {}
+    for seed in (0, 1):  # new weights at the same path: a cached answer would be the old model's
+        write_export(repository / "models/export", seed)
+        main()
+        details = read_table("data/evaluate/details.parquet", DETAIL).to_pylist()
+        metrics = json.loads(Path("metrics/evaluate.json").read_text())
+        items = {row["item_id"]: row for task in ITEMS for row in rows(task)}
+        assert [(t, sum(d["task"] == t for d in details)) for t in ITEMS] == [
+            ("arc_easy", 3),
+            ("boolq", 3),
+            ("hellaswag", 2),
+        ]
+        for row in details:
+            item = items[row["item_id"]]
+            wanted = direct_logprobs(repository / "models/export", item)
+            assert row["logprobs"] == pytest.approx(wanted, abs=1e-3)
+            assert row["correct"] == (best(wanted) == item["gold"])
+            assert row["correct_norm"] == (best(by_character(wanted, item["choices"])) == item["gold"])
+        for task in ITEMS:
+            mine = [row for row in details if row["task"] == task]
+            assert metrics["tasks"][task]["acc"] == pytest.approx(
+                sum(r["correct"] for r in mine) / len(mine), rel=1e-5
+            )
+        by_seed[seed] = [row["logprobs"] for row in details]
+    assert by_seed[0] != by_seed[1]
+    assert torch.is_grad_enabled()
+
+    with sqlite3.connect(repository / "mlflow.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",), ("FINISHED",)]
+        recorded = dict(database.execute("select key, value from metrics"))
+        assert recorded["average/acc_norm"] == pytest.approx(metrics["average"]["acc_norm"], rel=1e-5)
+        assert ("evaluate.max_items", "3") in database.execute("select key, value from params").fetchall()
+        tags = dict(database.execute("select key, value from tags"))
+        assert tags["dataset_hash"] == "d" * 64 and "git_revision" in tags
+
+
+def test_the_drawn_items_do_not_depend_on_the_order_of_the_table(repository: Path):
+    from stages.evaluate import EvaluateParams, read_items
+
+    params = EvaluateParams(seed=1, tasks=["arc_easy"], max_items=2, batch_size=1)
+    ids = [row["item_id"] for row in read_items("arc_easy", params)]
+    fewer = [row for row in rows("arc_easy") if row["item_id"] in ids]
+    write_table("data/benchmarks/arc_easy.parquet", fewer, BENCHMARK)
+    assert len(ids) == 2 and [row["item_id"] for row in read_items("arc_easy", params)] == ids
+
+
+def test_characters_are_counted_without_the_leading_space():
+    assert by_character([-6.0, -6.0], [" ab", "abc"]) == [-3.0, -2.0]
+    assert best([-1.0, -1.0, -2.0]) == 0
+
+
+def test_the_average_counts_every_task_the_same():
+    answers = [{"correct": c, "correct_norm": True, "choices": ["a", "b"]} for c in (True, False, False, False)]
+    large, small = summary(answers * 5), summary(answers[:2])
+    assert (large["acc"], large["items"], large["chance"]) == (0.25, 20, 0.5)
+    assert large["acc_stderr"] == pytest.approx((0.25 * 0.75 / 19) ** 0.5)
+    both = average({"large": large, "small": small})
+    assert both["acc"] == pytest.approx((0.25 + 0.5) / 2)
+    assert both["acc_stderr"] == pytest.approx((large["acc_stderr"] ** 2 + small["acc_stderr"] ** 2) ** 0.5 / 2)
+    assert both["acc_norm_stderr"] == 0

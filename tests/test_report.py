@@ -1,0 +1,155 @@
+"""The report: complete, self-contained, safe to open, the same bytes for the same inputs."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from rows import document, write_documents
+
+from stages.errors import DataError
+from stages.report import main
+from stages.reporting.facts import evidence
+from stages.tables.contracts import REMOVED
+from stages.tables.parquet import write_table
+
+HOSTILE = '<script>alert("x")</script> | {{ 7 * 7 }} <img src=http://example.com/x.png> & so on'
+ACCOUNT = {"rows_in": 5, "rows_kept": 4, "rows_removed": 1}
+SCORES = {"acc": 0.5, "acc_stderr": 0.1, "acc_norm": 0.25, "acc_norm_stderr": None, "chance": 0.25, "items": 4}
+METRICS: dict[str, dict] = {
+    "prompts": {**ACCOUNT, "removed": {"duplicate_prompt": 1}},
+    "pilot": {"cells": {"web-blogpost": {"completions": 2, "opening": HOSTILE, "opening_share": 0.5}}},
+    "generate": {"requests": 7, "completed": 7, "failed": 0, "failed_by_reason": {}},
+    "clean": {"rows_in": 7, "rows_kept": 6, "rows_removed": 1, "removed": {"refusal": 1, "short": 0}},
+    "dedup": {"rows_in": 6, "rows_kept": 5, "rows_removed": 1, "removed": {"near": 1}},
+    "decontaminate": {"rows_in": 5, "rows_kept": 3, "rows_removed": 2, "removed": {"contaminated": 2}},
+    "tokenize_corpus": {"documents": 3, "vocab_size": 64, "tokenizer": "generator", "dataset_hash": "d" * 64},
+    "train": {
+        "parameters": 1000,
+        "steps": 3,
+        "tokens": 900,
+        "epochs": 1.5,
+        "train_loss": 2.0,
+        "validation_loss": None,
+    },
+    "evaluate": {"average": SCORES, "tasks": {"arc_easy": SCORES}},
+}
+CURVE = "step,loss,learning_rate\n1,3.0,0\n2,2.5,0.001\n3,2.0,0.0001\n"
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profiles").mkdir()
+    report = {"seed": 1, "examples": 2, "excerpt": 100}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "report": report}))
+    (tmp_path / "profiles/tiny.yaml").write_text("report: {}\n")
+    (tmp_path / "metrics/plots").mkdir(parents=True)
+    for stage, metrics in METRICS.items():
+        (tmp_path / f"metrics/{stage}.json").write_text(json.dumps(metrics))
+    plots = tmp_path / "metrics/plots"
+    (plots / "prompts.csv").write_text("source,style,format,audience,prompts\nweb,blogpost,blogpost,general,4\n")
+    (plots / "contamination.csv").write_text("source,task,documents,items\nweb,arc_easy,2,1\n")
+    (plots / "train_loss.csv").write_text(CURVE)
+    texts = [HOSTILE, "Rain falls when drops grow heavy. " * 9, "Bread rises because yeast breathes."]
+    write_documents(tmp_path / "data/decontaminate/web-blogpost.parquet", [document(text=t) for t in texts])
+    write_documents(tmp_path / "data/decontaminate/khanacademy-textbook.parquet", [])
+    for stage, reason in (("clean", "refusal"), ("dedup", "near"), ("decontaminate", "contaminated")):
+        gone = {"completion_id": "gone-0", "source": "web", "style": "blogpost", "reason": reason, "text": HOSTILE}
+        found = {"items": [{"item_id": "arc_easy/000001", "matched": HOSTILE, "ratio": 0.75}]}
+        write_table(
+            tmp_path / f"data/{stage}/removed/removed.parquet", [{**gone, "evidence": json.dumps(found)}], REMOVED
+        )
+    return tmp_path
+
+
+class Addresses(HTMLParser):
+    """Collects tags and what they load or link."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def page() -> str:
+    main()
+    return Path("data/report/index.html").read_text()
+
+
+def test_the_page_loads_nothing_from_anywhere(repository: Path):
+    found = Addresses()
+    found.feed(page())
+    assert found.addresses and all(a.startswith(("data:image/", "#")) for a in found.addresses)
+    assert not re.search(r"@import|url\(", page())
+
+
+def test_text_from_models_and_the_web_is_escaped(repository: Path):
+    text = page()
+    found = Addresses()
+    found.feed(text)
+    assert not found.tags & {"script", "iframe", "object", "embed"}
+    assert (
+        text.count("&lt;script&gt;alert(") == 8
+    )  # the document, the pilot's opening; text and match of three removals
+    assert "{{ 7 * 7 }}" in text
+
+
+def test_a_card_cell_cannot_break_out_of_its_table(repository: Path):
+    write_documents(
+        repository / "data/decontaminate/web-blogpost.parquet",
+        [document(format="blog|post\nx", text="One short text.")],
+    )
+    main()
+    card = Path("data/report/README.md").read_text()
+    assert "| blog\\|post x | 1 |" in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["size_categories"] == ["n<1K"] and [c["config_name"] for c in front["configs"]] == [
+        "khanacademy",
+        "web",
+    ]
+
+
+def test_the_same_inputs_give_the_same_bytes(repository: Path):
+    def outputs() -> dict[str, bytes]:
+        main()
+        files = [*Path("data/report").iterdir(), *Path("metrics/plots").glob("*.svg")]
+        return {str(path): path.read_bytes() for path in files}
+
+    first = outputs()
+    assert len(first) == 7 and outputs() == first
+    assert not [name for name, content in first.items() if name.endswith(".svg") and b"<dc:date>" in content]
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics/dedup.json", "metrics/plots/train_loss.csv", "data/clean/removed/removed.parquet"]
+)
+def test_a_required_file_that_is_missing_is_an_error(repository: Path, name: str):
+    Path(name).unlink()
+    with pytest.raises(DataError, match=re.escape(f"{name} is missing")):
+        main()
+
+
+def test_a_metric_that_is_not_there_is_a_dash(repository: Path):
+    text = page()
+    assert re.search(r"validation perplexity</td><td>–</td>", text)
+    Path("metrics/export.json").write_text(json.dumps({"logits_max_difference": 1.5e-7}))
+    assert "1.5e-07" in page() and "1.5e-07" not in text
+
+
+def test_every_stage_and_reason_is_accounted_for(repository: Path):
+    text = page()
+    for heading in ("clean: refusal (1)", "dedup: near (1)", "decontaminate: contaminated (2)"):
+        assert heading in text
+    assert '<td>arc_easy</td><td class="n">2 (1)</td>' in text
+
+
+def test_evidence_that_is_no_json_is_shown_as_it_is():
+    assert evidence("not json") == [("evidence", "not json")]
+    assert evidence('{"kept": "a", "ratio": 0.123456}') == [("kept", "a"), ("ratio", "0.123")]
