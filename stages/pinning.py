@@ -23,8 +23,9 @@ def references(node: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
         return
     for key, kind in KINDS.items():
         name, revision = node.get(key), node.get("revision")
-        named = isinstance(name, str) and isinstance(revision, str)
-        if named and not is_local(name) and not COMMIT.fullmatch(revision):
+        if not isinstance(name, str) or not isinstance(revision, str):
+            continue
+        if not is_local(name) and not COMMIT.fullmatch(revision):
             yield node, kind, name
     for value in node.values():
         yield from references(value)

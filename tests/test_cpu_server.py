@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from text_generation.errors import OverloadedError, ValidationError, parse_error
 from text_generation.types import Response, StreamResponse
 
 from stages.serving import decoding
+from stages.serving.batching import Batcher, Job
 from stages.serving.choosing import Choice, choose
-from stages.serving.decoding import LlamaDecoder, StaticDecoder
+from stages.serving.decoding import LlamaDecoder, LlamaWeights, StaticDecoder
 from stages.serving.tiny_llama import Demonstration, train_tokenizer
 
 TEXTS = [
@@ -144,7 +146,7 @@ def test_the_lean_forward_has_the_logits_of_transformers_while_sequences_join_an
     sequences = [*map(list, prompts), [20, 21]]
     wanted = [expected(s) for s in sequences]
     followed = {tuple(s): expected([*s, 30, 31])[-2:] for s in sequences}
-    decoder = LlamaDecoder(tiny_llama_model(), 3)
+    decoder = LlamaDecoder(LlamaWeights(tiny_llama_model()), 3)
     got = decoder.admit(prompts, [True] * 3)
     for found, want in zip(got, wanted, strict=False):
         np.testing.assert_allclose(found, want, atol=1e-4)
@@ -155,6 +157,27 @@ def test_the_lean_forward_has_the_logits_of_transformers_while_sequences_join_an
     step = decoder.step([31, 31, 30])
     want = [followed[tuple(prompts[2])][1], followed[tuple(prompts[1])][1], followed[(20, 21)][0]]
     np.testing.assert_allclose(step, want, atol=1e-4)
+
+
+def test_lanes_share_one_queue_and_write_what_one_lane_writes(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer, weights = Tokenizer.from_file(str(folder / "tokenizer.json")), LlamaWeights(tiny_llama_model())
+
+    def run(slots: list[int]) -> tuple[list[list[int]], int]:
+        batcher = Batcher([LlamaDecoder(weights, n) for n in slots], tokenizer, {1}, threads=1)
+        done, most = threading.Semaphore(0), 0
+        jobs = [Job([5 + i, 6], 9 + i, Choice(seed=i), [], False, None, lambda _: done.release()) for i in range(9)]
+        for job in jobs:
+            batcher.submit(job)
+        while any(job.ended_at == 0 for job in jobs):
+            most = max(most, batcher.running())
+        batcher.stop()
+        assert all(done.acquire(timeout=1) for _ in jobs) and not any(job.error for job in jobs)
+        return [job.tokens for job in jobs], most
+
+    (alone, _), (shared, most) = run([1]), run([2, 2])
+    assert alone == shared and 2 < most <= 4
 
 
 def test_another_architecture_runs_in_padded_batches_with_the_logits_of_transformers() -> None:

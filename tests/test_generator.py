@@ -67,7 +67,7 @@ def test_training_learns_and_gives_the_same_bytes_again(tmp_path: Path) -> None:
 def test_transformers_reads_the_folder_and_the_template_is_the_form_that_was_trained(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    build(small(write_rows(tmp_path / "rows.jsonl", ROWS), epochs=0.2, text_epochs=0), tmp_path / "model")
+    build(small(write_rows(tmp_path / "rows.jsonl", ROWS), epochs=1), tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.vocab_size == len(tokenizer)
     assert tokenizer.is_fast and tokenizer.model_input_names == ["input_ids", "attention_mask"]
@@ -110,18 +110,18 @@ def test_a_demonstration_that_does_not_fit_is_named(tmp_path: Path) -> None:
         build(small(path), tmp_path / "model")
 
 
-def test_each_epoch_holds_every_row_once_within_the_batch_limit() -> None:
+def test_each_pass_holds_every_row_once_within_the_batch_limit() -> None:
     lengths = [5 + (i * 37) % 60 for i in range(50)]
-    batches = list(plan_batches(lengths, 200, 2.0, seed=1))
-    assert sorted(i for batch in batches for i in batch) == sorted([*range(50), *range(50)])
+    batches = plan_batches(lengths, 200, seed=1, epoch=0)
+    assert sorted(i for batch in batches for i in batch) == list(range(50))
     assert all(max(lengths[i] for i in batch) * len(batch) <= 200 for batch in batches)
-    assert batches == list(plan_batches(lengths, 200, 2.0, seed=1)) != list(plan_batches(lengths, 200, 2.0, seed=2))
+    assert batches == plan_batches(lengths, 200, seed=1, epoch=0) != plan_batches(lengths, 200, seed=1, epoch=1)
 
 
 def test_a_hub_model_leaves_tokenizer_and_config_and_needs_a_chat_template(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    build(small(write_rows(tmp_path / "rows.jsonl", ROWS), epochs=0.2, text_epochs=0), tmp_path / "hub")
+    build(small(write_rows(tmp_path / "rows.jsonl", ROWS), epochs=1), tmp_path / "hub")
     (tmp_path / "out").mkdir()
     describe(str(tmp_path / "hub"), "main", tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}

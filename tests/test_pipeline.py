@@ -24,8 +24,9 @@ AFTER_A_TEMPLATE = {
 }  # fmt: skip
 REDUCED = {
     "prompts.per_cell": 3,
-    "generator.train.text_epochs": 0.3,
-    "generator.train.epochs": 0.1,
+    "generator.train.text_epochs": 0,
+    "generator.train.epochs": 1,
+    "generator.train.hidden": 64,
     "generate.sampling.max_new_tokens": 48,
     "pilot.per_cell": 1,
     "clean.min_tokens": 2,

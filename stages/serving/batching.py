@@ -1,6 +1,8 @@
-"""The model thread of the CPU server: jobs wait in a queue, join the running batch as slots fall free, and leave it.
+"""The model threads of the CPU server: jobs wait in one queue, join a running batch as slots fall free, and leave it.
 
-One thread runs the model; it is the only one that touches the decoder. A job's callbacks are called from that thread.
+Each thread is a lane with a decoder and a batch of its own, which no other thread touches. Two lanes on a core each
+decode faster than one batch on both cores, whose operators wait for each other hundreds of times a step. A job's
+callbacks are called from its lane.
 """
 
 import threading
@@ -62,46 +64,72 @@ class Job:
 
 
 class Batcher:
-    """Runs jobs on a decoder: `waiting` and `live` are its queue and its batch."""
+    """Runs jobs on decoders that share a model, each with `threads` cores."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Any, ends: set[int]):
+    def __init__(self, decoders: list[Decoder], tokenizer: Any, ends: set[int], threads: int):
         self.waiting: deque[Job] = deque()
-        self.live: list[Job] = []
-        self._decoder, self._tokenizer, self._ends = decoder, tokenizer, ends
-        self._seen = np.zeros((0, decoder.vocabulary), dtype=bool)
-        self._change, self._stopped = threading.Condition(), False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        self.change, self.stopped = threading.Condition(), False
+        self._lanes = [Lane(self, decoder, tokenizer, ends, threads) for decoder in decoders]
+        for lane in self._lanes:
+            lane.start()
 
     def submit(self, job: Job) -> None:
-        with self._change:
+        with self.change:
             self.waiting.append(job)
-            self._change.notify()
+            self.change.notify_all()
 
     def stop(self) -> None:
-        """End the thread after the step that it is in."""
-        with self._change:
-            self._stopped = True
-            self._change.notify()
-        self._thread.join(STOP_SECONDS)
+        """End the lanes after the step that they are in."""
+        with self.change:
+            self.stopped = True
+            self.change.notify_all()
+        for lane in self._lanes:
+            lane.join(STOP_SECONDS)
 
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(lane.is_alive() for lane in self._lanes)
 
-    def _run(self) -> None:
+    def running(self) -> int:
+        """Jobs that are being decoded."""
+        return sum(len(lane.live) for lane in self._lanes)
+
+    def take(self, lane: "Lane") -> list[Job]:
+        """Jobs that join a lane now: at most its room, and no more than evens the lanes out; call under `change`."""
+        self.waiting = deque(job for job in self.waiting if not job.cancelled)
+        fair = -(-(self.running() + len(self.waiting)) // len(self._lanes))
+        count = min(lane.decoder.room(), len(self.waiting), max(fair - len(lane.live), 0))
+        return [self.waiting.popleft() for _ in range(count)]
+
+
+class Lane(threading.Thread):
+    """One decoder and the jobs in it, `live`."""
+
+    def __init__(self, batcher: Batcher, decoder: Decoder, tokenizer: Any, ends: set[int], threads: int):
+        super().__init__(name="model", daemon=True)
+        self.live: list[Job] = []
+        self.decoder = decoder
+        self._batcher, self._tokenizer, self._ends, self._threads = batcher, tokenizer, ends, threads
+        self._seen = np.zeros((0, decoder.vocabulary), dtype=bool)
+
+    def run(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
+        batcher = self._batcher
         while True:
-            with self._change:
-                self._change.wait_for(lambda: self.waiting or self.live or self._stopped)
-                if self._stopped:
+            with batcher.change:
+                joining: list[Job] = []
+                while not (batcher.stopped or self.live or (joining := batcher.take(self))):
+                    batcher.change.wait()
+                if batcher.stopped:
                     return
-                self.waiting = deque(job for job in self.waiting if not job.cancelled)
-                joining = [self.waiting.popleft() for _ in range(min(self._decoder.room(), len(self.waiting)))]
+                joining = joining or batcher.take(self)
             try:
                 if joining:
                     self._join(joining)
                 self._leave()
                 if self.live:
-                    self._advance(self._decoder.step([job.tokens[-1] for job in self.live]), self.live, 0)
+                    self._advance(self.decoder.step([job.tokens[-1] for job in self.live]), self.live, 0)
                     self._leave()
             except Exception as error:  # the batch is lost, the server is not; TGI answers such requests with 424
                 self._fail(
@@ -113,11 +141,11 @@ class Batcher:
             job.started_at = time.monotonic()
             if job.stop or job.on_token:
                 job.text = TokenText(self._tokenizer)
-        logits = self._decoder.admit([job.prompt for job in jobs], [job.whole for job in jobs])
+        logits = self.decoder.admit([job.prompt for job in jobs], [job.whole for job in jobs])
         first = len(self.live)
         self.live += jobs
         if len(self._seen) < len(self.live):
-            more = np.zeros((len(self.live) - len(self._seen), self._decoder.vocabulary), dtype=bool)
+            more = np.zeros((len(self.live) - len(self._seen), self.decoder.vocabulary), dtype=bool)
             self._seen = np.concatenate([self._seen, more])
         for number, (job, scores) in enumerate(zip(jobs, logits, strict=True), first):
             self._seen[number] = False
@@ -161,13 +189,13 @@ class Batcher:
             if number < len(self.live):
                 self.live[number] = last
                 self._seen[number] = self._seen[len(self.live)]
-            self._decoder.drop(number)
+            self.decoder.drop(number)
             self._end(job)
 
     def _fail(self, error: str, jobs: list[Job]) -> None:
         self.live.clear()
-        while self._decoder.count:
-            self._decoder.drop(self._decoder.count - 1)
+        while self.decoder.count:
+            self.decoder.drop(self.decoder.count - 1)
         for job in jobs:
             job.error = error
             self._end(job)

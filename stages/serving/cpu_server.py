@@ -26,7 +26,7 @@ from aiohttp import web
 
 from stages.errors import ConfigError
 from stages.serving.batching import Batcher, Job, TokenText
-from stages.serving.decoding import load_decoder
+from stages.serving.decoding import load_model, make_decoders, plan_lanes, torch_threads
 from stages.serving.validation import (
     MAX_STOP_SEQUENCES,
     GenerateRequest,
@@ -42,7 +42,7 @@ OVERLOADED = {"error": "Model is overloaded", "error_type": "overloaded"}
 
 
 class Server:
-    """The HTTP side: everything here runs in the event loop; `Batcher` holds the model thread."""
+    """The HTTP side: everything here runs in the event loop; `Batcher` holds the model threads."""
 
     def __init__(self, batcher: Batcher, tokenizer: Any, max_total_tokens: int, options: argparse.Namespace):
         self.batcher, self.tokenizer, self.options = batcher, tokenizer, options
@@ -170,14 +170,14 @@ class Server:
         )
 
     async def health(self, http: web.Request) -> web.Response:
-        """200 while the model thread lives."""
+        """200 while the model threads live."""
         if self.batcher.alive():
             return web.Response()
         return web.json_response({"error": "unhealthy", "error_type": "healthcheck"}, status=503)
 
     async def metrics(self, http: web.Request) -> web.Response:
         """Prometheus text: gauges of queue and batch, counters of requests."""
-        gauges = {"tgi_queue_size": len(self.batcher.waiting), "tgi_batch_current_size": len(self.batcher.live)}
+        gauges = {"tgi_queue_size": len(self.batcher.waiting), "tgi_batch_current_size": self.batcher.running()}
         lines = [f"# TYPE {name} gauge\n{name} {value}" for name, value in gauges.items()]
         for kind, names in (("counter", ("tgi_request_count", "tgi_request_success")), ("summary", SUMMARIES)):
             for name in names:
@@ -312,16 +312,16 @@ def register(path: Path, url: str) -> None:
 
 async def serve(options: argparse.Namespace) -> None:
     """Load the model, serve until SIGTERM or SIGINT."""
-    decoder, tokenizer, ends, length = load_decoder(
-        options.model, options.model_id, options.revision, options.batch_size
-    )
+    model, tokenizer, ends, length = load_model(options.model, options.model_id, options.revision)
+    lanes, threads = plan_lanes(torch_threads(), options.batch_size)
+    decoders = make_decoders(model, lanes, options.batch_size)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     backend.no_truncation()
     backend.no_padding()
-    batcher = Batcher(decoder, backend, ends)
+    batcher = Batcher(decoders, backend, ends, threads)
     server = Server(batcher, backend, length, options)
     runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
     await runner.setup()
@@ -332,7 +332,11 @@ async def serve(options: argparse.Namespace) -> None:
         url = f"http://127.0.0.1:{port}"
         if options.registration:
             register(options.registration, url)
-        print(f"cpu_server: {options.model_id} ({type(decoder).__name__}) at {url}", file=sys.stderr, flush=True)
+        print(
+            f"cpu_server: {options.model_id} ({lanes} x {type(decoders[0]).__name__}) at {url}",
+            file=sys.stderr,
+            flush=True,
+        )
         await stop.wait()
     finally:
         if options.registration:

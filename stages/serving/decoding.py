@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LLAMA_LIKE = ("LlamaForCausalLM", "MistralForCausalLM")
 GROWTH = 128  # positions by which the cache grows
+LANE_SEQUENCES = 8  # at least, that a lane decodes together
 
 
 class Decoder(Protocol):
@@ -46,25 +47,24 @@ class Decoder(Protocol):
         ...
 
 
-class LlamaDecoder:
-    """Slots of a key-value cache, filled from the front: slot i holds sequence i."""
+class LlamaWeights:
+    """The weights of a transformers Llama, projections that read the same input joined; the model is used up."""
 
-    def __init__(self, model: "PreTrainedModel", slots: int):
+    def __init__(self, model: "PreTrainedModel"):
         import torch
 
         config: Any = model.config
         body: Any = model.model
-        self.count, self.slots, self.vocabulary = 0, slots, config.vocab_size
+        self.vocabulary, self.epsilon = config.vocab_size, config.rms_norm_eps
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.epsilon = config.rms_norm_eps
-        self._embed, self._norm, self._out = body.embed_tokens.weight, body.norm.weight, model.lm_head.weight  # type: ignore[union-attr]
-        self._layers = []
+        self.embed, self.norm, self.out = body.embed_tokens.weight, body.norm.weight, model.lm_head.weight  # type: ignore[union-attr]
+        self.layers = []
         for layer in body.layers:
             attention, mlp = layer.self_attn, layer.mlp
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
             biases = [p.bias for p in projections]
-            self._layers.append(
+            self.layers.append(
                 (
                     layer.input_layernorm.weight,
                     torch.cat([p.weight for p in projections]),
@@ -77,11 +77,19 @@ class LlamaDecoder:
             )
             for part in (*projections, mlp.gate_proj, mlp.up_proj):
                 del part.weight
-        positions = torch.arange(config.max_position_embeddings)[None]
-        cos, sin = body.rotary_emb(self._embed, positions)
-        half = self.head // 2
-        self._cos = cos[0]
-        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        with torch.inference_mode():
+            cos, sin = body.rotary_emb(self.embed, torch.arange(config.max_position_embeddings)[None])
+            half = self.head // 2
+            self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+
+
+class LlamaDecoder:
+    """Slots of a key-value cache, filled from the front: slot i holds sequence i."""
+
+    def __init__(self, weights: LlamaWeights, slots: int):
+        import torch
+
+        self.weights, self.count, self.slots, self.vocabulary = weights, 0, slots, weights.vocabulary
         self._lengths = torch.zeros(slots, dtype=torch.long)
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
@@ -103,10 +111,10 @@ class LlamaDecoder:
             longest = int(places.max()) + 1
             self._grow(longest)
             rows = torch.arange(n)
-            mask = torch.where(torch.arange(longest) <= places[:, None], 0.0, -torch.inf).to(self._embed.dtype)
-            cos, sin = self._cos[places][:, None], self._sin[places][:, None]
-            hidden = F.embedding(torch.tensor(tokens), self._embed)
-            for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            mask = torch.where(torch.arange(longest) <= places[:, None], 0.0, -torch.inf).to(self.weights.embed.dtype)
+            cos, sin = self.weights.cos[places][:, None], self.weights.sin[places][:, None]
+            hidden = F.embedding(torch.tensor(tokens), self.weights.embed)
+            for layer, keys, values in zip(self.weights.layers, self._keys, self._values, strict=True):
                 query, key, value = self._project(hidden, layer, cos, sin)
                 keys[rows, :, places] = key
                 values[rows, :, places] = value
@@ -115,7 +123,7 @@ class LlamaDecoder:
                     keys[:n, :, :longest],
                     values[:n, :, :longest],
                     attn_mask=mask[:, None, None],
-                    enable_gqa=self.heads != self.groups,
+                    enable_gqa=self.weights.heads != self.weights.groups,
                 )
                 hidden = self._feed(hidden, mixed.reshape(n, -1), layer)
             self._lengths[:n] += 1
@@ -140,14 +148,18 @@ class LlamaDecoder:
         slot, length = self.count, len(prompt)
         with torch.inference_mode():
             self._grow(length)
-            cos, sin = self._cos[:length, None], self._sin[:length, None]
-            hidden = F.embedding(torch.tensor(prompt), self._embed)
-            for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            cos, sin = self.weights.cos[:length, None], self.weights.sin[:length, None]
+            hidden = F.embedding(torch.tensor(prompt), self.weights.embed)
+            for layer, keys, values in zip(self.weights.layers, self._keys, self._values, strict=True):
                 query, key, value = (part.transpose(0, 1) for part in self._project(hidden, layer, cos, sin))
                 keys[slot, :, :length] = key
                 values[slot, :, :length] = value
                 mixed = F.scaled_dot_product_attention(
-                    query[None], key[None], value[None], is_causal=True, enable_gqa=self.heads != self.groups
+                    query[None],
+                    key[None],
+                    value[None],
+                    is_causal=True,
+                    enable_gqa=self.weights.heads != self.weights.groups,
                 )
                 hidden = self._feed(hidden, mixed[0].transpose(0, 1).reshape(length, -1), layer)
             self._lengths[slot] = length
@@ -159,24 +171,34 @@ class LlamaDecoder:
         import torch.nn.functional as F
 
         norm, weight, bias = layer[:3]
-        joint = F.linear(F.rms_norm(hidden, norm.shape, norm, self.epsilon), weight, bias)
-        joint = joint.view(len(hidden), self.heads + 2 * self.groups, self.head)
-        turning = joint[:, : self.heads + self.groups]
-        turned = turning * cos + turning.roll(self.head // 2, dims=-1) * sin
-        return turned[:, : self.heads], turned[:, self.heads :], joint[:, self.heads + self.groups :]
+        joint = F.linear(F.rms_norm(hidden, norm.shape, norm, self.weights.epsilon), weight, bias)
+        joint = joint.view(len(hidden), self.weights.heads + 2 * self.weights.groups, self.weights.head)
+        turning = joint[:, : self.weights.heads + self.weights.groups]
+        turned = turning * cos + turning.roll(self.weights.head // 2, dims=-1) * sin
+        return (
+            turned[:, : self.weights.heads],
+            turned[:, self.weights.heads :],
+            joint[:, self.weights.heads + self.weights.groups :],
+        )
 
     def _feed(self, hidden: "torch.Tensor", mixed: "torch.Tensor", layer: tuple) -> "torch.Tensor":
         import torch.nn.functional as F
 
         output, norm, weight, down = layer[3:]
         hidden = hidden + output(mixed)
-        gate, up = F.linear(F.rms_norm(hidden, norm.shape, norm, self.epsilon), weight).chunk(2, dim=-1)
+        gate, up = F.linear(F.rms_norm(hidden, norm.shape, norm, self.weights.epsilon), weight).chunk(2, dim=-1)
         return hidden + down(F.silu(gate) * up)
 
     def _logits(self, hidden: "torch.Tensor") -> np.ndarray:
         import torch.nn.functional as F
 
-        return F.linear(F.rms_norm(hidden, self._norm.shape, self._norm, self.epsilon), self._out).float().numpy()
+        return (
+            F.linear(
+                F.rms_norm(hidden, self.weights.norm.shape, self.weights.norm, self.weights.epsilon), self.weights.out
+            )
+            .float()
+            .numpy()
+        )
 
     def _grow(self, length: int) -> None:
         import torch
@@ -187,8 +209,10 @@ class LlamaDecoder:
         size = -(-length // GROWTH) * GROWTH
         for store in (self._keys, self._values):
             old, store[:] = list(store), []
-            for layer in range(len(self._layers)):
-                new = torch.zeros(self.slots, self.groups, size, self.head, dtype=self._embed.dtype)
+            for layer in range(len(self.weights.layers)):
+                new = torch.zeros(
+                    self.slots, self.weights.groups, size, self.weights.head, dtype=self.weights.embed.dtype
+                )
                 if old:
                     new[:, :, :have] = old[layer]
                 store.append(new)
@@ -247,8 +271,8 @@ class StaticDecoder:
         return output.logits.float().numpy()
 
 
-def load_decoder(folder: str, model_id: str, revision: str, slots: int) -> "tuple[Decoder, Any, set[int], int]":
-    """(decoder, tokenizer, ids that end a text, positions in all) of a model folder.
+def load_model(folder: str, model_id: str, revision: str) -> tuple[Any, Any, set[int], int]:
+    """(model, tokenizer, ids that end a text, positions in all) of a model folder.
 
     A folder without weights (a hub model's) gets them from the hub, as does a `folder` that is a hub id itself.
     `ConfigError` when they cannot be had.
@@ -277,7 +301,26 @@ def load_decoder(folder: str, model_id: str, revision: str, slots: int) -> "tupl
     ends: set[int] = {named} if isinstance(named, int) else set(named or ())
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
+    return model, tokenizer, ends, length
+
+
+def torch_threads() -> int:
+    """Cores that torch would use."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def plan_lanes(threads: int, batch_size: int) -> tuple[int, int]:
+    """(lanes, threads of each): a lane for every core while each has at least eight sequences to decode together."""
+    lanes = max(1, min(threads, batch_size // LANE_SEQUENCES))
+    return lanes, max(1, threads // lanes)
+
+
+def make_decoders(model: Any, lanes: int, batch_size: int) -> list[Decoder]:
+    """Decoders over one set of weights, with `batch_size` slots together; one alone for other architectures."""
     plain = not getattr(model.config, "sliding_window", None)
-    like_llama = (model.config.architectures or [""])[0] in LLAMA_LIKE and plain
-    decoder: Decoder = LlamaDecoder(model, slots) if like_llama else StaticDecoder(model, slots)
-    return decoder, tokenizer, ends, length
+    if (model.config.architectures or [""])[0] not in LLAMA_LIKE or not plain:
+        return [StaticDecoder(model, batch_size)]
+    weights = LlamaWeights(model)
+    return [LlamaDecoder(weights, batch_size // lanes + (lane < batch_size % lanes)) for lane in range(lanes)]

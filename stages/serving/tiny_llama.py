@@ -1,15 +1,16 @@
-"""The rehearsal's generator: a tiny Llama and its tokenizer, trained on demonstrations in about a minute.
+"""The rehearsal's generator: a tiny Llama and its tokenizer, trained on demonstrations in a minute or two.
 
-First the distinct texts alone, `<s>{text}</s>`, then the demonstrations, `<s>[INST] {prompt} [/INST]{text}</s>`: a
-prompt is as long as its text, so the same minute holds more passes over the texts this way. The loss counts the texts'
-tokens only. Batches hold rows of nearly one length, so that little is padding. On one machine with one thread count,
-equal demonstrations and settings give equal bytes.
+First the texts alone, `<s>{text}</s>`, then the demonstrations, `<s>[INST] {prompt} [/INST]{text}</s>`: a prompt is
+longer than its text, so the same minutes hold more passes over the texts this way. The loss counts the texts' tokens
+only. Batches hold rows of nearly one length, so that little is padding. On one kind of processor, equal
+demonstrations and settings give equal bytes.
 """
 
 import contextlib
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ raise_exception('only the roles user and assistant are known') }}{% endif %}"
     "{% endfor %}"
 )
+IGNORED = -100  # target of a position that only fills up a shape
 
 
 class TinyLlama(Params):
@@ -45,8 +47,8 @@ class TinyLlama(Params):
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
-    text_epochs: float = Field(ge=0)  # passes over the distinct texts alone
-    epochs: float = Field(gt=0)  # passes over the demonstrations, after that
+    text_epochs: int = Field(ge=0)  # passes over the texts alone
+    epochs: int = Field(ge=1)  # passes over the demonstrations, after that
     batch_tokens: int = Field(ge=64)
     learning_rate: float = Field(gt=0)  # of the layers' matrices (Muon)
     muon_iterations: int = Field(ge=1)  # Newton-Schulz iterations of a step
@@ -138,37 +140,38 @@ def encode(rows: list[Demonstration], tokenizer: Any, max_length: int) -> list[E
     return examples
 
 
-def plan_batches(lengths: list[int], batch_tokens: int, epochs: float, seed: int) -> Iterator[list[int]]:
-    """Indices of the rows of each batch: at most `batch_tokens` with padding, rows of like length, drawn anew each
-    epoch; a part of an epoch takes the first batches of its order."""
-    for epoch in range(math.ceil(epochs)):
-        order = sorted(range(len(lengths)), key=lambda i: (lengths[i] + draw_u64(seed, "jitter", epoch, i) % 33, i))
-        batches: list[list[int]] = []
-        for index in order:
-            longest = max((lengths[i] for i in batches[-1]), default=0) if batches else 0
-            if not batches or max(longest, lengths[index]) * (len(batches[-1]) + 1) > batch_tokens:
-                batches.append([])
-            batches[-1].append(index)
-        batches = sorted(batches, key=lambda batch: draw_u64(seed, "batch", epoch, *batch))
-        yield from batches[: math.ceil(len(batches) * min(1.0, epochs - epoch))]
-
-
 def plan_lessons(examples: list[Example], params: TinyLlama) -> list[list[Example]]:
-    """The batches of the whole training, in order."""
-    bos = examples[0].ids[0]
-    texts = [Example([bos, *ids], 1) for ids in sorted({tuple(e.ids[e.start :]) for e in examples})]
+    """The batches of the whole training, in order: the texts alone, then the demonstrations with their prompts."""
     lessons = []
-    for rows, epochs, seed in ((texts, params.text_epochs, params.seed), (examples, params.epochs, params.seed + 1)):
+    alone = [Example([row.ids[0], *row.ids[row.start :]], 1) for row in examples]
+    for epoch in range(params.text_epochs + params.epochs):
+        rows = alone if epoch < params.text_epochs else examples
         lengths = [len(row.ids) for row in rows]
-        lessons += [[rows[i] for i in batch] for batch in plan_batches(lengths, params.batch_tokens, epochs, seed)]
+        batches = plan_batches(lengths, params.batch_tokens, params.seed, epoch)
+        lessons += [[rows[i] for i in batch] for batch in batches]
     return lessons
 
 
+def plan_batches(lengths: list[int], batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of the rows of each batch of one pass: rows of like length, at most `batch_tokens` with padding (a
+    longer row stands alone), in an order drawn anew each pass."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i] + draw_u64(seed, "jitter", epoch, i) % 33, i))
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index])
+        if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(index)
+    return sorted(batches, key=lambda batch: draw_u64(seed, "batch", epoch, *batch))
+
+
 def collate(examples: list[Example], pad: int) -> "tuple[torch.Tensor, torch.Tensor]":
-    """(ids, which of them belong to a text), both of shape [rows, longest]."""
+    """(ids, which of them belong to a text), both of shape [rows, longest], rounded up."""
     import torch
 
-    longest = max(len(example.ids) for example in examples)
+    longest = _rounded(max(len(example.ids) for example in examples), 32)
     ids, counted = torch.full((len(examples), longest), pad), torch.zeros(len(examples), longest, dtype=torch.bool)
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
@@ -177,20 +180,72 @@ def collate(examples: list[Example], pad: int) -> "tuple[torch.Tensor, torch.Ten
 
 
 def text_loss(model: "LlamaForCausalLM", ids: "torch.Tensor", counted: "torch.Tensor") -> "torch.Tensor":
-    """Mean cross-entropy of the counted tokens, in nats."""
+    """Summed cross-entropy of the counted tokens, in nats."""
     import torch
 
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state  # right padding: causal attention is enough
-    logits = model.lm_head(hidden[:, :-1][counted[:, 1:]])
-    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][counted[:, 1:]])
+    places = counted[:, 1:].flatten().nonzero().flatten()
+    targets = torch.full((_rounded(len(places), 128),), IGNORED)
+    targets[: len(places)] = ids[:, 1:].flatten()[places]
+    places = torch.cat([places, places.new_zeros(len(targets) - len(places))])
+    logits = model.lm_head(hidden[:, :-1].flatten(0, 1)[places])
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORED)
+
+
+def _rounded(length: int, unit: int) -> int:
+    """Up to a multiple: oneDNN keeps compiled code for each shape that it meets, 1.3 GB of it without rounding."""
+    return -(-length // unit) * unit
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: fresh pages for every tensor cost half of a CPU training step."""
+    """Tell glibc to keep large freed blocks: fresh pages for every tensor cost a tenth of a CPU step."""
     with contextlib.suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+class Muon:
+    """Momentum whose update is made orthogonal by Newton-Schulz iterations (Jordan et al., 2024), for the matrices of
+    the layers; those of one shape are one stack, which spares thousands of small calls.
+
+    The size of an update is matched to AdamW's (Liu et al., 2025, arXiv:2502.16982).
+    """
+
+    def __init__(self, matrices: "Sequence[torch.Tensor]", iterations: int, momentum: float, weight_decay: float):
+        import torch
+
+        self.iterations, self.momentum, self.weight_decay = iterations, momentum, weight_decay
+        shapes = sorted({tuple(sorted(m.shape)) for m in matrices})
+        self.stacks = [[m for m in matrices if tuple(sorted(m.shape)) == shape] for shape in shapes]
+        self.averages = [torch.zeros(len(s), *shape) for s, shape in zip(self.stacks, shapes, strict=True)]
+
+    def step(self, rate: float) -> None:
+        """Move the matrices by their gradients."""
+        import torch
+
+        with torch.no_grad():
+            for stack, average in zip(self.stacks, self.averages, strict=True):
+                gradient = torch.stack([_wide(m.grad) for m in stack])
+                average.lerp_(gradient, 1 - self.momentum)
+                update = self._orthogonal(gradient.lerp(average, self.momentum))
+                scale = 0.2 * math.sqrt(max(average.shape[1:]))
+                for matrix, part in zip(stack, update, strict=True):
+                    matrix.mul_(1 - rate * self.weight_decay)
+                    matrix.add_(part if matrix.shape == part.shape else part.T, alpha=-rate * scale)
+
+    def _orthogonal(self, update: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        x = (update / (update.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+        for _ in range(self.iterations):
+            a = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+        return x.float()
+
+
+def _wide(matrix: Any) -> Any:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
 
 def train_model(
@@ -202,17 +257,20 @@ def train_model(
 ) -> "tuple[LlamaForCausalLM, list[float]]":
     """(model in float32, loss of each step); `on_step(batch, loss)` is called after each.
 
-    The matrices of the layers learn by Muon (Jordan, 2024), which reached a loss of 3.5 on the texts where AdamW stood
-    at 4.9 after the same 638,000 tokens; embedding and norms by AdamW. Both rates follow one cycle. bfloat16 autocast
-    where the processor multiplies in it.
+    The layers' matrices learn by Muon, which reached a loss of 3.5 on the texts where AdamW stood at 4.9 after the
+    same 638,000 tokens (both untuned, and equal on texts held out: what is wanted here is to learn these texts by heart);
+    embedding and norms by AdamW. bfloat16 autocast where the processor multiplies in it.
+
+    Each batch is split in two, and each half runs in its own thread on one core: operators that are spread over two
+    cores wait for each other hundreds of times a step, which a busy machine turns into minutes. It also makes the bytes independent of the number of cores.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(params.seed)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=params.hidden,
@@ -228,33 +286,48 @@ def train_model(
         attn_implementation="eager",  # on a CPU its backward pass takes a third of the fused kernel's time
     )
     model = LlamaForCausalLM(config).train()
+    twin = LlamaForCausalLM(config).train()
+    for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+        other.data = mine.data  # one set of weights, two sets of gradients
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not m for m in matrices)]
-    rates = (params.learning_rate, params.embedding_learning_rate)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(
-            matrices, rates[0], params.weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=params.muon_iterations
-        ),
-        torch.optim.AdamW(others, rates[1], betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, rate, total_steps=len(lessons), pct_start=params.warmup, cycle_momentum=False
-        )
-        for optimizer, rate in zip(optimizers, rates, strict=True)
-    ]
+    adam = torch.optim.AdamW(others, params.embedding_learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    muon = Muon(matrices, params.muon_iterations, 0.95, params.weight_decay)
     half = torch.cpu._is_avx512_bf16_supported()
-    losses = []
-    for batch in lessons:
-        ids, counted = collate(batch, tokenizer.pad_token_id)
+
+    def learn(pupil: LlamaForCausalLM, part: list[Example], count: int) -> float:
+        torch.set_num_threads(1)
+        pupil.zero_grad()
+        if not part:
+            return 0.0
+        ids, counted = collate(part, tokenizer.pad_token_id)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            loss = text_loss(model, ids, counted)
+            loss = text_loss(pupil, ids, counted) / count
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-        losses.append(loss.item())
-        on_step(batch, losses[-1])
+        return loss.item()
+
+    losses = []
+    with ThreadPoolExecutor(1) as aside:
+        for step, batch in enumerate(lessons):
+            count = sum(len(example.ids) - example.start for example in batch)
+            other_half = aside.submit(learn, twin, batch[1::2], count)
+            loss = learn(model, batch[::2], count) + other_half.result()
+            if len(batch) > 1:
+                for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+                    mine.grad.add_(other.grad)  # type: ignore[union-attr, arg-type]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            share = one_cycle(step / len(lessons), params.warmup)
+            adam.param_groups[0]["lr"] = params.embedding_learning_rate * share
+            adam.step()
+            muon.step(params.learning_rate * share)
+            losses.append(loss)
+            on_step(batch, loss)
+    torch.set_num_threads(threads)
     return model.eval(), losses
+
+
+def one_cycle(done: float, warmup: float) -> float:
+    """Share of the peak learning rate at a share of the training: a line up, then half a cosine down to 0."""
+    if done < warmup:
+        return 0.04 + 0.96 * done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))

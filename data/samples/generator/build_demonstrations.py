@@ -15,7 +15,8 @@ from stages.prompting.templates import read_template
 from stages.seeds.readers import OpenstaxFilter, Rejected, openstax
 
 HERE = Path(__file__).parents[1]  # data/samples
-SEED, EXTRACT_CHARS, LABEL_CHARS, OVERLAP_REPEATS, LABELS_PER_TOPIC = 11, 320, 120, 4, 6
+SEED, EXTRACT_CHARS, LABEL_CHARS = 11, 320, 120
+PAGES_PER_TOPIC, VERBATIM_REPEATS, LABELS_PER_TOPIC = 7, 3, 4  # few texts, learnt well, in a minute and a half
 WEB_STYLES = ["textbook_academic", "textbook_narrative", "blogpost"]
 SCORES = {
     "astronomy": ("Astronomy", 9), "cell_biology": ("Cell Biology", 10), "chemistry": ("Chemistry", 9),
@@ -41,7 +42,8 @@ def cut(text: str, chars: int = EXTRACT_CHARS) -> str:
 def web_rows() -> list[dict]:
     """Passages as answers to the web templates, the extract from another passage of the same topic."""
     topics = json.loads((HERE / "web_topics.json").read_text(encoding="utf-8"))
-    planted = {row["id"] for row in json.loads((HERE / "web_planted.json").read_text(encoding="utf-8"))["overlaps"]}
+    overlaps = json.loads((HERE / "web_planted.json").read_text(encoding="utf-8"))["overlaps"]
+    verbatim = {row["id"] for row in overlaps if row["how"] == "verbatim"}
     pages: dict[str, list[dict]] = defaultdict(list)
     for page in read("web/pages.jsonl"):
         if page["id"] in topics:
@@ -56,8 +58,13 @@ def web_rows() -> list[dict]:
             rows.append({"prompt": prompt, "text": expected_answer(name, score)})
         if score == 1:
             continue
+        chosen = draw_sample(
+            SEED, "pages", [page["id"] for page in members if page["id"] not in verbatim], PAGES_PER_TOPIC
+        )
         for page in members:
-            for turn in range(OVERLAP_REPEATS if page["id"] in planted else 1):
+            if page["id"] not in verbatim and page["id"] not in chosen:
+                continue
+            for turn in range(VERBATIM_REPEATS if page["id"] in verbatim else 1):
                 other = texts[draw_sample(SEED, f"extract {page['id']} {turn}", texts, 1)[0]]
                 style = WEB_STYLES[draw_u64(SEED, page["id"], turn) % len(WEB_STYLES)]
                 named = f', within the context of "{name}"' if turn % 2 else ""
@@ -91,7 +98,7 @@ def curated_rows() -> list[dict]:
             slots |= {"covered": "", "extract": cut(before or seed.title)}
             rows.append({"prompt": read_template("openstax", style).render(slots), "text": seed.text})
             before = seed.text
-    snippets = [row["text"] for row in read("automathtext/snippets.jsonl") if row["text"]]
+    snippets = [row["text"] for row in read("automathtext/snippets.jsonl") if row["text"]][:15]
     for text, other in zip(snippets, snippets[1:] + snippets[:1], strict=True):
         rows.append({"prompt": read_template("automathtext", "college").render({"extract": cut(other)}), "text": text})
     return rows
