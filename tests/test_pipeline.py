@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from stages.serving.store import KEY_BYTES, read_frames
+from stages.serving.store import read_frames
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
@@ -192,7 +192,7 @@ def test_a_killed_generation_goes_on_and_repeats_nothing(repro: tuple[Path, Path
 def keys_of(store: Path) -> list[str]:
     """Every key in the store's segments, in the order in which they were written, repetitions included."""
     frames = [frame for path in sorted((store / "completions").glob("*.seg")) for frame in read_frames(path)]
-    return [frame.keys[n : n + KEY_BYTES].hex() for frame in frames for n in range(0, len(frame.keys), KEY_BYTES)]
+    return [frame.keys[n : n + 16].hex() for frame in frames for n in range(0, len(frame.keys), 16)]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
