@@ -262,8 +262,8 @@ def train_model(
     by heart). bfloat16 autocast where the processor multiplies in it.
 
     Each batch is split in two, and each half runs in its own thread on one core: operators that are spread over two
-    cores wait for each other hundreds of times a step, which a busy machine turns into minutes. The bytes do not depend
-    on the number of cores either.
+    cores wait for each other hundreds of times a step, which a busy machine turns into minutes. So the bytes do
+    not depend on the number of cores.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
