@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from ruamel.yaml import YAML
 from stages.serving.store import read_frames
 
 ROOT = Path(__file__).parents[1]
+DVC = str(Path(sys.executable).parent / "dvc")
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
 AFTER_A_TEMPLATE = {
     "prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus", "train", "export",
@@ -71,13 +73,14 @@ def checkout(folder: Path) -> Path:
 def environment(store: Path) -> dict[str, str]:
     """The environment of a stage: this interpreter's tools, the given store, no hub."""
     keep = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DVC_ROOT", "MLFLOW_TRACKING_URI")}
-    return {**keep, "COSMO_STORE": str(store), "HF_HUB_OFFLINE": "1"}
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**keep, "PATH": tools, "COSMO_STORE": str(store), "HF_HUB_OFFLINE": "1"}
 
 
 def dvc(folder: Path, store: Path, *arguments: str) -> str:
     """Run DVC in a checkout; its output. A failure shows the end of it."""
     result = subprocess.run(
-        ["dvc", *arguments], cwd=folder, env=environment(store), capture_output=True, text=True, timeout=900
+        [DVC, *arguments], cwd=folder, env=environment(store), capture_output=True, text=True, timeout=900
     )
     output = result.stdout + result.stderr
     assert result.returncode == 0, f"dvc {' '.join(arguments)} failed:\n{output[-4000:]}"
@@ -170,7 +173,7 @@ def test_a_killed_generation_goes_on_and_repeats_nothing(repro: tuple[Path, Path
     profile.write_text(re.sub(r"max_new_tokens: 48", "max_new_tokens: 400", text), encoding="utf-8")
     before = len(keys_of(store))
     process = subprocess.Popen(
-        ["dvc", "repro", "-s", "generate"], cwd=folder, env=environment(store), start_new_session=True,
+        [DVC, "repro", "-s", "generate"], cwd=folder, env=environment(store), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     wait_until(lambda: len(keys_of(store)) > before + 3 or process.poll() is not None, 180)
@@ -205,7 +208,7 @@ def test_a_mistake_gives_one_sentence_through_dvc(repro: tuple[Path, Path]) -> N
     text = template.read_text(encoding="utf-8")
     template.write_text(text.replace("$extract", "$extrcat"), encoding="utf-8")
     result = subprocess.run(
-        ["dvc", "repro", "prompts"], cwd=folder, env=environment(store), capture_output=True, text=True
+        [DVC, "repro", "prompts"], cwd=folder, env=environment(store), capture_output=True, text=True
     )
     template.write_text(text, encoding="utf-8")
     assert result.returncode != 0 and "Traceback" not in result.stderr + result.stdout
