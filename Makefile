@@ -53,7 +53,7 @@ lock: setup ## resolve pyproject.toml again and write the two lock files (needs 
 	@python -m pip install -qq uv && python -m stages.locking
 
 clean: ## remove what the pipeline made, but keep the completion store, DVC's cache and .venv
-	@rm -rf data/[!s]* data/sources models metrics/plots mlflow.db mlruns .pytest_cache .ruff_cache
+	@rm -rf data/[!s]* data/sources models/*/ mlflow.db mlruns .pytest_cache .ruff_cache
 
 distclean: clean ## also remove the completion store, DVC's cache and .venv
 	@rm -rf .store .dvc/cache .dvc/tmp .venv
