@@ -26,13 +26,10 @@ OUT = Path("data/generate")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("COSMO_STORE", "COSMO_CLUSTER", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    write_model(tmp_path)
-    write_prompts(tmp_path, CELLS)
-    return tmp_path
+def folder(empty_folder: Path) -> Path:
+    write_model(empty_folder)
+    write_prompts(empty_folder, CELLS)
+    return empty_folder
 
 
 def documents() -> list[dict]:

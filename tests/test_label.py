@@ -35,15 +35,12 @@ TEXTS = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("COSMO_STORE", "COSMO_CLUSTER", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    write_model(tmp_path)
+def folder(empty_folder: Path) -> Path:
+    write_model(empty_folder)
     write_inputs({0: 14, 1: 6, -1: 2})
-    (tmp_path / "curation").mkdir()
-    (tmp_path / "curation/label.txt").write_bytes((ROOT / "curation/label.txt").read_bytes())
-    return tmp_path
+    (empty_folder / "curation").mkdir()
+    (empty_folder / "curation/label.txt").write_bytes((ROOT / "curation/label.txt").read_bytes())
+    return empty_folder
 
 
 def write_inputs(sizes: dict[int, int]) -> None:

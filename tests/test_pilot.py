@@ -17,13 +17,10 @@ GATE = Path("data/pilot/gate.json")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("COSMO_STORE", "COSMO_CLUSTER", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    write_model(tmp_path)
-    write_settings(tmp_path, ["http://127.0.0.1:9"])
-    return tmp_path
+def folder(empty_folder: Path) -> Path:
+    write_model(empty_folder)
+    write_settings(empty_folder, ["http://127.0.0.1:9"])
+    return empty_folder
 
 
 def completion(text: str, finish_reason: str = "eos_token", tokens: int = 10) -> Completion:
