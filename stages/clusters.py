@@ -5,20 +5,51 @@ Nothing in here may change an output's bytes, so it is neither a DVC param nor a
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from stages.errors import ConfigError
 from stages.settings import Params, check, read_yaml
+
+
+class EndpointSpec(Params):
+    """One server that somebody else runs; in the file a URL alone will do."""
+
+    url: str = Field(pattern=r"^https?://[^\s@]+$")
+    api: Literal["auto", "tgi", "openai"] = "auto"  # auto: TGI if it answers /info, else OpenAI-style /v1/completions
+    gpus: int | None = Field(default=None, ge=0)  # null: serving.gpus
+    token_env: str | None = None  # the environment variable with its bearer token; the token itself stands nowhere
+    served_as: str | None = None  # the name that the server gives the generation model, if it is another one
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_alone(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+    @field_validator("url")
+    @classmethod
+    def _base(cls, url: str) -> str:
+        return url.rstrip("/")
+
+    def token(self) -> str | None:
+        """The bearer token. `ConfigError` when the variable that should hold it is not set."""
+        if self.token_env is None:
+            return None
+        if not (token := os.environ.get(self.token_env, "").strip()):
+            raise ConfigError(f"{self.url} wants a token, but ${self.token_env} is not set; export it and run again")
+        return token
 
 
 class Serving(Params):
     """How completions are served and asked for."""
 
     engine: Literal["cpu", "external"]  # cpu: start our CPU server; external: use `endpoints`
-    endpoints: list[str]  # base URLs of running TGI servers, for engine: external
+    endpoints: list[EndpointSpec]  # for engine: external; read again while a run goes on, so servers come and go
     instances: int = Field(ge=1)  # CPU servers to start
-    concurrency: int = Field(ge=1)  # requests outstanding at each endpoint
+    gpus: int = Field(ge=0)  # of one instance, for GPU hours; 0: CPU
+    tokens_per_second: float | None = Field(gt=0)  # of one instance, to forecast with before any was measured
+    concurrency: int = Field(ge=1)  # requests outstanding at one endpoint, at most
     batch_size: int = Field(ge=1)  # sequences that one CPU server decodes together
     request_timeout_s: float = Field(gt=0)  # deadline of one request
     startup_timeout_s: float = Field(gt=0)  # until an endpoint must be healthy
@@ -49,8 +80,13 @@ class Cluster(Params):
     training: Training
 
 
+def cluster_path() -> Path:
+    """The file that `$COSMO_CLUSTER` names."""
+    name = os.environ.get("COSMO_CLUSTER") or "local"
+    return Path(name) if name.endswith((".yaml", ".yml")) else Path("clusters") / f"{name}.yaml"
+
+
 def load_cluster() -> Cluster:
     """The cluster file that `$COSMO_CLUSTER` names. `ConfigError` when it is missing or wrong."""
-    name = os.environ.get("COSMO_CLUSTER") or "local"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else Path("clusters") / f"{name}.yaml"
+    path = cluster_path()
     return check(read_yaml(path), Cluster, str(path))

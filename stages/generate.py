@@ -2,9 +2,10 @@
 
 In: data/prompts/<source>-<style>.parquet, models/generator/, data/pilot/gate.json (the pilot has passed).
 Out: data/generate/<source>-<style>.parquet (DOCUMENT), data/generate/failed/failed.parquet (FAILED),
-metrics/generate.json. What this run sent and what it took from the completion store differs between runs, so it stands
-in <store root>/runs/generate.json.
+metrics/generate.json. What this run sent, what it took from the completion store, and what it cost beside the forecast
+differs between runs: metrics/generate_run.json, metrics/plots/throughput.csv, MLflow.
 Contract: prompts x samples_per_prompt = completions + failures by reason; a failure is asked again by the next run.
+Nothing is sent if the forecast is above max_gpu_hours or max_tokens.
 Alone: python -m stages.generate (what is in the store is not sent again)
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from stages.errors import run_stage
+from stages.serving.budget import Budget
 from stages.serving.generation import CompletionRun, GenerationModel, PromptRequests, complete
 from stages.serving.requests import Completion, Request, Sampling
 from stages.settings import Params, load
@@ -25,6 +27,7 @@ from stages.tables.contracts import DOCUMENT, FAILED, PROMPT
 from stages.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in, write_table
 
 PROMPTS, OUT = Path("data/prompts"), Path("data/generate")
+THROUGHPUT = ("seconds", "tokens_per_second", "tokens_per_second_per_gpu", "utilisation", "endpoints")
 
 
 class GenerateParams(Params):
@@ -33,6 +36,12 @@ class GenerateParams(Params):
     seed: int
     samples_per_prompt: int = Field(ge=1)
     sampling: Sampling
+    max_gpu_hours: float | None  # the bill of one run, at most; neither of the two changes a result
+    max_tokens: int | None
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(max_gpu_hours=self.max_gpu_hours, max_tokens=self.max_tokens)
 
 
 class PromptTexts:
@@ -134,12 +143,28 @@ def write_cells(
     return tally, failures
 
 
+def all_requests(params: GenerateParams, model: GenerationModel) -> PromptRequests:
+    """A request for each sample of each prompt."""
+    return PromptRequests(PromptTexts(tables_in(PROMPTS)), model, params.seed, params.samples_per_prompt)
+
+
+def write_run(run: CompletionRun) -> None:
+    """The metrics and the plot of this run, as against those of its result."""
+    write_metrics("metrics/generate_run.json", run.record())
+    path = Path("metrics/plots/throughput.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    points = run.throughput or [dict.fromkeys(THROUGHPUT, 0)]  # nothing was sent
+    lines = [",".join(THROUGHPUT), *(",".join(str(point[name]) for name in THROUGHPUT) for point in points)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main() -> str:
     params = load("generate", GenerateParams)
     paths, model = tables_in(PROMPTS), GenerationModel.read()
-    requests = PromptRequests(PromptTexts(paths), model, params.seed, params.samples_per_prompt)
-    run = complete("generate", requests, model, params.sampling, import_from=sorted(OUT.glob("*.parquet")))
+    requests, earlier = all_requests(params, model), sorted(OUT.glob("*.parquet"))
+    run = complete("generate", requests, model, params.sampling, import_from=earlier, budget=params.budget, track=True)
     run.write_record()
+    write_run(run)
     shutil.rmtree(OUT, ignore_errors=True)
     tally, failures = write_cells(paths, run, model, params)
     write_table(OUT / "failed" / "failed.parquet", failures, FAILED)

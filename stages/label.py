@@ -9,6 +9,7 @@ Alone: python -m stages.label (what is in the completion store is not sent again
 
 import shutil
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,19 @@ def summary(rows: list[dict[str, Any]], failed: Counter[str]) -> dict[str, Any]:
     }
 
 
-def main() -> str:
-    """Ask for a label for each cluster; returns the summary line."""
-    params, template, model = load("label", LabelParams), read_label_template(), GenerationModel.read()
-    clusters = read_clusters()
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of each cluster, and from what; mappings by cluster number."""
+
+    clusters: dict[int, list[str]]  # ids of its rows
+    examples: dict[int, list[str]]  # ids of the texts that the model sees
+    keywords: dict[int, list[str]]
+    requests: PromptRequests
+
+
+def questions(params: LabelParams, model: GenerationModel) -> Questions:
+    """A labelling request for each cluster."""
+    template, clusters = read_label_template(), read_clusters()
     examples = {c: draw_sample(params.seed, "label", ids, params.examples) for c, ids in clusters.items()}
     counted = {c: draw_sample(params.seed, "keywords", ids, params.keyword_documents) for c, ids in clusters.items()}
     texts, counts = read_documents(examples, counted)
@@ -126,13 +136,19 @@ def main() -> str:
         (f"cluster-{c}", labelling_prompt([texts[i] for i in examples[c]], template, params.example_chars))
         for c in clusters
     ]
-    requests = PromptRequests(prompts, model, params.seed, samples=1)
-    run = complete("label", requests, model, params.sampling)
+    return Questions(clusters, examples, found, PromptRequests(prompts, model, params.seed, samples=1))
+
+
+def main() -> str:
+    """Ask for a label for each cluster; returns the summary line."""
+    params, model = load("label", LabelParams), GenerationModel.read()
+    asked = questions(params, model)
+    run = complete("label", asked.requests, model, params.sampling)
     results = [result for _, result in run.results]
     check_results(results)
     rows = [
-        label_row(c, len(ids), examples[c], found[c], result)
-        for (c, ids), result in zip(clusters.items(), results, strict=True)
+        label_row(c, len(ids), asked.examples[c], asked.keywords[c], result)
+        for (c, ids), result in zip(asked.clusters.items(), results, strict=True)
     ]
     shutil.rmtree(OUT, ignore_errors=True)
     write_table(OUT / "labels.parquet", rows, LABEL)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import transformers  # noqa: F401  (with torch, before a stage loads it without: tests share a process)
 
 
 @pytest.fixture

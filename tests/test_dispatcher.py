@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 import pytest
 from fake_tgi import FakeTgi, text_of
 
-from stages.clusters import Serving
+from stages.clusters import EndpointSpec, Serving
 from stages.errors import ClusterError
-from stages.progress import Progress
-from stages.serving import dispatcher as dispatcher_module
-from stages.serving.dispatcher import Dispatcher, Endpoint, Job, Outcome
+from stages.serving import balancing
+from stages.serving.balancing import Pool
+from stages.serving.client import Identity
+from stages.serving.dispatcher import Dispatcher, Job, Outcome
 from stages.serving.requests import Completion, Request, Sampling
 
 SAMPLING = Sampling(temperature=0.8, top_p=1.0, top_k=50, repetition_penalty=None, max_new_tokens=20)
@@ -21,7 +22,9 @@ SAMPLING = Sampling(temperature=0.8, top_p=1.0, top_k=50, repetition_penalty=Non
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher_module, "REST_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(balancing, "REST_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(balancing, "MEMBER_SECONDS", 0.05)
+    monkeypatch.setattr(balancing, "POLL_SECONDS", 0.05)
 
 
 def serving(**changes: object) -> Serving:
@@ -29,6 +32,8 @@ def serving(**changes: object) -> Serving:
         "engine": "external",
         "endpoints": [],
         "instances": 1,
+        "gpus": 0,
+        "tokens_per_second": None,
         "concurrency": 8,
         "batch_size": 8,
         "request_timeout_s": 5.0,
@@ -44,25 +49,20 @@ def jobs(count: int, word: str = "prompt") -> list[Job]:
 
 
 class Run:
-    """One dispatch; `committed` is what reached the store."""
+    """One dispatch; `committed` is what reached the store, `urls` who is there, also while it runs."""
 
-    def __init__(self, endpoints: Iterable[str], most: int = 8, before: int = 0, **changes: object):
+    def __init__(self, urls: Iterable[str], most: int = 8, before: int = 0, **changes: object):
         self.committed: list[Completion] = []
         self.settings = serving(concurrency=most, **changes)
-        self.endpoints = [Endpoint(url, "fake/3", most) for url in endpoints]
+        self.urls = list(urls)
         self.before = before
 
     def __call__(self, work: Iterable[Job]) -> Outcome:
-        with Progress("test", None, "completions") as progress:
-            return Dispatcher(
-                "test",
-                self.endpoints,
-                SAMPLING,
-                self.settings,
-                commit=self.committed.extend,
-                progress=progress,
-                before=self.before,
-            ).run(work)
+        def members() -> list[EndpointSpec]:
+            return [EndpointSpec(url=url) for url in self.urls]
+
+        self.pool = Pool(members, self.settings, SAMPLING, Identity("fake-1b", "r1"))
+        return Dispatcher("test", self.pool, self.settings, commit=self.committed.extend, before=self.before).run(work)
 
     def assert_all_once(self, work: list[Job]) -> None:
         wanted = {job.key: text_of(job.request.prompt, job.request.seed) for job in work}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from prompt_rows import MODEL, ROOT, prompt_row, write_model, write_prompts, wri
 from stages import generate
 from stages.errors import ClusterError
 from stages.lineage import hash_files
+from stages.serving import generation
 from stages.serving.generation import GenerationModel
 from stages.serving.store import CompletionStore
 from stages.tables.contracts import DOCUMENT, FAILED
@@ -26,7 +28,8 @@ OUT = Path("data/generate")
 
 
 @pytest.fixture
-def folder(empty_folder: Path) -> Path:
+def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(generation, "_mlflow", lambda *_: nullcontext())  # it has a test of its own
     write_model(empty_folder)
     write_prompts(empty_folder, CELLS)
     return empty_folder

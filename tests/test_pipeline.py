@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from stages.serving.store import read_frames
+from stages.serving.segments import read_frames
 
 ROOT = Path(__file__).parents[1]
 DVC = str(Path(sys.executable).parent / "dvc")

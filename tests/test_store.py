@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from rows import document, write_documents
 
+from stages import completions
 from stages.draws import content_hash
 from stages.errors import ClusterError, ConfigError, DataError
-from stages.serving import store as store_module
+from stages.serving import segments as segments_module
 from stages.serving.requests import Completion
-from stages.serving.store import CompletionStore, salvage, verify
+from stages.serving.store import CompletionStore
+from stages.serving.upkeep import salvage, verify
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,11 +133,12 @@ def test_salvage_keeps_what_is_whole(tmp_path: Path) -> None:
         for n in range(5):
             store.append([completion(n)])
     path = segments(tmp_path)[0]
-    frames = list(store_module.read_frames(path))
+    frames = list(segments_module.read_frames(path))
     content = bytearray(path.read_bytes())
     content[frames[2].start + 3] ^= 1
     path.write_bytes(content)
-    assert salvage(tmp_path) == (1, 4)
+    packs, damaged, kept = salvage(tmp_path)
+    assert (len(packs), damaged, kept) == (1, [path], 4)
     assert verify(tmp_path) == [] and path.with_suffix(".damaged").exists()
     store = CompletionStore(tmp_path)
     assert [n for n in range(5) if store.get(completion(n).key) == completion(n)] == [0, 1, 3, 4]
@@ -182,8 +185,12 @@ def test_the_command_shows_the_contents(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("COSMO_STORE", str(tmp_path))
     with CompletionStore() as store:
         store.append([completion(n) for n in range(3)])
-    monkeypatch.setattr(sys, "argv", ["store"])
-    assert store_module.main().startswith("3 completions, 60 tokens, 1 segments,")
-    monkeypatch.setenv("COSMO_STORE", "s3://bucket/store")
-    with pytest.raises(ConfigError, match="s3://bucket/store"):
-        store_module.main()
+    monkeypatch.setattr(sys, "argv", ["completions"])
+    assert completions.main().startswith("3 completions, 60 tokens, 1 segments and 0 packs,")
+    monkeypatch.setattr(sys, "argv", ["completions", "compact"])
+    assert completions.main() == "1 segments packed: 3 completions in 1 packs, 0 repeats"
+    monkeypatch.setattr(sys, "argv", ["completions", "verify"])
+    assert completions.main().startswith("0 segments and 1 packs in")
+    monkeypatch.setattr(sys, "argv", ["completions", "contens"])
+    with pytest.raises(ConfigError, match=r"unknown command 'contens'; use contents, forecast"):
+        completions.main()

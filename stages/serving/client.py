@@ -1,94 +1,89 @@
-"""TGI's HTTP API for one request: what is sent, what an answer means, and who is to blame when there is none.
+"""One request to one endpoint: what an answer means, and who is to blame when there is none.
 
-The types and errors are those of the `text-generation` package; the connections are one pooled aiohttp session, since
-that package opens a new one for each request (1,250 requests/s on a core against 6,200-7,400, measured).
+The connections are one pooled aiohttp session: the `text-generation` package opens a new one for each request
+(1,250 requests/s on a core against 6,200-7,400, measured). Tokens go into headers here and nowhere else.
 """
 
-import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import pydantic
-from text_generation.errors import parse_error
-from text_generation.types import Parameters, Response
 
+from stages.clusters import EndpointSpec
 from stages.errors import ClusterError
+from stages.serving.apis import Answer, Api, Load, Malformed, OpenAiApi, TgiApi
 from stages.serving.requests import Request, Sampling
 
+PROBE_SECONDS = 5.0  # deadline of /health, /info and /metrics
 
-class GiveBack(Exception):
-    """The server could not take the request (429, 502, 503) or the connection broke: ask again, no attempt spent."""
 
-    def __init__(self, reason: str, detail: str, overloaded: bool = False):
+class Trouble(Exception):
+    """Base of what can go wrong with a request; `reason` is counted, `detail` is for people."""
+
+    def __init__(self, reason: str, detail: str, pause: float = 0.0):
         super().__init__(detail)
-        self.reason, self.detail, self.overloaded = reason, detail, overloaded
+        self.reason, self.detail, self.pause = reason, detail, pause
 
 
-class Attempt(Exception):
+class GiveBack(Trouble):
+    """The server could not take the request (502, 503) or the connection broke: ask again, no attempt spent."""
+
+
+class Overloaded(GiveBack):
+    """429: the server takes fewer requests than it has; `pause` is its Retry-After in seconds, or 0."""
+
+
+class Attempt(Trouble):
     """The server failed at the request (500, 504, 424, a timeout, an answer that is none): one attempt is spent."""
 
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
 
-
-class Refused(Exception):
+class Refused(Trouble):
     """The request itself is at fault (422 and other 4xx), or the text is empty: asking again is no use."""
 
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
+
+class Unusable(Trouble):
+    """The endpoint is at fault for every request alike: 401 and 403 (token), 404 and 405 (wrong address or model)."""
 
 
-@dataclass(frozen=True)
-class Info:
-    """What a server says about itself (`GET /info`)."""
-
-    model_id: str
-    revision: str | None
-    engine: str  # "<router>/<version>"
+class WrongServer(ClusterError):
+    """The endpoint is no server for this run: another model, no known API, no valid token."""
 
 
-def parameters_of(sampling: Sampling) -> dict[str, Any]:
-    """TGI's `parameters`, without the seed. TGI refuses `top_p` 1, so it is left out then."""
-    parameters = Parameters(
-        do_sample=True,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p if sampling.top_p < 1 else None,
-        top_k=sampling.top_k,
-        repetition_penalty=sampling.repetition_penalty,
-        max_new_tokens=sampling.max_new_tokens,
-        details=True,
-    )
-    return parameters.model_dump(exclude_unset=True, exclude_none=True)
-
-
-def session(connections: int) -> aiohttp.ClientSession:
+def session() -> aiohttp.ClientSession:
     """One pool of connections for all endpoints; proxies from the environment are not used."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections), trust_env=False)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False)
+
+
+def headers_of(spec: EndpointSpec) -> dict[str, str]:
+    """The authorisation header, from the environment."""
+    token = spec.token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 async def generate(
-    http: aiohttp.ClientSession, url: str, request: Request, parameters: dict[str, Any], timeout_s: float
-) -> Response:
-    """One completion. Raises `GiveBack`, `Attempt` or `Refused`; never returns an empty text."""
-    body = {"inputs": request.prompt, "parameters": {**parameters, "seed": request.seed}}
+    http: aiohttp.ClientSession, url: str, headers: dict[str, str], api: Api, request: Request, timeout_s: float
+) -> Answer:
+    """One completion. Raises a `Trouble`; never returns an empty text."""
     deadline = aiohttp.ClientTimeout(total=timeout_s)
     try:
-        async with http.post(f"{url}/generate", json=body, timeout=deadline) as answer:
+        async with http.post(f"{url}{api.path}", json=api.body(request), headers=headers, timeout=deadline) as answer:
             content = await answer.read()
-            status = answer.status
-            payload = _json(content)
     except TimeoutError:  # also aiohttp's: its timeout errors derive from this one
         raise Attempt("timeout", f"{url} did not answer within {timeout_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:
         raise GiveBack("connection", f"{url}: {type(error).__name__}: {error}") from None
-    if status != 200:
-        raise _problem(url, status, payload, content)
-    return _response(url, payload)
+    payload = _json(content)
+    if answer.status != 200:
+        complaint = api.complaint(payload) or content[:200].decode("utf-8", "replace")
+        raise _trouble(answer.status, f"{url}: {answer.status} {complaint}", answer.headers.get("Retry-After", ""))
+    try:
+        found = api.answer(payload, answer.headers)
+    except Malformed as error:
+        raise Attempt("server_error", f"{url} answered 200 with no completion in it: {error}") from None
+    text = found.text.encode("utf-8", "replace").decode("utf-8")
+    if not text.strip():
+        raise Refused("empty", f"{url} answered with an empty text after {found.tokens} token(s)")
+    return found if text == found.text else found._replace(text=text)
 
 
 def _json(content: bytes) -> Any:
@@ -98,74 +93,121 @@ def _json(content: bytes) -> Any:
         return None
 
 
-def _problem(url: str, status: int, payload: Any, content: bytes) -> Exception:
-    if isinstance(payload, dict) and isinstance(payload.get("error"), str):
-        error = parse_error(status, payload)
-        detail = f"{url}: {status} {type(error).__name__}: {error}"
-    else:
-        detail = f"{url}: {status} {content[:200].decode('utf-8', 'replace')}"
-    if status in (429, 502, 503):
-        return GiveBack(f"http_{status}", detail, overloaded=status == 429)
-    if status == 424 or status >= 500:
+def _trouble(status: int, detail: str, retry_after: str) -> Trouble:
+    if status == 429:
+        return Overloaded("http_429", detail, float(retry_after) if retry_after.isdecimal() else 0.0)
+    if status in (502, 503):
+        return GiveBack(f"http_{status}", detail)
+    if status in (408, 424) or status >= 500:
         return Attempt("server_error", detail)
-    return Refused("validation" if status == 422 else f"http_{status}", detail)
+    if status in (401, 403, 404, 405):
+        return Unusable(f"http_{status}", detail)
+    return Refused("validation" if status in (400, 422) else f"http_{status}", detail)
 
 
-def _response(url: str, payload: Any) -> Response:
-    """A whole and non-empty answer. The per-token details, 70 bytes a token, are not looked at."""
+async def read_load(http: aiohttp.ClientSession, url: str, headers: dict[str, str], api: Api) -> Load | None:
+    """The endpoint's gauges; None when it has none. `Trouble` when it does not answer."""
+    status, content = await _get(http, f"{url}/metrics", headers)
+    return api.load(content.decode("utf-8", "replace")) if status == 200 else None
+
+
+async def check_health(http: aiohttp.ClientSession, spec: EndpointSpec, headers: dict[str, str]) -> None:
+    """`Trouble` unless /health answers 200, or 404 (a gateway that has none)."""
+    status, _ = await _get(http, f"{spec.url}/health", headers)
+    _authorised(spec, status)
+    if status not in (200, 404):
+        raise GiveBack(f"http_{status}", f"{spec.url}/health: status {status}")
+
+
+async def _get(http: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
     try:
-        details = {**payload["details"], "prefill": [], "tokens": [], "best_of_sequences": None, "top_tokens": None}
-        response = Response.model_validate({"generated_text": payload["generated_text"], "details": details})
-    except (TypeError, KeyError, pydantic.ValidationError) as error:
-        raise Attempt("server_error", f"{url} answered 200 with no completion in it: {error!r:.200}") from None
-    response.generated_text = response.generated_text.encode("utf-8", "replace").decode("utf-8")
-    if not response.generated_text.strip():
-        raise Refused("empty", f"{url} answered with an empty text after {response.details.generated_tokens} token(s)")
-    return response
+        async with http.get(url, headers=headers, timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS)) as answer:
+            return answer.status, await answer.read()
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise GiveBack("connection", f"{url}: {said}") from None
 
 
-async def wait_healthy(urls: list[str], timeout_s: float, lost: Callable[[], str | None] | None = None) -> None:
-    """Wait until every server answers /health. `ClusterError` names the first that does not within `timeout_s`.
+class Identity:
+    """The model that an endpoint must serve."""
 
-    `lost()` may return a sentence, which ends the waiting (a server that we started has died).
+    def __init__(self, model: str, revision: str):
+        self.model, self.revision = model, revision
+
+    def check(self, url: str, names: set[str], revision: str | None, vouched: str | None) -> None:
+        """`WrongServer` when the names that the server gives its model are others. A short revision is a branch."""
+        known = {name for name in (self.model, vouched) if name}
+        differs = revision and min(len(revision), len(self.revision)) >= 40 and revision != self.revision
+        if not names & known or differs:
+            served = " / ".join(sorted(names)) + (f" at {revision}" if revision else "")
+            raise WrongServer(
+                f"{url} serves {served}, but models/generator is {self.model} at {self.revision}; its completions"
+                " would be stored under the wrong name: start the right server, or give the endpoint's served_as"
+            )
+
+
+class Connection:
+    """An endpoint that was found healthy and right: how to speak to it and what it calls itself."""
+
+    def __init__(self, api: Api, headers: dict[str, str], engine: str, most: int | None):
+        self.api, self.headers, self.engine, self.most = api, headers, engine, most
+
+
+async def connect(
+    http: aiohttp.ClientSession, spec: EndpointSpec, sampling: Sampling, identity: Identity
+) -> Connection:
+    """Find out which API an endpoint speaks and check that it serves the model.
+
+    `Trouble` when it does not answer (yet), `WrongServer` when it never will.
     """
-    loop = asyncio.get_running_loop()
-    end, step = loop.time() + timeout_s, aiohttp.ClientTimeout(total=5)
-    async with session(len(urls)) as http:
-        for url in urls:
-            said = "no answer"
-            while True:
-                if lost is not None and (sentence := lost()):
-                    raise ClusterError(sentence)
-                try:
-                    async with http.get(f"{url}/health", timeout=step) as answer:
-                        if answer.status == 200:
-                            break
-                        said = f"status {answer.status}"
-                except (TimeoutError, aiohttp.ClientError, OSError) as error:
-                    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                if loop.time() >= end:
-                    raise ClusterError(
-                        f"{url}/health did not become healthy within {timeout_s:g} s ({said}); start the server, or"
-                        " mend serving.endpoints in the cluster file"
-                    )
-                await asyncio.sleep(min(0.2, max(end - loop.time(), 0.01)))
+    headers = headers_of(spec)
+    await check_health(http, spec, headers)
+    if spec.api != "openai":
+        status, content = await _get(http, f"{spec.url}/info", headers)
+        _authorised(spec, status)
+        info = _json(content) if status == 200 else None
+        if isinstance(info, dict) and isinstance(info.get("model_id"), str):
+            sha, most = info.get("model_sha"), info.get("max_concurrent_requests")
+            identity.check(spec.url, {info["model_id"]}, sha if isinstance(sha, str) else None, spec.served_as)
+            engine = f"{info.get('router') or 'text-generation'}/{info.get('version') or 'unknown'}"
+            return Connection(TgiApi(sampling), headers, engine, most if type(most) is int and most > 0 else None)
+        if spec.api == "tgi":
+            raise WrongServer(
+                f"{spec.url}/info does not name a model_id as TGI does; is another server listening there?"
+            )
+    status, content = await _get(http, f"{spec.url}/v1/models", headers)
+    _authorised(spec, status)
+    try:
+        cards = {card["id"]: card for card in json.loads(content)["data"]} if status == 200 else {}
+    except (ValueError, TypeError, KeyError):
+        cards = {}
+    if not cards:
+        raise WrongServer(
+            f"{spec.url} answers neither /info as TGI nor /v1/models as an OpenAI-style server (status {status});"
+            " is another server listening there?"
+        )
+    wanted = {identity.model, spec.served_as}
+    served = next((n for n, card in cards.items() if n in wanted or card.get("root") in wanted), None)
+    identity.check(spec.url, {served} if served and served in wanted else _roots(cards), None, spec.served_as)
+    assert served is not None
+    engine = f"{cards[served].get('owned_by') or 'openai'}/{await _version(http, spec.url, headers)}"
+    return Connection(OpenAiApi(sampling, served), headers, engine, None)
 
 
-async def read_info(urls: list[str]) -> list[Info]:
-    """What each server says about itself. `ClusterError` when one does not answer as TGI does."""
-    found, step = [], aiohttp.ClientTimeout(total=10)
-    async with session(len(urls)) as http:
-        for url in urls:
-            try:
-                async with http.get(f"{url}/info", timeout=step) as answer:
-                    payload = _json(await answer.read()) if answer.status == 200 else None
-            except (TimeoutError, aiohttp.ClientError, OSError):
-                payload = None
-            if not isinstance(payload, dict) or not isinstance(payload.get("model_id"), str):
-                raise ClusterError(
-                    f"{url}/info does not name a model_id as TGI does; is another server listening there?"
-                )
-            engine = f"{payload.get('router') or 'text-generation'}/{payload.get('version') or 'unknown'}"
-            found.append(Info(payload["model_id"], payload.get("model_sha"), engine))
-    return found
+def _roots(cards: dict[str, Any]) -> set[str]:
+    return set(cards) | {card["root"] for card in cards.values() if isinstance(card.get("root"), str)}
+
+
+def _authorised(spec: EndpointSpec, status: int) -> None:
+    if status in (401, 403):
+        held = f"the one in ${spec.token_env} is refused" if spec.token_env else "token_env names none"
+        raise WrongServer(f"{spec.url} answers {status}: it wants a token, and {held}; mend serving.endpoints")
+
+
+async def _version(http: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> str:
+    """vLLM's version; part of a completion's history, not of its key."""
+    try:
+        status, content = await _get(http, f"{url}/version", headers)
+        return str(json.loads(content)["version"]) if status == 200 else "unknown"
+    except (Trouble, ValueError, KeyError, TypeError):
+        return "unknown"

@@ -1,9 +1,9 @@
 """Sends requests to several endpoints at once and hands each outcome on as it comes; nothing is asked for twice.
 
 A slot that is free takes the next request: there is no barrier between chunks, and no more requests are in memory than
-the slots and a short queue hold. The least loaded endpoint is asked. 429, 502, 503 and broken connections give the
-request back and rest the endpoint; 500 and timeouts spend one of the request's attempts; other refusals and empty
-texts are failures with a reason. Completions go to `commit` in batches, at most half a second after they arrive.
+are in flight and a short queue holds. 429, 502, 503, broken connections and stalled servers give the request back;
+500 and timeouts spend one of its attempts; other refusals and empty texts are failures with a reason. Completions
+go to `commit` in batches, at most half a second after they arrive. Which endpoint is asked is `balancing`'s choice.
 """
 
 import asyncio
@@ -16,64 +16,42 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-import aiohttp
-
 from stages.clusters import Serving
 from stages.errors import ClusterError
-from stages.progress import Progress
-from stages.serving.client import Attempt, GiveBack, Refused, generate, parameters_of, session
-from stages.serving.requests import Completion, Failure, Request, Sampling
+from stages.serving.apis import Answer
+from stages.serving.balancing import Endpoint, Latencies, Pool
+from stages.serving.client import Attempt, GiveBack, Overloaded, Refused, Trouble, Unusable, generate, session
+from stages.serving.requests import Completion, Failure, Request
 
 COMMIT_SECONDS = 0.5  # what kill -9 can lose
-COMMIT_ROWS = 256
+COMMIT_ROWS = 512
+COMMITS_BEHIND = 16  # batches that may wait for a slow disk before no more requests are sent
 FEED_ROWS = 64  # requests prepared together
 DRAIN_SECONDS = 10.0  # for what is in flight, once a signal asked to stop
+WATCH_SECONDS = 0.25
 MIN_RESULTS = 20  # before the share of failures can stop the stage
 JUDGED_ROWS = 100  # a share is taken of at least so many while the run goes on: two failures of 34 are no verdict
 RESETS_PER_ATTEMPT = 5  # broken connections that spend an attempt: a prompt that kills servers must end as a failure
-REST_SECONDS = (0.2, 5.0)  # an endpoint whose connection broke rests this long, doubling up to the second figure
-OVERLOAD_SECONDS = (0.05, 2.0)  # a request that met 429 waits this long, doubling likewise
+OVERLOAD_SECONDS = (0.05, 2.0)  # a request that met 429 waits this long, doubling up to the second figure
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request with its key and its length in tokens."""
+    """A request with its key. `prompt_tokens` is None when only the server knows."""
 
     request: Request
     key: str
-    prompt_tokens: int
+    prompt_tokens: int | None = None
 
 
-@dataclass
-class Endpoint:
-    """A server and what this client knows of its load."""
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A job on its way."""
 
-    url: str
-    engine: str
-    most: int  # requests outstanding at most
-    limit: float = 0.0  # of these, as many as it takes without a 429
-    outstanding: int = 0
-    resting_until: float = 0.0
-    rest: float = field(default_factory=lambda: REST_SECONDS[0])
-    last_trouble: str = ""
-
-    def __post_init__(self) -> None:
-        self.limit = float(self.most)
-
-    def succeeded(self) -> None:
-        """Ask for one more at a time, one a round trip."""
-        self.rest, self.last_trouble = REST_SECONDS[0], ""
-        self.limit = min(self.limit + 1 / self.limit, float(self.most))
-
-    def overloaded(self) -> None:
-        """It takes fewer than are outstanding now; 429 comes at once, so this settles at what it does take."""
-        self.limit = max(min(self.limit, self.outstanding - 1.0), 1.0)
-
-    def broke(self, now: float) -> None:
-        """Rest, once for all the connections that break together."""
-        if now >= self.resting_until:
-            self.resting_until = now + self.rest
-            self.rest = min(self.rest * 2, REST_SECONDS[1])
+    job: Job
+    attempts: int = 0
+    resets: int = 0
+    overloads: int = 0
 
 
 @dataclass
@@ -89,31 +67,41 @@ class Outcome:
 class Dispatcher:
     """One run over a stream of jobs.
 
-    `commit` stores completions durably; it runs in a thread, one call at a time. `lost` is asked now and then and
-    returns a sentence when no server is left. `before` counts requests that are done already (from the store) and
-    `failed_before` ones that failed before they were sent; both count in the share of failures.
+    `commit` stores completions durably; it runs in a thread, one call at a time. `stop` is asked now and then and
+    returns an error when the run has to end (no server is left, the budget is spent). `count_tokens` counts a prompt
+    where the server does not. `before` counts requests that are done already (from the store) and `failed_before` ones
+    that failed before they were sent; both count in the share of failures.
     """
 
     def __init__(
         self,
         stage: str,
-        endpoints: list[Endpoint],
-        sampling: Sampling,
+        pool: Pool,
         serving: Serving,
         commit: Callable[[list[Completion]], None],
-        progress: Progress,
-        lost: Callable[[], str | None] = lambda: None,
+        stop: Callable[[], BaseException | None] = lambda: None,
+        count_tokens: Callable[[str], int] = lambda prompt: 0,
         before: int = 0,
         failed_before: Counter[str] | None = None,
     ):
-        self.stage, self.endpoints, self.serving, self.progress = stage, endpoints, serving, progress
-        self.commit, self.lost, self.before = commit, lost, before
+        self.stage, self.pool, self.serving, self.commit = stage, pool, serving, commit
+        self.stop, self.count_tokens, self.before = stop, count_tokens, before
         self.reasons: Counter[str] = Counter(failed_before or {})
         self.outcome = Outcome()
-        self._parameters = parameters_of(sampling)
+        self.latencies = Latencies()
+        self.in_flight = 0
+        self._ready: deque[_Pending] = deque()  # prepared, not sent yet
+        self._again: deque[_Pending] = deque()  # given back, and first in the queue
+        self._pausing = 0  # given back, waiting out a pause
+        self._fed = False
         self._uncommitted: list[Completion] = []
-        self._waiters: deque[asyncio.Future[None]] = deque()
         self._stop: BaseException | None = None
+        pool.changed = self._fill
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._ready) + len(self._again) + self._pausing
 
     def run(self, jobs: Iterable[Job]) -> Outcome:
         """Send every job. Raises `ClusterError` when the run has to stop, `KeyboardInterrupt` after SIGINT or SIGTERM;
@@ -127,35 +115,32 @@ class Dispatcher:
 
     async def _run(self, jobs: Iterator[Job]) -> None:
         loop = asyncio.get_running_loop()
-        self._started = self._succeeded = loop.time()
-        self._stopped, self._arrived, self._committing = asyncio.Event(), asyncio.Event(), asyncio.Lock()
-        slots = sum(endpoint.most for endpoint in self.endpoints)
-        queue: asyncio.Queue[Job | None] = asyncio.Queue(maxsize=2 * slots)
+        self._now, self._succeeded = loop.time, loop.time()
+        self._done, self._room, self._arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._committing, self._tasks = asyncio.Lock(), set[asyncio.Task[None]]()
         with self._signals(loop):
-            async with session(slots) as http:
-                feeder = asyncio.create_task(self._feed(jobs, queue, slots))
-                workers = [asyncio.create_task(self._work(http, queue)) for _ in range(slots)]
-                others = [asyncio.create_task(self._watch()), asyncio.create_task(self._commit_often())]
-                stopped = asyncio.create_task(self._stopped.wait())
-                everything = asyncio.gather(feeder, *workers)
+            async with session() as http:
+                self._http = http
+                others = [self._feed(jobs), self.pool.run(http), self._watch(), self._commit_often()]
+                workers = [asyncio.create_task(work) for work in others]
+                feeder, done = workers[0], asyncio.create_task(self._done.wait())
                 try:
-                    await asyncio.wait({everything, stopped, *others}, return_when=asyncio.FIRST_COMPLETED)
-                    if self._stop is not None:
-                        feeder.cancel()
-                        await asyncio.wait({feeder})
-                        while not queue.empty():
-                            queue.get_nowait()
-                        for _ in range(slots):
-                            queue.put_nowait(None)
-                        drain = DRAIN_SECONDS if isinstance(self._stop, KeyboardInterrupt) else 1.0
-                        await asyncio.wait(workers, timeout=drain)
-                    for task in (everything, *others):
-                        if self._stop is None and task.done():
+                    waiting = {done, *workers}
+                    while not done.done():  # only the feeder ends by itself; an error in any of them ends the run
+                        ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                        for task in ended:
                             task.result()
+                        if feeder in ended:
+                            self._fill()
+                    if self._stop is not None and self._tasks:
+                        feeder.cancel()
+                        drain = DRAIN_SECONDS if isinstance(self._stop, KeyboardInterrupt) else 1.0
+                        await asyncio.wait(self._tasks, timeout=drain)
                 finally:
-                    for task in (stopped, feeder, *workers, *others):
+                    self._done.set()
+                    for task in (done, *workers, *self._tasks):
                         task.cancel()
-                    await asyncio.gather(everything, stopped, *others, return_exceptions=True)
+                    await asyncio.gather(done, *workers, *self._tasks, return_exceptions=True)
                     await self._commit_now()
 
     @contextlib.contextmanager
@@ -186,120 +171,150 @@ class Dispatcher:
     def _end(self, why: BaseException) -> None:
         if self._stop is None:
             self._stop = why
-        self._stopped.set()
+        self._done.set()
 
-    async def _feed(self, jobs: Iterator[Job], queue: asyncio.Queue[Job | None], slots: int) -> None:
-        """Rendering and tokenising happen in a thread, ahead of the free slot."""
+    async def _feed(self, jobs: Iterator[Job]) -> None:
+        """Rendering and hashing happen in a thread, ahead of the free slot."""
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(jobs, FEED_ROWS))):
-            for job in batch:
-                await queue.put(job)
-        for _ in range(slots):
-            await queue.put(None)
+            self._ready.extend(map(_Pending, batch))
+            self._fill()
+            while len(self._ready) >= FEED_ROWS:
+                self._room.clear()
+                await self._room.wait()
+        self._fed = True
 
-    async def _work(self, http: aiohttp.ClientSession, queue: asyncio.Queue[Job | None]) -> None:
-        while not self._stopped.is_set() and (job := await queue.get()) is not None:
-            result = await self._complete(http, job)
-            if result is None:
+    def _fill(self) -> None:
+        """Start requests while there is one to send and an endpoint with a free slot."""
+        if self._done.is_set():
+            return
+        behind = len(self._uncommitted) > COMMITS_BEHIND * COMMIT_ROWS
+        while (self._again or self._ready) and not behind:
+            if (endpoint := self.pool.choose(self._now())) is None:
                 return
-            if isinstance(result, Completion):
-                self._uncommitted.append(result)
-                if len(self._uncommitted) >= COMMIT_ROWS:
-                    self._arrived.set()
-                self.outcome.new += 1
-                self.outcome.tokens += result.tokens
-            else:
-                self.outcome.failures.append(result)
-                self.reasons[result.reason] += 1
-                self._check_failures()
-            self._show()
+            pending = (self._again or self._ready).popleft()
+            endpoint.outstanding += 1
+            self.in_flight += 1
+            task = asyncio.create_task(self._ask(endpoint, pending))
+            self._tasks.add(task)
+            endpoint.tasks.add(task)
+        if len(self._ready) < FEED_ROWS:
+            self._room.set()
+            if self._fed and not (self._again or self._ready or self.in_flight or self._pausing):
+                self._done.set()
 
-    async def _complete(self, http: aiohttp.ClientSession, job: Job) -> Completion | Failure | None:
-        """The job's result; None when the run was stopped before there was one."""
-        loop, attempts, resets, overloads = asyncio.get_running_loop(), 0, 0, 0
-        while not self._stopped.is_set() and (endpoint := await self._acquire()) is not None:
-            pause = 0.0
-            try:
-                response = await generate(
-                    http, endpoint.url, job.request, self._parameters, self.serving.request_timeout_s
-                )
-            except Refused as error:
-                self._succeeded = loop.time()  # it answers
-                return Failure(job.key, error.reason, error.detail, attempts + 1)
-            except GiveBack as error:
-                trouble: GiveBack | Attempt = error
-                if error.overloaded:
-                    endpoint.overloaded()
-                    pause, overloads = min(OVERLOAD_SECONDS[0] * 2**overloads, OVERLOAD_SECONDS[1]), overloads + 1
-                else:
-                    endpoint.broke(loop.time())
-                    resets += 1
-                    attempts += resets % RESETS_PER_ATTEMPT == 0
-            except Attempt as error:
-                trouble = error
-                attempts += 1
-            else:
-                self._succeeded = loop.time()
-                endpoint.succeeded()
-                return Completion(
-                    key=job.key,
-                    text=response.generated_text,
-                    finish_reason=response.details.finish_reason.value,
-                    tokens=response.details.generated_tokens,
-                    prompt_tokens=job.prompt_tokens,
-                    engine=endpoint.engine,
-                )
-            finally:
-                self._release(endpoint)
-            self.outcome.retries[trouble.reason] += 1
-            endpoint.last_trouble = trouble.detail
-            if attempts >= self.serving.attempts:
-                return Failure(job.key, trouble.reason, trouble.detail, attempts)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-        return None
+    async def _ask(self, endpoint: Endpoint, pending: _Pending) -> None:
+        """One try at one endpoint; the job then is done, has failed, or is given back."""
+        connection, job, began, pause = endpoint.connection, pending.job, self._now(), 0.0
+        result: Completion | Failure | None = None
+        timeout_s = self.serving.request_timeout_s
+        try:
+            answer = await generate(
+                self._http, endpoint.url, connection.headers, connection.api, job.request, timeout_s
+            )
+            result = self._completion(job, answer, connection.engine)
+        except asyncio.CancelledError:
+            if self._done.is_set():
+                raise
+            self._trouble(endpoint, GiveBack("stalled", f"{endpoint.url} has stalled"))
+        except Refused as error:  # it answers
+            endpoint.streak, self._succeeded = 0, self._now()
+            result = Failure(job.key, error.reason, error.detail, pending.attempts + 1)
+        except Trouble as error:
+            pause = self._count(endpoint, pending, error)
+            if pending.attempts >= self.serving.attempts:
+                result = Failure(job.key, error.reason, error.detail, pending.attempts)
+        except Exception as error:  # a defect of ours: end the run with it
+            self._end(error)
+        else:
+            self._succeeded = now = self._now()
+            self.latencies.add(now - began)
+            endpoint.succeeded(now, answer.tokens)
+        finally:
+            endpoint.outstanding -= 1
+            self.in_flight -= 1
+            task = asyncio.current_task()
+            self._tasks.discard(task)  # type: ignore[arg-type]
+            endpoint.tasks.discard(task)  # type: ignore[arg-type]
+        if result is not None:
+            self._take(result)
+        elif pause:
+            self._pausing += 1
+            asyncio.get_running_loop().call_later(pause * random.uniform(0.5, 1.5), self._back, pending)
+        else:
+            self._again.append(pending)
+        self._fill()
 
-    async def _acquire(self) -> Endpoint | None:
-        """A slot at the least loaded endpoint that is not resting; None once the run stops."""
-        loop = asyncio.get_running_loop()
-        while not self._stopped.is_set():
-            now = loop.time()
-            free = [e for e in self.endpoints if e.resting_until <= now and e.outstanding < int(e.limit)]
-            if free:
-                endpoint = min(free, key=lambda e: e.outstanding / e.limit)
-                endpoint.outstanding += 1
-                return endpoint
-            waiter = loop.create_future()
-            self._waiters.append(waiter)
-            with contextlib.suppress(TimeoutError):  # a rest that ends wakes nobody, so look again
-                await asyncio.wait_for(waiter, 0.2)
-        return None
+    def _back(self, pending: _Pending) -> None:
+        self._pausing -= 1
+        self._again.append(pending)
+        self._fill()
 
-    def _release(self, endpoint: Endpoint) -> None:
-        endpoint.outstanding -= 1
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+    def _completion(self, job: Job, answer: Answer, engine: str) -> Completion:
+        known = answer.prompt_tokens if job.prompt_tokens is None else job.prompt_tokens
+        counted = self.count_tokens(job.request.prompt) if known is None else known
+        return Completion(job.key, answer.text, answer.finish_reason, answer.tokens, counted, engine)
+
+    def _count(self, endpoint: Endpoint, pending: _Pending, error: Trouble) -> float:
+        """Book a trouble on the request and the endpoint; returns how long the request pauses, in seconds."""
+        pause = 0.0
+        if isinstance(error, Overloaded):
+            endpoint.overloaded(self._now())
+            pause = error.pause or min(OVERLOAD_SECONDS[0] * 2**pending.overloads, OVERLOAD_SECONDS[1])
+            pending.overloads += 1
+        elif isinstance(error, Attempt):
+            pending.attempts += 1
+        elif isinstance(error, GiveBack):
+            pending.resets += 1
+            pending.attempts += pending.resets % RESETS_PER_ATTEMPT == 0
+        self._trouble(endpoint, error)
+        return pause
+
+    def _trouble(self, endpoint: Endpoint, error: Trouble) -> None:
+        self.outcome.retries[error.reason] += 1
+        endpoint.last_trouble = error.detail
+        if isinstance(error, Unusable):
+            self.pool.refuse(endpoint, error.detail)
+        elif not isinstance(error, Overloaded):
+            endpoint.failed(self._now())
+
+    def _take(self, result: Completion | Failure) -> None:
+        if isinstance(result, Completion):
+            self._uncommitted.append(result)
+            if len(self._uncommitted) >= COMMIT_ROWS:
+                self._arrived.set()
+            self.outcome.new += 1
+            self.outcome.tokens += result.tokens
+        else:
+            self.outcome.failures.append(result)
+            self.reasons[result.reason] += 1
+            self._check_failures()
 
     async def _watch(self) -> None:
         """End the run when the servers are gone, or have not completed anything for too long."""
-        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(0.25)
-            if sentence := self.lost():
-                return self._end(ClusterError(sentence))
-            idle = loop.time() - self._succeeded
-            busy = any(endpoint.outstanding for endpoint in self.endpoints)
-            patience = self.serving.startup_timeout_s + (self.serving.request_timeout_s if busy else 0)
-            troubled = [endpoint for endpoint in self.endpoints if endpoint.last_trouble]
-            if idle > patience and troubled:
-                told = "; ".join(endpoint.last_trouble for endpoint in troubled)
-                return self._end(
-                    ClusterError(
-                        f"no completion for {idle:.0f} s. {told}. Look at the server(s) and run again;"
-                        " what was completed is in the store"
-                    )
-                )
+            await asyncio.sleep(WATCH_SECONDS)
+            self._fill()  # a rest that ends wakes nobody
+            why = self.pool.failure or self.stop() or self._silence()
+            if why is not None:
+                return self._end(why)
+
+    def _silence(self) -> ClusterError | None:
+        idle = self._now() - self._succeeded
+        if not self.pool.endpoints and idle > self.serving.startup_timeout_s:
+            told = "; ".join(self.pool.waiting_for.values()) or "no endpoint is there"
+            first = next(iter(self.pool.waiting_for), "the servers")
+            return ClusterError(
+                f"{first}/health did not become healthy within {self.serving.startup_timeout_s:g} s ({told}); start"
+                " the server, or mend serving.endpoints in the cluster file"
+            )
+        patience = self.serving.startup_timeout_s + (self.serving.request_timeout_s if self.in_flight else 0)
+        troubled = [endpoint.last_trouble for endpoint in self.pool.endpoints if endpoint.last_trouble]
+        if idle > patience and troubled:
+            return ClusterError(
+                f"no completion for {idle:.0f} s. {'; '.join(troubled)}. Look at the server(s) and run again; what was"
+                " completed is in the store"
+            )
+        return None
 
     async def _commit_often(self) -> None:
         while True:
@@ -310,12 +325,17 @@ class Dispatcher:
                 await asyncio.shield(self._commit_now())
             except ClusterError as error:
                 return self._end(error)
+            self._fill()
 
     async def _commit_now(self) -> None:
         async with self._committing:
             batch, self._uncommitted = self._uncommitted, []
-            if batch:
-                await asyncio.to_thread(self.commit, batch)
+            try:
+                if batch:
+                    await asyncio.to_thread(self.commit, batch)
+            except BaseException:
+                self._uncommitted = batch + self._uncommitted  # the end of the run tries again
+                raise
 
     def _check_failures(self, final: bool = False) -> None:
         """Stop when more than `max_failed_share` of the requests failed, and say why."""
@@ -332,14 +352,3 @@ class Dispatcher:
                     f" {self.serving.max_failed_share:g} allows{sample}. What was completed is in the store"
                 )
             )
-
-    def _show(self) -> None:
-        seconds = max(asyncio.get_running_loop().time() - self._started, 1e-9)
-        self.progress.advance(
-            1,
-            **{
-                "tokens/s": f"{self.outcome.tokens / seconds:,.0f}",
-                "cached": self.before,
-                "failed": sum(self.reasons.values()),
-            },
-        )

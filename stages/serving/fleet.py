@@ -1,11 +1,10 @@
 """Servers for one run: our CPU server as local processes, or the external endpoints of the cluster file.
 
-In: the model folder and the cluster file. Out: URLs of healthy servers. Ours are ended whatever happens, also when the
-driver is killed with SIGKILL (PR_SET_PDEATHSIG on Linux). Their logs lie in `<store root>/logs`; a run that ends well
-removes them.
+In: the model folder and the cluster file. Out: the servers that are there, asked for again and again. Ours are ended
+whatever happens, also when the driver is killed with SIGKILL (PR_SET_PDEATHSIG on Linux). Their logs lie in
+`<store root>/logs`; a run that ends well removes them.
 """
 
-import asyncio
 import contextlib
 import json
 import os
@@ -15,15 +14,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
-from stages.clusters import Serving
+from stages.clusters import EndpointSpec, Serving, cluster_path, load_cluster
 from stages.errors import ClusterError, ConfigError
 from stages.lineage import store_root
-from stages.serving.client import wait_healthy
 
 CPU_SERVER = (sys.executable, "-m", "stages.serving.cpu_server")
 STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
 TAIL_LINES = 15
+RESTARTS = 3  # of one instance, in one run
 
 # Runs before the server: dies with the driver (1 = PR_SET_PDEATHSIG), also if that was killed in the meantime.
 _LEASH = """
@@ -83,63 +83,110 @@ class Server:
         self.registration.unlink(missing_ok=True)
 
 
-class Fleet:
-    """Healthy servers: `urls`, and `lost()`, a sentence when none of ours is left."""
+class Fleet(Protocol):
+    """The servers of a run. `members` says who is there; `tend` looks after them and returns why the run must end."""
 
-    def __init__(self, urls: list[str], servers: list[Server]):
-        self.urls, self._servers = urls, servers
+    def members(self) -> list[EndpointSpec]: ...
 
-    def lost(self) -> str | None:
-        deaths = [server.death() for server in self._servers]
-        return next((d for d in deaths if d), None) if deaths and all(deaths) else None
+    def tend(self) -> BaseException | None: ...
+
+
+class ExternalFleet:
+    """`serving.endpoints` of the cluster file, which is read again when it changes: servers can join and leave."""
+
+    def __init__(self, serving: Serving):
+        if not serving.endpoints:
+            raise ConfigError("serving.engine is external, but serving.endpoints is empty; name a server's base URL")
+        for endpoint in serving.endpoints:
+            endpoint.token()  # complains before anything starts
+        self._specs, self._path, self._seen = serving.endpoints, cluster_path(), _stamp(cluster_path())
+
+    def members(self) -> list[EndpointSpec]:
+        stamp = _stamp(self._path)
+        if stamp != self._seen:
+            self._seen = stamp
+            try:
+                found = load_cluster().serving.endpoints
+                for endpoint in found:
+                    endpoint.token()
+                self._specs = found
+            except ConfigError as error:  # half written, or wrong: the run goes on with what it had
+                print(f"warning: {error}; the endpoints stay as they were", file=sys.stderr, flush=True)
+        return self._specs
+
+    def tend(self) -> BaseException | None:
+        return None
+
+
+def _stamp(path: Path) -> tuple[float, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime, status.st_size
+
+
+class LocalFleet:
+    """Our CPU servers. One that dies in the middle is started again, a few times."""
+
+    def __init__(self, stage: str, arguments: list[str], serving: Serving):
+        self.stage, self.arguments, self.serving = stage, arguments, serving
+        self.servers: list[Server] = []
+        self.logs: list[Path] = []
+        self.restarts = RESTARTS * serving.instances
+        self._started = time.monotonic()
+        self._urls: dict[Server, str] = {}
+        for _ in range(serving.instances):
+            self._start()
+
+    def _start(self) -> None:
+        server = Server([*CPU_SERVER, *self.arguments], f"{self.stage}-{os.getpid()}-{len(self.logs)}")
+        self.servers.append(server)
+        self.logs.append(server.log)
+
+    def members(self) -> list[EndpointSpec]:
+        for server in self.servers:
+            if server not in self._urls and (url := server.url()):
+                self._urls[server] = url
+        return [EndpointSpec(url=url, api="tgi", gpus=0) for url in self._urls.values()]
+
+    def tend(self) -> BaseException | None:
+        for server in list(self.servers):
+            if (death := server.death()) is None:
+                continue
+            if server not in self._urls or not self.restarts:  # it never came up, or dies again and again
+                return ClusterError(death)
+            print(f"warning: {death}\nit is started again", file=sys.stderr, flush=True)
+            self.restarts -= 1
+            self.servers.remove(server)
+            del self._urls[server]
+            self._start()
+        late = next((server for server in self.servers if server not in self._urls), None)
+        if late and not self._urls and time.monotonic() - self._started > self.serving.startup_timeout_s:
+            return ClusterError(
+                f"a server did not come up within serving.startup_timeout_s = {self.serving.startup_timeout_s:g} s;"
+                f" the end of {late.log}:\n{tail(late.log)}"
+            )
+        return None
 
 
 @contextlib.contextmanager
 def fleet(stage: str, folder: Path, model: str, revision: str, serving: Serving) -> Iterator[Fleet]:
-    """Healthy servers for the model in `folder`. `ClusterError` when one does not come up in `startup_timeout_s`."""
+    """Servers for the model in `folder`, ended whatever happens."""
     if serving.engine == "external":
-        urls = [url.rstrip("/") for url in serving.endpoints]
-        if not urls:
-            raise ConfigError("serving.engine is external, but serving.endpoints is empty; name a server's base URL")
-        asyncio.run(wait_healthy(urls, serving.startup_timeout_s))
-        yield Fleet(urls, [])
+        yield ExternalFleet(serving)
         return
-    servers: list[Server] = []
+    arguments = ["--model", str(folder), "--model-id", model, "--revision", revision, "--port", "0"]
+    arguments += ["--batch-size", str(serving.batch_size), "--max-concurrent", str(serving.concurrency)]
+    local = LocalFleet(stage, arguments, serving)
     try:
-        arguments = ["--model", str(folder), "--model-id", model, "--revision", revision, "--port", "0"]
-        arguments += ["--batch-size", str(serving.batch_size), "--max-concurrent", str(serving.concurrency)]
-        for number in range(serving.instances):
-            servers.append(Server([*CPU_SERVER, *arguments], f"{stage}-{os.getpid()}-{number}"))
-        urls = _registered(servers, serving.startup_timeout_s)
-        asyncio.run(wait_healthy(urls, serving.startup_timeout_s, lambda: _first_death(servers)))
-        yield Fleet(urls, servers)
+        yield local
     except BaseException:
-        _end(servers)
+        _end(local.servers)
         raise
-    _end(servers)
-    for server in servers:
-        server.log.unlink(missing_ok=True)
-
-
-def _registered(servers: list[Server], timeout_s: float) -> list[str]:
-    end = time.monotonic() + timeout_s
-    while True:
-        if sentence := _first_death(servers):
-            raise ClusterError(sentence)
-        urls = [server.url() for server in servers]
-        if all(urls):
-            return [url for url in urls if url]
-        if time.monotonic() > end:
-            late = servers[urls.index(None)]
-            raise ClusterError(
-                f"a server did not come up within serving.startup_timeout_s = {timeout_s:g} s;"
-                f" the end of {late.log}:\n{tail(late.log)}"
-            )
-        time.sleep(0.05)
-
-
-def _first_death(servers: list[Server]) -> str | None:
-    return next((sentence for server in servers if (sentence := server.death())), None)
+    _end(local.servers)
+    for log in local.logs:
+        log.unlink(missing_ok=True)
 
 
 def _end(servers: list[Server]) -> None:

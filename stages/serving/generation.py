@@ -1,29 +1,33 @@
 """Completions for a stage: what the store has, it gives; the rest is asked of the servers, and is then in the store.
 
 In: rendered requests, `models/generator/` and the cluster file. Out: for each request, in the order given, a
-completion or a failure with its reason. Servers start only if something is missing. `complete` walks over the requests
-several times (look up, send, hand out), so that their texts need not be in memory: give it something that can be
-walked over again.
+completion or a failure with its reason. Servers start only if something is missing, and not before the bill is known
+and within the budget. `complete` walks over the requests several times (look up, send, hand out), so that neither
+their texts nor their keys need be in memory: give it something that can be walked over again.
 """
 
-import asyncio
+import contextlib
 import json
+import os
+import sys
+import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from stages.clusters import Serving, load_cluster
-from stages.errors import ClusterError, ConfigError, DataError, InternalError
+from stages.errors import ConfigError, DataError, InternalError
 from stages.lineage import store_root
 from stages.progress import Progress
+from stages.serving.budget import NO_BUDGET, Budget, Forecast, forecast, refuse, spent, write_rate
 from stages.serving.requests import Completion, Failure, Request, Sampling, completion_key, sampling_seed
 from stages.serving.store import CompletionStore
 from stages.settings import Params, check
@@ -32,8 +36,10 @@ if TYPE_CHECKING:
     from stages.serving.dispatcher import Job
 
 T = TypeVar("T")
-KeyOf = Callable[[Request], str]
+
 PREPARED = 64  # prompts that are tokenised together
+LOOKED_UP = 4096  # keys that are looked up together
+SAMPLED = 256  # completions of the store whose mean length forecasts the others'
 CACHED, MISSING, TOO_LONG = 0, 1, 2
 
 
@@ -77,10 +83,8 @@ class GenerationModel:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            tokenizer = _auto_tokenizer().from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.folder} holds no tokenizer: {error}; run the generator stage again") from None
         if not tokenizer.chat_template:
@@ -105,6 +109,43 @@ class GenerationModel:
         return [len(ids) for ids in self._tokenizer(rendered)["input_ids"]] if rendered else []
 
 
+def _auto_tokenizer() -> Any:
+    """transformers' AutoTokenizer, without torch: 300 MB that a process which only asks servers does not need."""
+    if "transformers" not in sys.modules:
+        quiet = {"USE_TORCH": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+        before = {name: os.environ.get(name) for name in quiet}
+        os.environ.update(quiet)
+        try:
+            import transformers  # noqa: F401
+        finally:  # the servers that we start need torch
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+class _Keys:
+    """The 16-byte keys of the requests, in their order, in a file without a name: 480 MB for 30 million."""
+
+    def __init__(self) -> None:
+        folder = store_root() / "runs"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+
+    def write(self, keys: list[bytes]) -> None:
+        self._file.write(b"".join(keys))
+
+    def __iter__(self) -> Iterator[str]:
+        """Each key as 32 hex characters. Several walks may go on at once."""
+        self._file.flush()
+        at = 0
+        while block := os.pread(self._file.fileno(), 16 * LOOKED_UP, at):
+            at += len(block)
+            for start in range(0, len(block), 16):
+                yield block[start : start + 16].hex()
+
+
 @dataclass
 class CompletionRun:
     """The end of `complete`: counts, and the results on demand."""
@@ -116,19 +157,18 @@ class CompletionRun:
     failed: int = 0
     tokens_new: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # of failures
-    retries: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0  # of sending, without the servers' start
+    figures: dict[str, Any] = field(default_factory=dict)  # of the sending: forecast, actual, rates
+    throughput: list[dict[str, float]] = field(default_factory=list)  # points over time
     _requests: Iterable[Request] = ()
     _failures: dict[str, Failure] = field(default_factory=dict)
     _store: CompletionStore | None = None
-    _key: KeyOf = lambda request: request.id
+    _keys: Iterable[str] = ()
 
     @property
     def results(self) -> Iterator[tuple[Request, Completion | Failure]]:
         """Each request, in the order given, with its result."""
         assert self._store is not None
-        for request in self._requests:
-            key = self._key(request)
+        for request, key in zip(self._requests, self._keys, strict=True):
             result = self._store.get(key) or self._failures.get(key)
             if result is None:
                 raise InternalError(f"{self.stage}: {request.id} has neither a completion nor a failure (key {key})")
@@ -139,22 +179,22 @@ class CompletionRun:
         """Requests that went to a server."""
         return self.new + self.failed - self.reasons["too_long"]
 
-    def write_record(self) -> None:
-        """`<store root>/runs/<stage>.json`: what this run sent and reused. Not a DVC out: it differs between runs."""
-        record = {
+    def record(self) -> dict[str, Any]:
+        """What this run sent and reused; it differs between runs of equal results."""
+        return {
             "requests": self.total,
             "from_store": self.cached,
             "sent": self.sent,
             "completed": self.new,
             "failed": dict(sorted(self.reasons.items())),
-            "retries": dict(sorted(self.retries.items())),
-            "tokens": self.tokens_new,
-            "seconds": round(self.seconds, 1),
-            "tokens_per_second": round(self.tokens_new / self.seconds, 1) if self.seconds else 0,
+            **self.figures,
         }
+
+    def write_record(self) -> None:
+        """`<store root>/runs/<stage>.json`."""
         path = store_root() / "runs" / f"{self.stage}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        path.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
 
 
 class PromptRequests:
@@ -168,11 +208,90 @@ class PromptRequests:
 
     def __iter__(self) -> Iterator[Request]:
         """In the order of `prompts` (id, text); the samples of one in the order of their ids as text."""
-        samples = sorted(range(self.samples), key=str)
+        samples, render = sorted(range(self.samples), key=str), self.model.render
         for prompt_id, prompt in self.prompts:
-            rendered = self.model.render(prompt)
             for sample in samples:
-                yield Request(f"{prompt_id}-{sample}", rendered, sampling_seed(self.seed, prompt_id, sample), sample)
+                seed = sampling_seed(self.seed, prompt_id, sample)
+                yield Request(f"{prompt_id}-{sample}", prompt, seed, sample, render)
+
+
+class LookUp:
+    """What a run would reuse and send: a state for each request, and their keys."""
+
+    def __init__(
+        self, requests: Iterable[Request], model: GenerationModel, sampling: Sampling, store: CompletionStore
+    ):
+        self.requests, self.model, self.sampling, self.store = requests, model, sampling, store
+        self.room = model.max_length - sampling.max_new_tokens
+        if self.room <= 0:
+            raise ConfigError(
+                f"max_new_tokens is {sampling.max_new_tokens}, but {model.model} holds {model.max_length} tokens in"
+                " all; choose a smaller max_new_tokens"
+            )
+        self.walk()
+
+    def walk(self) -> None:
+        """Look at every request (again)."""
+        self.states, self.keys = bytearray(), _Keys()
+        self.too_long: list[Failure] = []
+        missing = array("Q")
+        for batch in _batches(self.requests, LOOKED_UP):
+            prompts = [request.prompt for request in batch]
+            keys = [
+                completion_key(request, self.model.identity, self.sampling, prompt)
+                for request, prompt in zip(batch, prompts, strict=True)
+            ]
+            raw = [bytes.fromhex(key) for key in keys]
+            self.keys.write(raw)
+            states = [CACHED if here else MISSING for here in self.store.present(raw)]
+            self._find_too_long(prompts, keys, states)
+            missing.extend(int(key[:16], 16) for key, state in zip(keys, states, strict=True) if state == MISSING)
+            self.states.extend(states)
+        found, counts = np.unique(np.frombuffer(missing, np.uint64), return_counts=True)
+        self._repeated = {int(prefix) for prefix in found[counts > 1]}  # keys that are asked for more than once
+
+    def _find_too_long(self, prompts: list[str], keys: list[str], states: list[int]) -> None:
+        """Missing prompts that leave no room for `max_new_tokens` are failures, and are never sent."""
+        # A token is at least a byte, so a short text needs no counting; 8 leaves room for special tokens.
+        long = [n for n, p in enumerate(prompts) if states[n] == MISSING and len(p.encode()) + 8 > self.room]
+        for batch in _batches(long, PREPARED):
+            counts = self.model.count_tokens([prompts[number] for number in batch])
+            for number, count in zip(batch, counts, strict=True):
+                if count > self.room:
+                    states[number] = TOO_LONG
+                    detail = (
+                        f"{count} prompt tokens + {self.sampling.max_new_tokens} new > {self.model.max_length} of"
+                        f" {self.model.model}"
+                    )
+                    self.too_long.append(Failure(keys[number], "too_long", detail, 0))
+
+    @property
+    def missing(self) -> int:
+        """Requests that the store has no completion for, and that can be sent."""
+        return self.states.count(MISSING)
+
+    def jobs(self) -> Iterator["Job"]:
+        """What is to be sent, each key once."""
+        from stages.serving.dispatcher import Job
+
+        seen: set[str] = set()
+        for request, key, state in zip(self.requests, self.keys, self.states, strict=True):
+            if state == MISSING and key not in seen:
+                if int(key[:16], 16) in self._repeated:
+                    seen.add(key)
+                yield Job(request, key)
+
+    def forecast(self, serving: Serving) -> Forecast:
+        """The bill for what is missing."""
+        lengths = []
+        for key, state in zip(self.keys, self.states, strict=True):
+            if state == CACHED and (completion := self.store.get(key)):
+                lengths.append(completion.tokens)
+                if len(lengths) == SAMPLED:
+                    break
+        mean = sum(lengths) / len(lengths) if len(lengths) >= SAMPLED // 8 else None
+        cached = self.states.count(CACHED)
+        return forecast(self.missing, cached, mean, self.sampling.max_new_tokens, self.model.identity, serving)
 
 
 def complete(
@@ -181,37 +300,37 @@ def complete(
     model: GenerationModel,
     sampling: Sampling,
     import_from: Iterable[Path | str] = (),
+    budget: Budget = NO_BUDGET,
+    track: bool = False,
 ) -> CompletionRun:
     """A completion or a failure for each request.
 
     `import_from` are documents (data/generate/*.parquet) of an earlier run, for a clone whose store lacks them; they
-    are looked at only if something is missing. Raises `ClusterError` when servers fail or too many requests do, and
-    `KeyboardInterrupt` after SIGINT or SIGTERM; what was completed until then is in the store.
+    are looked at only if something is missing. With `track` MLflow records the run. Raises `ConfigError` when the bill
+    is above the budget, `ClusterError` when servers fail or too many requests do, and `KeyboardInterrupt` after
+    SIGINT or SIGTERM; what was completed until then is in the store.
     """
     if iter(requests) is requests:
         requests = list(requests)
     serving = load_cluster().serving
-    store = CompletionStore()
-
-    def key_of(request: Request) -> str:
-        return completion_key(request, model.identity, sampling)
-
-    with store:
-        states, repeated = _look_up(requests, key_of, store)
-        if MISSING in states and (imported := store.import_documents(import_from)):
+    with CompletionStore() as store:
+        found = LookUp(requests, model, sampling, store)
+        if found.missing and (imported := store.import_documents(import_from)):
             print(f"{stage}: {imported} completions imported from earlier documents into the store", flush=True)
-            states, repeated = _look_up(requests, key_of, store)
-        run = CompletionRun(stage, len(states), _requests=requests, _store=store, _key=key_of)
-        run.cached = states.count(CACHED)
-        for failure in _too_long(requests, states, key_of, model, sampling):
-            run._failures[failure.key] = failure
-            run.reasons["too_long"] += 1
-        missing = states.count(MISSING)
+            found.walk()
+        run = CompletionRun(stage, len(found.states), _requests=requests, _store=store, _keys=found.keys)
+        run.cached = found.states.count(CACHED)
+        run._failures = {failure.key: failure for failure in found.too_long}
+        run.reasons["too_long"] = len(found.too_long)
+        run.reasons += Counter()  # no zeros
+        plan = found.forecast(serving)
         if run.total:
-            long = f", {run.reasons['too_long']} too long for the model" if run.reasons else ""
-            print(f"{stage}: {run.total} requests, {run.cached} in the store{long}, {missing} to send", flush=True)
-        if missing:
-            _send(run, _jobs(requests, states, repeated, key_of, model), missing, model, sampling, serving)
+            long = f"; {len(found.too_long)} prompts too long for the model" if found.too_long else ""
+            print(f"{stage}: {plan.sentence()}{long}", flush=True)
+        run.figures = {"forecast": plan.metrics()}
+        if found.missing:
+            refuse(plan, budget)
+            _send(run, found, plan, serving, budget, track)
         run.failed = sum(run.reasons.values())
     return run
 
@@ -222,108 +341,57 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _look_up(requests: Iterable[Request], key_of: KeyOf, store: CompletionStore) -> tuple[bytearray, set[int]]:
-    """(a byte for each request: CACHED or MISSING; the key prefixes that occur more than once among the missing)."""
-    states, prefixes = bytearray(), array("Q")
-    for request in requests:
-        key = key_of(request)
-        states.append(CACHED if key in store else MISSING)
-        if states[-1] == MISSING:
-            prefixes.append(int(key[:16], 16))
-    found, counts = np.unique(np.array(prefixes, dtype=np.uint64), return_counts=True)
-    return states, {int(prefix) for prefix in found[counts > 1]}
-
-
-def _too_long(
-    requests: Iterable[Request], states: bytearray, key_of: KeyOf, model: GenerationModel, sampling: Sampling
-) -> Iterator[Failure]:
-    """Failures for missing prompts that leave no room for `max_new_tokens`; marks them in `states`."""
-    room = model.max_length - sampling.max_new_tokens
-    if room <= 0:
-        raise ConfigError(
-            f"max_new_tokens is {sampling.max_new_tokens}, but {model.model} holds {model.max_length} tokens in all;"
-            " choose a smaller max_new_tokens"
-        )
-    # A token is at least a byte, so a short text needs no counting; 8 leaves room for special tokens.
-    long = (
-        (number, request)
-        for number, request in enumerate(requests)
-        if states[number] == MISSING and len(request.prompt.encode()) + 8 > room
-    )
-    for batch in _batches(long, PREPARED):
-        counts = model.count_tokens([request.prompt for _, request in batch])
-        for (number, request), count in zip(batch, counts, strict=True):
-            if count > room:
-                states[number] = TOO_LONG
-                detail = f"{count} prompt tokens + {sampling.max_new_tokens} new > {model.max_length} of {model.model}"
-                yield Failure(key_of(request), "too_long", detail, 0)
-
-
-def _jobs(
-    requests: Iterable[Request], states: bytearray, repeated: set[int], key_of: KeyOf, model: GenerationModel
-) -> Iterator["Job"]:
-    """What is to be sent, each key once."""
-    from stages.serving.dispatcher import Job
-
-    seen: set[str] = set()
-    missing = (request for number, request in enumerate(requests) if states[number] == MISSING)
-    for batch in _batches(missing, PREPARED):
-        counts = model.count_tokens([request.prompt for request in batch])
-        for request, count in zip(batch, counts, strict=True):
-            key = key_of(request)
-            if int(key[:16], 16) in repeated:
-                if key in seen:
-                    continue
-                seen.add(key)
-            yield Job(request, key, count)
-
-
-def _send(
-    run: CompletionRun,
-    jobs: Iterator["Job"],
-    missing: int,
-    model: GenerationModel,
-    sampling: Sampling,
-    serving: Serving,
-) -> None:
+def _send(run: CompletionRun, found: LookUp, plan: Forecast, serving: Serving, budget: Budget, track: bool) -> None:
     """Start the servers, send the jobs, end the servers; the store and the run's counts have the results."""
-    from stages.serving.client import read_info
-    from stages.serving.dispatcher import Dispatcher, Endpoint
+    from stages.serving.balancing import Pool
+    from stages.serving.client import Identity
+    from stages.serving.dispatcher import Dispatcher
     from stages.serving.fleet import fleet
+    from stages.serving.monitor import Monitor
 
     assert run._store is not None
-    with fleet(run.stage, model.folder, model.model, model.revision, serving) as servers:
-        endpoints = []
-        for url, info in zip(servers.urls, asyncio.run(read_info(servers.urls)), strict=True):
-            if info.model_id != model.model or (info.revision and _differ(info.revision, model.revision)):
-                raise ClusterError(
-                    f"{url} serves {info.model_id} at {info.revision}, but models/generator is {model.model} at"
-                    f" {model.revision}; its completions would be stored under the wrong name: start the right server"
-                )
-            endpoints.append(Endpoint(url, info.engine, serving.concurrency))
-        started = time.monotonic()
-        with Progress(run.stage, missing, "completions") as progress:
-            dispatcher = Dispatcher(
-                run.stage,
-                endpoints,
-                sampling,
-                serving,
-                commit=run._store.append,
-                progress=progress,
-                lost=servers.lost,
-                before=run.cached,
-                failed_before=run.reasons,
-            )
+    model = found.model
+    with (
+        _mlflow(run.stage, model, track) as record,
+        fleet(run.stage, model.folder, model.model, model.revision, serving) as servers,
+    ):
+        pool = Pool(servers.members, serving, found.sampling, Identity(model.model, model.revision))
+
+        def stop() -> BaseException | None:
+            now = time.monotonic()
+            return servers.tend() or spent(budget, pool.gpu_seconds(now), dispatcher.outcome.tokens)
+
+        dispatcher = Dispatcher(
+            run.stage,
+            pool,
+            serving,
+            commit=run._store.append,
+            stop=stop,
+            count_tokens=lambda prompt: model.count_tokens([prompt])[0],
+            before=run.cached,
+            failed_before=run.reasons,
+        )
+        with Progress(run.stage, found.missing, "completions") as progress:
+            monitor = Monitor(run.stage, dispatcher, run.total, run.cached, plan, progress, record)
             try:
-                dispatcher.run(jobs)
+                with monitor:
+                    dispatcher.run(found.jobs())
             finally:
                 outcome = dispatcher.outcome
-                run.seconds = time.monotonic() - started
-                run.new, run.tokens_new, run.retries = outcome.new, outcome.tokens, outcome.retries
-                run.reasons = dispatcher.reasons
+                run.new, run.tokens_new, run.reasons = outcome.new, outcome.tokens, dispatcher.reasons
+                run.figures, run.throughput = monitor.figures(), monitor.throughput()
                 run._failures.update((failure.key, failure) for failure in outcome.failures)
+                seconds = pool.instance_seconds(time.monotonic())
+                write_rate(model.identity, outcome.new, outcome.tokens, seconds, serving.gpus, monitor.utilisation)
 
 
-def _differ(served: str, wanted: str) -> bool:
-    """Whether two commits or checksums differ; a branch name such as `main` says nothing."""
-    return len(served) >= 40 and len(wanted) >= 40 and served != wanted
+@contextlib.contextmanager
+def _mlflow(stage: str, model: GenerationModel, track: bool) -> Iterator[Any]:
+    """An MLflow run, or None."""
+    if not track:
+        yield None
+        return
+    from stages.tracking import Run
+
+    with Run(stage, {"model": model.model, "model_revision": model.revision}) as record:
+        yield record

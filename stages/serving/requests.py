@@ -1,6 +1,7 @@
 """What is asked of a model and what comes back: sampling, request, completion, failure, and the key that names it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,14 +26,24 @@ class Sampling(Params):
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
 
+def _as_it_is(text: str) -> str:
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion to ask for. `prompt` is chat-templated already; `id` is the caller's name for it."""
+    """One completion to ask for. `id` is the caller's name for it; `render` puts `text` into the chat template."""
 
     id: str
-    prompt: str
+    text: str
     seed: int
     sample_index: int
+    render: Callable[[str], str] = _as_it_is
+
+    @property
+    def prompt(self) -> str:
+        """The text as it is sent. Rendered at each access: most walks need the other fields alone."""
+        return self.render(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +68,13 @@ class Failure:
     attempts: int  # tries that were spent; 0 when the request was never sent
 
 
-def completion_key(request: Request, identity: str, sampling: Sampling) -> str:
-    """The store's key: 32 hex characters over everything that decides the text.
+def completion_key(request: Request, identity: str, sampling: Sampling, prompt: str | None = None) -> str:
+    """The store's key: 32 hex characters over everything that decides the text. `prompt`: rendered, if it is already.
 
     `identity` names model, revision and quantisation. Engine and place are left out: they do not define the text.
     """
-    return content_hash(request.prompt, identity, sampling.canonical, request.seed, request.sample_index)
+    rendered = request.prompt if prompt is None else prompt
+    return content_hash(rendered, identity, sampling.canonical, request.seed, request.sample_index)
 
 
 def sampling_seed(seed: int, prompt_id: str, sample_index: int) -> int:

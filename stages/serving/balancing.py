@@ -1,0 +1,291 @@
+"""Which endpoint gets the next request: client-side balancing over unequal servers that come and go.
+
+Each endpoint has a limit of requests outstanding. Where a server tells its load (`/metrics`), the limit keeps a short
+queue in front of its batch: no slot of the server waits for the network, and no request waits behind a slow server
+while a fast one is idle. Where it does not, the limit falls to what a 429 leaves and grows by one a round trip. A
+breaker keeps requests away from a server that fails at every one, and lets one through at a time to see whether it is
+back. Membership is asked for again and again, so servers join and leave a run.
+"""
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from stages.clusters import EndpointSpec, Serving
+from stages.errors import ClusterError
+from stages.serving.apis import Load
+from stages.serving.client import (
+    Connection,
+    Identity,
+    Trouble,
+    WrongServer,
+    check_health,
+    connect,
+    read_load,
+)
+from stages.serving.requests import Sampling
+
+POLL_SECONDS = 0.5  # between two looks at a server's gauges
+MEMBER_SECONDS = 1.0  # between two looks at who is there
+QUEUE_SHARE = 0.05  # of the running requests: the queue that is wanted in front of a server's batch
+REST_SECONDS = (0.2, 10.0)  # an open breaker rests this long, doubling up to the second figure
+BREAK_AFTER = 5  # failures without a success between them that open it
+STALL_SECONDS = 30.0  # neither a completion nor an answer to a probe for so long: what is in flight goes elsewhere
+
+
+@dataclass(eq=False)
+class Endpoint:
+    """A server and what this client knows of it. Times are the event loop's, in seconds."""
+
+    spec: EndpointSpec
+    connection: Connection
+    most: int  # requests outstanding at most
+    gpus: int = 0
+    limit: float = 0.0
+    outstanding: int = 0
+    load: Load | None = None
+    peak: float = 0.0  # most requests that it was seen to run at once: the size of its batch
+    streak: int = 0  # failures since the last success
+    rest: float = field(default_factory=lambda: REST_SECONDS[0])
+    resting_until: float = 0.0
+    draining: bool = False
+    since: float = 0.0  # when it joined
+    until: float | None = None  # when it left
+    heard: float = 0.0  # when it last answered anything
+    last_trouble: str = ""
+    completions: int = 0
+    tokens: int = 0
+    tasks: set["asyncio.Task[Any]"] = field(default_factory=set)  # requests in flight
+
+    def __post_init__(self) -> None:
+        self.limit = float(self.most)
+
+    @property
+    def url(self) -> str:
+        return self.spec.url
+
+    @property
+    def broken(self) -> bool:
+        """Whether the breaker is open, or lets one request at a time through."""
+        return self.streak >= BREAK_AFTER
+
+    def free(self, now: float) -> bool:
+        """Whether it may be asked for one more."""
+        if self.draining or now < self.resting_until:
+            return False
+        return self.outstanding < (1 if self.broken else int(self.limit))
+
+    def succeeded(self, now: float, tokens: int) -> None:
+        """A completion arrived."""
+        self.streak, self.rest, self.last_trouble, self.heard = 0, REST_SECONDS[0], "", now
+        self.completions += 1
+        self.tokens += tokens
+        if self.load is None:
+            self.limit = min(self.limit + 1 / self.limit, float(self.most))
+
+    def overloaded(self, now: float) -> None:
+        """It takes fewer than are outstanding now; 429 comes at once, so this settles at what it does take."""
+        self.heard = now
+        self.limit = max(min(self.limit, self.outstanding - 1.0), 1.0)
+
+    def failed(self, now: float) -> None:
+        """A request failed in a way that may be the server's fault; a streak of them opens the breaker."""
+        self.streak += 1
+        if self.broken and now >= self.resting_until:
+            self.resting_until = now + self.rest
+            self.rest = min(self.rest * 2, REST_SECONDS[1])
+
+    def measured(self, load: Load) -> None:
+        """Move the limit so that the server's queue is short and not empty; others may use the server too."""
+        self.load, self.peak = load, max(self.peak, load.running)
+        wanted = max(1.0, QUEUE_SHARE * load.running)
+        if load.waiting > 2 * wanted:
+            self.limit = max(min(self.limit, self.outstanding - (load.waiting - wanted)), 1.0)
+        elif load.waiting < wanted and self.outstanding >= int(self.limit) - 1:
+            self.limit = min(self.limit * 1.5 + 1, float(self.most))
+
+    def state(self, now: float) -> str:
+        """One word for the status file."""
+        if self.draining:
+            return "draining"
+        return ("resting" if now < self.resting_until else "trying") if self.broken else "in use"
+
+
+class Pool:
+    """The endpoints of one run.
+
+    `members` says who is there now; it is called again and again, in a thread. `changed` is called when a slot may
+    have become free.
+    """
+
+    def __init__(
+        self,
+        members: Callable[[], list[EndpointSpec]],
+        serving: Serving,
+        sampling: Sampling,
+        identity: Identity,
+        changed: Callable[[], None] = lambda: None,
+    ):
+        self.members, self.serving, self.sampling, self.identity = members, serving, sampling, identity
+        self.changed = changed
+        self.endpoints: list[Endpoint] = []
+        self.gone: list[Endpoint] = []  # left the run; their counts still count
+        self.waiting_for: dict[str, str] = {}  # url -> why it is not in use yet
+        self.known: set[str] = set()
+        self._refused: set[str] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.failure: ClusterError | None = None
+
+    def choose(self, now: float) -> Endpoint | None:
+        """The endpoint with the largest share of its limit free, or None."""
+        best, least = None, 1e9
+        for endpoint in self.endpoints:
+            if endpoint.free(now) and (used := endpoint.outstanding / endpoint.limit) < least:
+                best, least = endpoint, used
+        return best
+
+    def refuse(self, endpoint: Endpoint, detail: str) -> None:
+        """Use an endpoint no more in this run: it refuses every request alike."""
+        if endpoint.url not in self._refused:
+            self._refused.add(endpoint.url)
+            print(f"warning: {detail}; it is not used any more", file=sys.stderr, flush=True)
+        endpoint.draining = True
+        if all(e.draining for e in self.endpoints) and not self.waiting_for:
+            self.failure = WrongServer(f"{detail}; mend the address, token_env or served_as in serving.endpoints")
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of the endpoints in use."""
+        return sum(endpoint.gpus for endpoint in self.endpoints)
+
+    def instance_seconds(self, now: float) -> float:
+        """Seconds that endpoints have been in use, all together."""
+        return sum((e.until or now) - e.since for e in (*self.endpoints, *self.gone))
+
+    def gpu_seconds(self, now: float) -> float:
+        """The same, times their GPUs."""
+        return sum(((e.until or now) - e.since) * e.gpus for e in (*self.endpoints, *self.gone))
+
+    def utilisation(self) -> float | None:
+        """Requests running over the most that were seen to run, all servers together; None before anything ran."""
+        known = [e for e in self.endpoints if e.load is not None and e.peak and not e.draining]
+        if known:
+            return sum(e.load.running for e in known if e.load) / sum(e.peak for e in known)
+        slots = sum(e.limit for e in self.endpoints)
+        return sum(e.outstanding for e in self.endpoints) / slots if slots else None
+
+    async def run(self, http: aiohttp.ClientSession) -> None:
+        """Watch who is there until cancelled."""
+        first = True
+        try:
+            while True:
+                for spec in self._joined(await asyncio.to_thread(self.members), first):
+                    task = asyncio.create_task(self._serve(http, spec, first))
+                    self._tasks[spec.url] = task
+                first = False
+                await asyncio.sleep(MEMBER_SECONDS if self.endpoints else 0.05)
+        except ClusterError as error:
+            self.failure = error
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _joined(self, specs: list[EndpointSpec], first: bool) -> list[EndpointSpec]:
+        """The new members; those that left drain."""
+        present = {spec.url for spec in specs}
+        for endpoint in self.endpoints:
+            if endpoint.url not in present and not endpoint.draining:
+                endpoint.draining = True
+        for url in self._tasks.keys() - present:
+            if all(e.url != url for e in self.endpoints):
+                self._tasks.pop(url).cancel()
+                self.waiting_for.pop(url, None)
+        for url, task in list(self._tasks.items()):
+            if task.done():
+                del self._tasks[url]
+                task.result()
+        self.known |= present
+        return [spec for spec in specs if spec.url not in self._tasks and spec.url not in self._refused]
+
+    async def _serve(self, http: aiohttp.ClientSession, spec: EndpointSpec, first: bool) -> None:
+        """Connect, then look at the gauges until the endpoint has left and is empty."""
+        loop = asyncio.get_running_loop()
+        self.waiting_for[spec.url] = "no answer yet"
+        while True:
+            try:
+                connection = await connect(http, spec, self.sampling, self.identity)
+                break
+            except WrongServer as error:
+                if first:
+                    self.failure = error
+                else:
+                    print(f"warning: {error}", file=sys.stderr, flush=True)
+                self.waiting_for.pop(spec.url, None)
+                self._refused.add(spec.url)
+                return
+            except Trouble as trouble:
+                self.waiting_for[spec.url] = trouble.detail
+                await asyncio.sleep(0.2)
+        most = min(self.serving.concurrency, connection.most or self.serving.concurrency)
+        gpus = self.serving.gpus if spec.gpus is None else spec.gpus
+        endpoint = Endpoint(spec, connection, most, gpus, since=loop.time(), heard=loop.time())
+        self.waiting_for.pop(spec.url, None)
+        self.endpoints.append(endpoint)
+        if self.endpoints[1:]:
+            print(f"{spec.url} joined ({connection.engine})", file=sys.stderr, flush=True)
+        self.changed()
+        await self._watch(http, endpoint)
+        self.endpoints.remove(endpoint)
+        endpoint.until = loop.time()
+        self.gone.append(endpoint)
+
+    async def _watch(self, http: aiohttp.ClientSession, endpoint: Endpoint) -> None:
+        loop, gauges = asyncio.get_running_loop(), True
+        while not (endpoint.draining and not endpoint.outstanding):
+            try:
+                headers = endpoint.connection.headers
+                load = await read_load(http, endpoint.url, headers, endpoint.connection.api) if gauges else None
+                if load is None:
+                    gauges, endpoint.load = False, None
+                    await check_health(http, endpoint.spec, headers)
+                else:
+                    endpoint.measured(load)
+                endpoint.heard = loop.time()
+            except (Trouble, ClusterError) as trouble:
+                silent = loop.time() - endpoint.heard
+                if endpoint.draining or silent > STALL_SECONDS:
+                    endpoint.last_trouble = endpoint.last_trouble or str(trouble)
+                    self._give_back(endpoint, loop.time())
+            self.changed()
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _give_back(self, endpoint: Endpoint, now: float) -> None:
+        """It has stalled: cancel what is in flight there, which then goes elsewhere, and open the breaker."""
+        endpoint.streak = max(endpoint.streak, BREAK_AFTER)
+        endpoint.failed(now)
+        endpoint.load = None
+        for task in list(endpoint.tasks):
+            task.cancel("stalled")
+
+
+class Latencies:
+    """Seconds that the last requests took."""
+
+    def __init__(self, kept: int = 4096):
+        self._seconds: deque[float] = deque(maxlen=kept)
+
+    def add(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    def quantiles(self) -> dict[str, float]:
+        """p50, p90 and p99, in seconds; empty before the first request."""
+        found = sorted(self._seconds)
+        if not found:
+            return {}
+        return {f"p{q}": round(found[min(len(found) * q // 100, len(found) - 1)], 3) for q in (50, 90, 99)}

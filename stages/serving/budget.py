@@ -1,0 +1,195 @@
+"""What a run will cost before it begins, and what it has cost: completions, tokens, GPU hours.
+
+A forecast multiplies the requests that the store lacks by the tokens that completions of this model had so far, and
+divides by the rate that a run of this model on these machines was measured at (`<store root>/rates.json`, by model and
+cluster file; the pilot gives the first). Nothing in here changes a result.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from stages.clusters import Serving, cluster_path
+from stages.errors import ConfigError
+from stages.lineage import store_root
+from stages.settings import Params
+
+MIN_COMPLETIONS = 20  # of a run that is to say something about the rate
+SATURATED = 0.8  # utilisation from which a run's rate holds for longer runs
+
+
+class Budget(Params):
+    """What a run may cost at most; null: no bound."""
+
+    max_gpu_hours: float | None = Field(gt=0)
+    max_tokens: int | None = Field(gt=0)
+
+
+class Rate(Params):
+    """What a run measured; `tokens_per_second` is of one instance of `gpus` GPUs."""
+
+    tokens_per_second: float = Field(gt=0)
+    gpus: int = Field(ge=0)
+    tokens_per_completion: float = Field(gt=0)
+    saturated: bool  # the batches were full: a longer run will not be faster
+    completions: int
+    measured: str
+
+
+def rates_path() -> Path:
+    """Where measured rates stand."""
+    return store_root() / "rates.json"
+
+
+def _rates() -> dict[str, Any]:
+    try:
+        content = json.loads(rates_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _name(identity: str) -> str:
+    return f"{cluster_path().stem} {identity}"
+
+
+def read_rate(identity: str) -> Rate | None:
+    """The last rate of a model under the chosen cluster file."""
+    try:
+        return Rate.model_validate(_rates().get(_name(identity)))
+    except ValidationError:
+        return None
+
+
+def write_rate(
+    identity: str, completions: int, tokens: int, instance_seconds: float, gpus: int, utilisation: float
+) -> None:
+    """Keep what a run measured, unless it was too short to say anything or less telling than the one that is there."""
+    if completions < MIN_COMPLETIONS or instance_seconds <= 0 or not tokens:
+        return
+    saturated = utilisation >= SATURATED
+    if not saturated and (known := read_rate(identity)) and known.saturated:
+        return
+    rate = Rate(
+        tokens_per_second=round(tokens / instance_seconds, 2),
+        gpus=gpus,
+        tokens_per_completion=round(tokens / completions, 1),
+        saturated=saturated,
+        completions=completions,
+        measured=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    path = rates_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps({**_rates(), _name(identity): rate.model_dump()}, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is to be sent, and what it will cost as far as that is known."""
+
+    requests: int  # to send
+    cached: int
+    tokens: int  # to generate
+    tokens_known: bool  # False: the tokens are the most that sampling allows
+    instance_hours: float | None  # of one server; None: no rate is known
+    gpus: int  # of one server
+    basis: str  # where the rate comes from
+
+    @property
+    def gpu_hours(self) -> float | None:
+        return None if self.instance_hours is None else self.instance_hours * self.gpus
+
+    def sentence(self) -> str:
+        """As people read it: "1.2M cached, 80k to generate, 66M tokens, about 31 GPU hours at the measured rate"."""
+        parts = [f"{_short(self.cached)} cached, {_short(self.requests)} to generate"]
+        if self.requests:
+            parts.append(f"{'' if self.tokens_known else 'at most '}{_short(self.tokens)} tokens")
+            if self.instance_hours is None:
+                parts.append("no rate is known yet")
+            else:
+                hours = self.instance_hours * max(self.gpus, 1)
+                unit = "GPU" if self.gpus else "CPU server"
+                about = f"{hours:,.1f} {unit} hours" if hours >= 1 else f"{hours * 60:,.1f} {unit} minutes"
+                parts.append(f"about {about} at {self.basis}")
+        return ", ".join(parts)
+
+    def metrics(self) -> dict[str, Any]:
+        """For metrics and MLflow."""
+        return {
+            "requests": self.requests,
+            "tokens": self.tokens,
+            "gpu_hours": self.gpu_hours,
+            "instance_hours": self.instance_hours,
+            "basis": self.basis,
+        }
+
+
+def forecast(
+    requests: int, cached: int, cached_tokens: float | None, most_tokens: int, identity: str, serving: Serving
+) -> Forecast:
+    """`cached_tokens`: mean tokens of the completions of this very run that the store has; `most_tokens`: a
+    completion's at most."""
+    rate = read_rate(identity)
+    mean = cached_tokens or (rate.tokens_per_completion if rate else None)
+    tokens = round(requests * (mean or most_tokens))
+    speed, gpus, basis = _speed(rate, serving)
+    hours = tokens / speed / 3600 if speed else None
+    return Forecast(requests, cached, tokens, mean is not None, hours, gpus, basis)
+
+
+def _speed(rate: Rate | None, serving: Serving) -> tuple[float | None, int, str]:
+    """Tokens/s of one instance. A run whose servers were not full tells the least that they can do."""
+    stated = serving.tokens_per_second
+    if rate and rate.gpus == serving.gpus and (rate.saturated or not stated or rate.tokens_per_second >= stated):
+        full = "" if rate.saturated else " by a run that did not fill the servers"
+        return rate.tokens_per_second, rate.gpus, f"the rate measured{full} ({rate.tokens_per_second:,.0f} tokens/s)"
+    if stated:
+        return stated, serving.gpus, f"the cluster file's serving.tokens_per_second ({stated:,.0f})"
+    return None, serving.gpus, "no known rate"
+
+
+def refuse(found: Forecast, budget: Budget) -> None:
+    """`ConfigError` when the forecast is above the budget."""
+    if budget.max_tokens is not None and found.tokens > budget.max_tokens:
+        what = f"{found.tokens:,} tokens, more than generate.max_tokens = {budget.max_tokens:,}"
+    elif budget.max_gpu_hours is None or not found.requests or not found.gpus:
+        return
+    elif found.gpu_hours is None:
+        raise ConfigError(
+            "generate.max_gpu_hours is set, but no rate is known to forecast with; let the pilot measure one, or state"
+            " serving.tokens_per_second in the cluster file"
+        )
+    elif found.gpu_hours > budget.max_gpu_hours:
+        what = f"about {found.gpu_hours:,.1f} GPU hours, more than generate.max_gpu_hours = {budget.max_gpu_hours:g}"
+    else:
+        return
+    raise ConfigError(f"{found.sentence()}: that is {what}. Generate fewer prompts, or raise the bound")
+
+
+def spent(budget: Budget, gpu_seconds: float, tokens: int) -> ConfigError | None:
+    """The error that ends a run once its bill is above the budget."""
+    if budget.max_gpu_hours is not None and gpu_seconds / 3600 > budget.max_gpu_hours:
+        what = f"{gpu_seconds / 3600:,.2f} GPU hours are spent, generate.max_gpu_hours is {budget.max_gpu_hours:g}"
+    elif budget.max_tokens is not None and tokens > budget.max_tokens:
+        what = f"{tokens:,} tokens are generated, generate.max_tokens is {budget.max_tokens:,}"
+    else:
+        return None
+    return ConfigError(f"this run's budget is spent: {what}. What was completed is in the store; raise it to go on")
+
+
+def _short(number: float) -> str:
+    """1234567 as "1.2M"."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
+    return f"{number:,.0f}"
+
+
+NO_BUDGET = Budget(max_gpu_hours=None, max_tokens=None)

@@ -1,0 +1,239 @@
+"""What a run of generation is doing, while it does it: a status file, MLflow, a line in the log; its figures after.
+
+`<store root>/runs/<stage>.status.json` is rewritten every second, whole, for dashboards and people. Nothing in here
+changes a result: it looks at the dispatcher from a thread of its own, so a slow disk or MLflow holds nothing up.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from stages.errors import ClusterError
+from stages.lineage import store_root
+from stages.progress import Progress
+from stages.serving.budget import Forecast
+from stages.serving.dispatcher import Dispatcher
+from stages.tracking import Run
+
+TICK_SECONDS = 1.0
+WINDOW_SECONDS = 30.0  # of the rate that is shown
+RECORD_SECONDS = 10.0  # between two points in MLflow
+MOST_POINTS = 2048  # of the series; beyond, every second one goes
+PLOT_POINTS = 200
+
+
+class Monitor:
+    """Watches one dispatch; a context manager. `series` and `figures()` are what it saw."""
+
+    def __init__(
+        self,
+        stage: str,
+        dispatcher: Dispatcher,
+        total: int,
+        cached: int,
+        plan: Forecast,
+        progress: Progress,
+        record: Run | None = None,
+    ):
+        self.stage, self.dispatcher, self.total, self.cached = stage, dispatcher, total, cached
+        self.plan, self.progress, self.record = plan, progress, record
+        self.series: list[dict[str, float]] = []
+        self.path = store_root() / "runs" / f"{stage}.status.json"
+        self._every, self._since, self._recorded, self._shown = 1, 0, 0.0, 0
+        self._recent: deque[tuple[float, int]] = deque()
+        self._busy = self._watched = 0.0
+        self._stopped = threading.Event()
+        self._began, self._started_at = time.monotonic(), time.time()
+        self._last = self._began
+
+    def __enter__(self) -> "Monitor":
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._tick("finished" if kind is None else "stopped")
+        if self.record is not None:
+            self._send()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(TICK_SECONDS):
+            self._tick("running")
+
+    def _tick(self, state: str) -> None:
+        now = time.monotonic()
+        found = self.status(state, now)
+        if (used := found["utilisation"]) is not None and found["tokens"]:
+            self._busy += used * (now - self._last)
+            self._watched += now - self._last
+        self._last = now
+        self._since += 1
+        if self._since >= self._every or state != "running":
+            self._since = 0
+            self.series.append(
+                {
+                    "seconds": round(now - self._began, 1),
+                    "tokens": found["tokens"],
+                    "utilisation": used or 0.0,
+                    "gpus": found["gpus"],
+                    "endpoints": len(found["endpoints"]),
+                }
+            )
+            if len(self.series) > MOST_POINTS:
+                self.series, self._every = self.series[::2], self._every * 2
+        self._write(found)
+        done = self.dispatcher.outcome.new + len(self.dispatcher.outcome.failures)
+        self.progress.advance(
+            done - self._shown,
+            **{"tokens/s": f"{found['tokens_per_second']:,.0f}", "cached": self.cached, "failed": found["failed"]},
+        )
+        self._shown = done
+        if self.record is not None and now - self._recorded >= RECORD_SECONDS:
+            self._recorded = now
+            self._log(found)
+
+    def status(self, state: str, now: float) -> dict[str, Any]:
+        """Everything that is known, as the status file has it. Rates are of the last 30 s."""
+        dispatcher, pool = self.dispatcher, self.dispatcher.pool
+        outcome, gpus = dispatcher.outcome, pool.gpus
+        self._recent.append((now, outcome.tokens))
+        while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_SECONDS:
+            self._recent.popleft()
+        (first, before), (last, tokens) = self._recent[0], self._recent[-1]
+        speed = (tokens - before) / (last - first) if last > first else 0.0
+        done = outcome.new + len(outcome.failures)
+        missing, seconds = self.plan.requests, now - self._began
+        left = (missing - done) * seconds / done if done else None
+        used = pool.utilisation()
+        return {
+            "stage": self.stage,
+            "state": state,
+            "pid": os.getpid(),
+            "started": _utc(self._started_at),
+            "updated": _utc(time.time()),
+            "requests": self.total,
+            "from_store": self.cached,
+            "to_send": missing,
+            "completed": outcome.new,
+            "failed": sum(dispatcher.reasons.values()),
+            "failed_by_reason": dict(dispatcher.reasons),
+            "retries": dict(outcome.retries),
+            "tokens": outcome.tokens,
+            "tokens_per_second": round(speed, 1),
+            "tokens_per_second_gpu": round(speed / gpus, 1) if gpus else None,
+            "tokens_per_second_instance": round(speed / max(len(pool.endpoints), 1), 1),
+            "utilisation": None if used is None else round(used, 4),
+            "queued": dispatcher.queued,
+            "in_flight": dispatcher.in_flight,
+            "latency_seconds": dispatcher.latencies.quantiles(),
+            "gpus": gpus,
+            "gpu_hours": round(pool.gpu_seconds(now) / 3600, 4),
+            "forecast": self.plan.metrics(),
+            "eta_seconds": None if left is None else round(left),
+            "endpoints": [
+                {
+                    "url": e.url,
+                    "engine": e.connection.engine,
+                    "state": e.state(now),
+                    "limit": int(e.limit),
+                    "outstanding": e.outstanding,
+                    "running": e.load.running if e.load else None,
+                    "waiting": e.load.waiting if e.load else None,
+                    "completions": e.completions,
+                    "tokens_per_second": round(e.tokens / max(now - e.since, 1e-9), 1),
+                    "last_trouble": e.last_trouble,
+                }
+                for e in list(pool.endpoints)
+            ],
+            "waiting_for": dict(pool.waiting_for),
+        }
+
+    def _write(self, found: dict[str, Any]) -> None:
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            draft.replace(self.path)
+        except OSError as error:  # a full disk is reported by the store, which matters more
+            print(f"warning: {self.path}: {error.strerror}", file=sys.stderr, flush=True)
+
+    def _log(self, found: dict[str, Any]) -> None:
+        assert self.record is not None
+        names = ("tokens_per_second", "tokens_per_second_gpu", "tokens_per_second_instance", "utilisation")
+        names += ("queued", "in_flight", "completed", "failed", "tokens", "gpu_hours")
+        values = {name: found[name] for name in names if found[name] is not None}
+        values |= {f"latency_{name}": value for name, value in found["latency_seconds"].items()}
+        values |= {f"retries.{name}": count for name, count in found["retries"].items()}
+        values["endpoints"] = len(found["endpoints"])
+        self.record.metrics(values, step=round(time.monotonic() - self._began))
+
+    def _send(self) -> None:
+        assert self.record is not None
+        self._log(self.status("finished", time.monotonic()))
+        try:
+            self.record.flush()
+        except ClusterError as error:  # the completions matter more
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+
+    @property
+    def utilisation(self) -> float:
+        """Mean over the time in which tokens came."""
+        return self._busy / self._watched if self._watched else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """The run in a few numbers: forecast beside actual."""
+        outcome, pool = self.dispatcher.outcome, self.dispatcher.pool
+        seconds = max(self._last - self._began, 1e-9)
+        instances, gpu_seconds = pool.instance_seconds(self._last), pool.gpu_seconds(self._last)
+        return {
+            "forecast": self.plan.metrics(),
+            "actual": {
+                "requests": outcome.new + len(outcome.failures),
+                "tokens": outcome.tokens,
+                "gpu_hours": gpu_seconds / 3600 if gpu_seconds else None,
+                "instance_hours": instances / 3600,
+            },
+            "seconds": seconds,
+            "tokens_per_second": outcome.tokens / seconds,
+            "tokens_per_second_instance": outcome.tokens / instances if instances else 0.0,
+            "tokens_per_second_gpu": outcome.tokens / gpu_seconds if gpu_seconds else None,
+            "utilisation": self.utilisation,
+            "latency_seconds": self.dispatcher.latencies.quantiles(),
+            "retries": dict(sorted(outcome.retries.items())),
+        }
+
+    def throughput(self) -> list[dict[str, float]]:
+        """At most 200 points of the run: seconds, tokens/s since the point before, a GPU's share, utilisation."""
+        step = max(1, -(-len(self.series) // PLOT_POINTS))
+        points, before = [], {"seconds": 0.0, "tokens": 0.0}
+        for point in self.series[step - 1 :: step]:
+            passed = point["seconds"] - before["seconds"]
+            if passed > 0:
+                speed = (point["tokens"] - before["tokens"]) / passed
+                points.append(
+                    {
+                        "seconds": point["seconds"],
+                        "tokens_per_second": round(speed, 1),
+                        "tokens_per_second_per_gpu": round(speed / point["gpus"], 1) if point["gpus"] else 0.0,
+                        "utilisation": point["utilisation"],
+                        "endpoints": point["endpoints"],
+                    }
+                )
+                before = point
+        return points
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def status_files() -> list[Path]:
+    """Status files of this store's runs."""
+    return sorted((store_root() / "runs").glob("*.status.json"))

@@ -1,0 +1,149 @@
+"""The completion store in a bucket, against a real S3 server (moto's): shared by machines, whole after any crash."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from test_store import ROOT, completion
+
+from stages.completions import main
+from stages.errors import ClusterError
+from stages.serving import mirror as mirror_module
+from stages.serving.mirror import Mirror
+from stages.serving.store import CompletionStore
+
+ADDRESS = "s3://completions/team"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        found = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+        found.start()
+        host, port = found.get_host_and_port()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        yield f"http://{host}:{port}"
+        found.stop()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    client = boto3.client("s3", endpoint_url=server)
+    client.create_bucket(Bucket="completions")
+    monkeypatch.setenv("COSMO_STORE", ADDRESS)
+    yield ADDRESS
+    for item in client.list_objects_v2(Bucket="completions").get("Contents", []):
+        client.delete_object(Bucket="completions", Key=item["Key"])
+    client.delete_bucket(Bucket="completions")
+
+
+def objects(server: str) -> list[str]:
+    found = boto3.client("s3", endpoint_url=server).list_objects_v2(Bucket="completions").get("Contents", [])
+    return sorted(item["Key"] for item in found)
+
+
+def machine(folder: Path) -> Mirror:
+    """A machine's mirror: its own disk, the same bucket."""
+    return Mirror(ADDRESS, folder)
+
+
+def test_what_one_machine_stored_another_finds(bucket: str, server: str, tmp_path: Path) -> None:
+    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+        store.append([completion(n) for n in range(100)])
+        store.append([completion(n) for n in range(100, 120)])
+        assert [store.get(completion(n).key) for n in range(120)] == [completion(n) for n in range(120)]
+    assert [name.startswith("team/completions/") for name in objects(server)] == [True]
+    with CompletionStore(mirror=machine(tmp_path / "b")) as other:
+        assert [other.get(completion(n).key) for n in range(120)] == [completion(n) for n in range(120)]
+        other.append([completion(500)])
+    assert len(objects(server)) == 2
+    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+        assert store.get(completion(500).key) == completion(500)
+
+
+def test_segments_are_uploaded_while_a_run_goes_on(
+    bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "UPLOAD_BYTES", 2000)
+    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+        for first in range(0, 200, 20):
+            store.append([completion(n) for n in range(first, first + 20)])
+            assert all(store.get(completion(n).key) == completion(n) for n in range(first + 20))
+        assert store.mirror is not None and store.mirror._uploading is not None
+        store.mirror._uploading.join()
+        assert len(objects(server)) >= 1
+    again = CompletionStore(mirror=machine(tmp_path / "b"))
+    assert again.contents().completions == 200
+
+
+KILLED = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_store import completion
+from stages.serving.mirror import Mirror
+from stages.serving.store import CompletionStore
+store = CompletionStore(mirror=Mirror("s3://completions/team", Path(sys.argv[1])))
+store.append([completion(n) for n in range(10)])
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_found_and_uploaded(bucket: str, server: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "a")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None and process.stdout.readline() == "done\n"
+    process.kill()
+    process.wait()
+    assert objects(server) == []
+    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+        assert all(store.get(completion(n).key) == completion(n) for n in range(10))
+    assert len(objects(server)) == 1
+    assert CompletionStore(mirror=machine(tmp_path / "b")).contents().completions == 10
+
+
+def test_compaction_in_the_bucket_reaches_every_machine(
+    bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "SETTLE_SECONDS", -1.0)
+    for first in (0, 10, 20):
+        with CompletionStore(mirror=machine(tmp_path / "a/.store")) as store:
+            store.append([completion(n) for n in range(first, first + 15)])
+    CompletionStore(mirror=machine(tmp_path / "b/.store")).close()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "a"))
+    monkeypatch.setattr(sys, "argv", ["completions", "compact"])
+    assert main() == "3 segments packed: 35 completions in 1 packs, 10 repeats"
+    assert [name.rsplit(".", 1)[1] for name in objects(server)] == ["parquet"]
+    other = CompletionStore(mirror=machine(tmp_path / "b/.store"))
+    assert other.contents().segments == 0 and other.contents().completions == 35
+    assert other.get(completion(7).key) == completion(7)
+
+
+def test_a_bucket_that_is_not_there_is_said_clearly(server: str, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="s3://nowhere/x cannot be listed: there is no bucket nowhere"):
+        CompletionStore(mirror=Mirror("s3://nowhere/x", tmp_path)).append([completion(1)])
+
+
+def test_a_bucket_that_fails_in_the_middle_costs_nothing(
+    bucket: str, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+        store.append([completion(1)])
+        assert store.mirror is not None
+        fails = PermissionError("Access Denied")
+        monkeypatch.setattr(store.mirror._files, "put_file", lambda *_, **__: (_ for _ in ()).throw(fails))
+    assert "Access Denied" in (said := capsys.readouterr().err) and "completions push" in said
+    monkeypatch.undo()
+    monkeypatch.setenv("COSMO_STORE", ADDRESS)
+    again = CompletionStore(mirror=machine(tmp_path / "a"))
+    assert again.get(completion(1).key) == completion(1)
+    again.close()
+    assert len(objects(server)) == 1
