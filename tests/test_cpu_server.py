@@ -3,11 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ import aiohttp
 import numpy as np
 import pytest
 import torch
+from aiohttp.test_utils import TestClient, TestServer
 from text_generation.errors import OverloadedError, ValidationError, parse_error
 from text_generation.types import Response, StreamResponse
 
 from stages.serving import decoding
 from stages.serving.batching import Batcher, Job
-from stages.serving.choosing import Choice, choose
+from stages.serving.choosing import Choice, Grammars, choose, shares
+from stages.serving.cpu_server import Server
 from stages.serving.decoding import LlamaDecoder, LlamaWeights, StaticDecoder
 from stages.serving.tiny_llama import Demonstration, train_tokenizer
 
@@ -118,6 +123,12 @@ def fetch(url: str) -> str:
     return asyncio.run(one())
 
 
+def prompt_length(folder: Path, text: str) -> int:
+    from tokenizers import Tokenizer
+
+    return len(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids)
+
+
 def body(inputs: str, **parameters: Any) -> dict[str, Any]:
     return {"inputs": inputs, "parameters": {"max_new_tokens": 12, "details": True, **parameters}}
 
@@ -171,7 +182,8 @@ def test_lanes_share_one_queue_and_write_what_one_lane_writes(folder: Path) -> N
         for job in jobs:
             batcher.submit(job)
         while any(job.ended_at == 0 for job in jobs):
-            most = max(most, batcher.running())
+            most = max(most, batcher.load()[1])
+            time.sleep(0.0002)
         batcher.stop()
         assert all(done.acquire(timeout=1) for _ in jobs) and not any(job.error for job in jobs)
         return [job.tokens for job in jobs], most
@@ -296,7 +308,18 @@ def test_a_stream_says_what_generate_says(server: Running) -> None:
         (body("a", best_of=2), "`best_of` != 1 is not allowed for this endpoint"),
         (body("a", stop=list("abcde")), "`stop` supports up to 4 stop sequences. Given: 5"),
         (body("a", truncate=0), "`truncate` must be strictly positive and less than 96. Given: 0"),
-        (body("a", grammar={"type": "regex", "value": "a+"}), "grammar is not supported"),
+        (body("a", frequency_penalty=2.5), "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+        (body("a", top_n_tokens=2), "`top_n_tokens` != 0 is not allowed for this endpoint"),
+        (body("a", grammar={"type": "regex", "value": "(a"}), "grammar is not valid: unclosed group"),
+        (body("a", grammar={"type": "json", "value": 3}), "grammar is not supported"),
+        (
+            body("a", grammar={"type": "json", "value": {"type": "object"}}),
+            "grammar is not valid: Grammar must have a 'properties' field",
+        ),
+        (
+            body("a", grammar={"type": "json", "value": {"properties": {}, "type": "banana"}}),
+            "grammar is not valid: Invalid type: banana",
+        ),
         (body(""), "`inputs` cannot be empty"),
         (
             body("a", max_new_tokens=96),
@@ -344,7 +367,7 @@ def test_prompt_details_full_text_truncation_and_the_root_follow_the_contract(se
 
 
 def test_gauges_rise_with_work_and_fall_after_it(server: Running) -> None:
-    def gauges(text: str) -> dict[str, float]:
+    def values(text: str) -> dict[str, float]:
         return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")}
 
     async def watch() -> list[dict[str, float]]:
@@ -358,13 +381,13 @@ def test_gauges_rise_with_work_and_fall_after_it(server: Running) -> None:
             tasks, seen = [asyncio.create_task(ask(n)) for n in range(10)], []
             while not all(task.done() for task in tasks):
                 async with http.get(f"{server.url}/metrics") as answer:
-                    seen.append(gauges(await answer.text()))
+                    seen.append(values(await answer.text()))
             return seen
 
     seen = asyncio.run(watch())
     assert max(s["tgi_batch_current_size"] for s in seen) == 4
     assert max(s["tgi_queue_size"] for s in seen) >= 1
-    after = gauges(fetch(f"{server.url}/metrics"))
+    after = values(fetch(f"{server.url}/metrics"))
     assert after["tgi_batch_current_size"] == after["tgi_queue_size"] == 0
     assert after["tgi_request_success"] == after["tgi_request_duration_count"] > 10
     info = json.loads(fetch(f"{server.url}/info"))
@@ -373,18 +396,320 @@ def test_gauges_rise_with_work_and_fall_after_it(server: Running) -> None:
     assert fetch(f"{server.url}/health") == ""
 
 
-def test_a_client_that_leaves_frees_its_slot_and_a_signal_ends_the_server(folder: Path, tmp_path: Path) -> None:
-    running = start(folder, tmp_path, "--batch-size", "1", "--max-concurrent", "1")
+def test_a_grammar_holds_whatever_the_seed_and_its_end_is_the_end_of_the_text(server: Running) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", "y"]}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    forms = [
+        {"type": "regex", "value": "[0-9]{3}-(moon|sea)"},
+        {"type": "json", "value": schema},
+        {"type": "json", "value": json.dumps(schema)},
+        {"type": "json_schema", "value": {"name": "n", "schema": schema}},
+    ]
+    free = [body(TEXTS[i], seed=i, temperature=1.0) for i in range(3)]
+    bound = [body("a", seed=i, temperature=3.0, max_new_tokens=80, grammar=forms[i % 4]) for i in range(8)]
+    found = answers(server.url, *free, *bound, body("a", grammar=forms[0], max_new_tokens=80))
+    for number, answer in enumerate(found[3:]):
+        assert answer.details.finish_reason == "eos_token" and answer.details.tokens[-1].special
+        if number % 4 == 0:
+            assert re.fullmatch("[0-9]{3}-(moon|sea)", answer.generated_text)
+        else:
+            value = json.loads(answer.generated_text)
+            assert set(value) == {"a", "b"} and value["a"] in (True, False) and value["b"] in ("x", "y")
+    assert len({a.generated_text for a in found[3::4]}) > 1
+    assert [ids(a) for a in found[:3]] == [ids(a) for a in answers(server.url, *free)]
+    (cut,) = answers(server.url, body("a", grammar=forms[0], max_new_tokens=2))
+    assert cut.details.finish_reason == "length" and cut.details.generated_tokens == 2
 
-    async def leave() -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.03)) as http:
-            await http.post(f"{running.url}/generate", json=body("a", max_new_tokens=95))
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(leave())
+def test_a_frequency_penalty_lowers_a_token_by_its_share_of_the_text() -> None:
+    logits, unseen = np.array([[1.0, 1.2, 0.9, 0.0]], dtype=np.float32), np.zeros((1, 4), dtype=bool)
+    used = {0: shares([1, 1], [1, 0], 4)}
+    np.testing.assert_allclose(used[0], [0.25, 0.75, 0, 0])
+
+    def taken(penalty: float) -> int:
+        return int(choose(logits, [Choice(frequency_penalty=penalty)], [0], unseen, used)[0][0])
+
+    assert [taken(0.0), taken(0.399), taken(0.41)] == [1, 1, 2]
+
+
+def test_extreme_parameters_still_choose_a_token_that_is_likely() -> None:
+    logits = np.array([[-3.0, -2.0, -900.0]], dtype=np.float32)
+    for choice in (Choice(seed=1, temperature=1e-37), Choice(seed=1, temperature=1e-37, repetition_penalty=1e-37)):
+        found, logprobs = choose(logits, [choice], [0], np.ones((1, 3), dtype=bool))
+        assert found[0] in (0, 1) and np.isfinite(logprobs).all()
+
+
+def completions(url: str, *sent: dict[str, Any]) -> list[tuple[int, Any]]:
+    return post(url, *sent, path="/v1/completions")
+
+
+def test_completions_say_what_generate_says_in_the_words_of_openai(server: Running, folder: Path) -> None:
+    greedy, drawn = answers(server.url, body(TEXTS[0]), body(TEXTS[0], seed=9, temperature=0.7, top_p=0.9, top_k=20))
+    asked = {"model": "any", "prompt": TEXTS[0], "max_tokens": 12, "temperature": 0}
+    more = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 9, "prompt": [TEXTS[0]], "stop": None}
+    (first, whole), (_, other) = completions(server.url, asked, asked | more)
+    assert first == 200 and whole["id"].startswith("cmpl-") and whole["created"] > 1.7e9
+    assert (whole["object"], whole["model"]) == ("text_completion", "tiny")
+    text, reason = greedy.generated_text, {"length": "length"}.get(greedy.details.finish_reason, "stop")
+    assert whole["choices"] == [{"index": 0, "text": text, "logprobs": None, "finish_reason": reason}]
+    assert other["choices"][0]["text"] == drawn.generated_text
+    count, new = prompt_length(folder, TEXTS[0]), greedy.details.generated_tokens
+    assert whole["usage"] == {"prompt_tokens": count, "completion_tokens": new, "total_tokens": count + new}
+    models = json.loads(fetch(f"{server.url}/v1/models"))
+    assert (models["data"][0]["id"], models["data"][0]["max_model_len"]) == ("tiny", MAX_LENGTH)
+
+
+def test_the_end_of_text_counts_as_a_token_and_a_stop_sequence_is_not_in_the_text(server: Running) -> None:
+    asked = [{"prompt": "a", "max_tokens": 90, "temperature": 50.0, "top_p": 1.0, "seed": n} for n in range(12)]
+    known = answers(server.url, *(body("a", seed=n, temperature=50.0, max_new_tokens=90) for n in range(12)))
+    found = [content for _, content in completions(server.url, *asked)]
+    assert [c["usage"]["completion_tokens"] for c in found] == [len(ids(a)) for a in known]
+    assert [c["choices"][0]["text"] for c in found] == [a.generated_text for a in known]
+    ended = [a.details.finish_reason == "eos_token" for a in known]
+    assert any(ended) and [c["choices"][0]["finish_reason"] == "stop" for c in found] == ended
+    number = max(range(12), key=lambda n: len(known[n].generated_text))
+    text = known[number].generated_text
+    part = next(text[i : i + 3] for i in range(9, len(text)) if "\ufffd" not in text[i : i + 3])
+    ((_, cut),) = completions(server.url, asked[number] | {"stop": part})
+    assert cut["choices"][0]["text"] == text[: text.index(part)] and cut["choices"][0]["finish_reason"] == "stop"
+
+    async def events(*stop: str) -> list[str]:
+        sent = asked[number] | {"stop": stop, "stream": True, "stream_options": {"include_usage": True}}
+        async with aiohttp.ClientSession() as http, http.post(f"{server.url}/v1/completions", json=sent) as answer:
+            assert answer.status == 200 and answer.content_type == "text/event-stream"
+            return [part.removeprefix("data: ") for part in (await answer.text()).split("\n\n") if part]
+
+    first = next(i for i in range(9) if "\ufffd" not in text[i : i + 2])
+    early = [json.loads(chunk) for chunk in asyncio.run(events(text[first : first + 2], "nevernever"))[:-1]]
+    assert (
+        "".join(c["choices"][0]["text"] for c in early if c["choices"]) == text[: text.index(text[first : first + 2])]
+    )
+    *chunks, usage, done = asyncio.run(events(part, "never"))
+    pieces = [json.loads(chunk)["choices"][0] for chunk in chunks]
+    assert done == "[DONE]" and json.loads(usage)["usage"] == cut["usage"] and json.loads(usage)["choices"] == []
+    assert "".join(p["text"] for p in pieces) == cut["choices"][0]["text"] and len(pieces) > 2
+    assert [p["finish_reason"] for p in pieces] == [None] * (len(pieces) - 1) + ["stop"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"max_tokens": 96}, "This model's maximum context length is 96 tokens. However, you requested 97 tokens"),
+        ({"prompt": ["a", "b"]}, "`prompt` must be one string, or a list of one. Given: 2"),
+        ({"prompt": ""}, "prompt cannot be empty"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"n": 2}, "`n` is not supported by this server"),
+        ({"echo": True}, "`echo` is not supported by this server"),
+        ({"frequency_penalty": 1}, "`frequency_penalty` is not supported by this server"),
+        ({"guided_regex": "a"}, "`guided_regex` is not supported by this server"),
+        ({"top_p": 0}, "top_p must be in (0, 1], got 0.0."),
+        ({"stop": ""}, "stop cannot contain an empty string."),
+        ({"max_tokens": 0, "stream": True}, "max_tokens must be at least 1, got 0."),
+    ],
+)
+def test_a_completion_out_of_bounds_is_refused_in_the_form_of_openai(
+    server: Running, more: dict[str, Any], message: str
+) -> None:
+    ((status, content),) = completions(server.url, {"prompt": "a", "temperature": 0} | more)
+    error = content["error"]
+    assert status == error["code"] == 400 and message in error["message"]
+    assert (error["type"], error["param"]) == ("BadRequestError", None)
+
+
+def test_no_body_breaks_the_server(server: Running) -> None:
+    deep = b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    schema = '{"properties":{"a":' * 300 + "{}" + "}}" * 300
+    bodies = [
+        b"",
+        b"{",
+        b"null",
+        b"\xff\xfe\xfa",
+        b'{"inputs": "\xc3\x28"}',
+        b'{"inputs": "a", "prompt": "a", "temperature": NaN, "parameters": {"temperature": NaN}}',
+        b'{"inputs": "a", "prompt": "a", "temperature": 1e999, "parameters": {"temperature": 1e999}}',
+        b'{"inputs": "\\ud800", "prompt": "\\ud800"}',
+        b'{"inputs": "a", "prompt": "a", "top_p": %d, "parameters": {"top_p": %d}}' % (10**400, 10**400),
+        b'{"inputs": "a", "prompt": "a", "seed": %s, "parameters": {"seed": %s}}' % (b"9" * 5000, b"9" * 5000),
+        deep,
+        json.dumps(
+            {"inputs": "a", "prompt": 3, "parameters": {"grammar": {"type": "json", "value": schema}}}
+        ).encode(),
+        json.dumps({"inputs": "a ", "prompt": 3, "parameters": {"grammar": {"type": "x", "value": 1}}}).encode(),
+        json.dumps({"inputs": "a b" * 200_000, "prompt": "a b" * 200_000}).encode(),
+    ]
+    big = b'{"inputs": "' + b"a" * (8 << 20) + b'"}'
+
+    async def send() -> list[tuple[int, bytes]]:
+        found = []
+        async with aiohttp.ClientSession() as http:
+            for path in ("/generate", "/generate_stream", "/", "/v1/completions"):
+                for sent in (*bodies, big):
+                    kind = {"Content-Type": "application/json"}
+                    async with http.post(server.url + path, data=sent, headers=kind) as answer:
+                        content = await answer.read()
+                        found.append((answer.status, content))
+                        events = answer.content_type == "text/event-stream"
+                        assert 400 <= answer.status < 500 or (events and b"validation" in content), (path, sent[:80])
+                        assert (answer.status == 413) == (sent is big)
+        return found
+
+    found = asyncio.run(send())
+    assert all("error" in json.loads(content.removeprefix(b"data:")) for _, content in found)
+    assert fetch(f"{server.url}/health") == "" and gauges(server.url) == (0, 0)
+
+
+def gauges(url: str) -> tuple[float, float]:
+    """(queue, batch) of /metrics."""
+    values = dict(line.rsplit(" ", 1) for line in fetch(f"{url}/metrics").splitlines())
+    return float(values["tgi_queue_size"]), float(values["tgi_batch_current_size"])
+
+
+class Brittle:
+    """A decoder that fails at its second step, and, when `fatal`, in a way that a thread does not survive."""
+
+    vocabulary = 320
+
+    def __init__(self, fatal: bool):
+        self.count, self.fatal, self.steps = 0, fatal, 0
+
+    def room(self) -> int:
+        return 2 - self.count
+
+    def admit(self, prompts: list[list[int]], whole: list[bool]) -> list[np.ndarray]:
+        self.count += len(prompts)
+        return [np.zeros((1, 320), dtype=np.float32) for _ in prompts]
+
+    def step(self, tokens: list[int]) -> np.ndarray:
+        self.steps += 1
+        if self.steps == 2:
+            raise (SystemExit if self.fatal else ValueError)("broken")
+        return np.zeros((self.count, 320), dtype=np.float32)
+
+    def drop(self, number: int) -> None:
+        self.count -= 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("fatal", [False, True])
+def test_an_error_of_the_model_fails_the_requests_it_meets_and_health_tells_of_a_dead_thread(
+    folder: Path, fatal: bool
+) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    batcher = Batcher([Brittle(fatal)], tokenizer, {1}, threads=1)
+    options = Namespace(max_concurrent=4, batch_size=2, model_id="tiny", revision="abc")
+    served = Server(batcher, Grammars(tokenizer, 320, {1}), tokenizer, MAX_LENGTH, options)
+
+    async def ask() -> tuple[list[int], int, int]:
+        async with TestClient(TestServer(served.application())) as http:
+
+            async def one() -> int:
+                async with http.post("/generate", json=body("a")) as answer:
+                    content = await answer.json()
+                    assert answer.status == 200 or content["error_type"] == "generation"
+                    return answer.status
+
+            first = list(await asyncio.gather(*(one() for _ in range(4))))
+            return first, await one(), (await http.get("/health")).status
+
+    first, later, health = asyncio.run(ask())
+    assert first.count(424) == (4 if fatal else 2), first
+    assert (later, health) == ((424, 503) if fatal else (200, 200))
+    assert batcher.load() == (0, 0) and served.active == 0
+    batcher.stop()
+
+
+@pytest.fixture(scope="module")
+def narrow(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server that decodes one sequence at a time, so that many wait."""
+    running = start(folder, tmp_path_factory.mktemp("narrow"), "--batch-size", "1", "--max-concurrent", "64")
+    yield running
+    if running.process.poll() is None:
+        running.process.terminate()
+        running.process.wait(10)
+
+
+def leave(url: str, path: str, sent: dict[str, Any], count: int) -> None:
+    """Send a request over each of `count` sockets and close them a moment later."""
+    content = json.dumps(sent).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    place = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    sockets = [socket.create_connection(place) for _ in range(count)]
+    for connection in sockets:
+        connection.sendall(head.encode() + content)
     end = time.monotonic() + 5
-    while post(running.url, body("a", max_new_tokens=1))[0][0] != 200:
-        assert time.monotonic() < end, "the slot is still taken"
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(10) == 0
-    assert not running.registration.exists()
+    while sum(gauges(url)) < count / 2:
+        assert time.monotonic() < end, "the requests do not arrive"
+    for connection in sockets:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/v1/completions"])
+def test_clients_that_leave_free_their_places_and_rows(narrow: Running, path: str) -> None:
+    sent = body("a", max_new_tokens=90, seed=1, repetition_penalty=1.1) | {"prompt": "a", "max_tokens": 90}
+    leave(narrow.url, path, sent, 64)
+    began = time.monotonic()
+    while gauges(narrow.url) != (0, 0):
+        assert time.monotonic() - began < 2.0, "the places are still taken"
+    results = post(narrow.url, *[body("a", max_new_tokens=1)] * 64)
+    assert [status for status, _ in results] == [200] * 64
+
+
+def test_gauges_and_health_are_quick_and_true_while_all_places_are_taken(narrow: Running) -> None:
+    waits: list[float] = []
+
+    async def watch() -> tuple[list[int], list[float]]:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as http:
+
+            async def ask(number: int) -> int:
+                sent = body("a", seed=number, temperature=0.01, max_new_tokens=30)
+                async with http.post(f"{narrow.url}/generate", json=sent) as answer:
+                    await answer.read()
+                    return answer.status
+
+            tasks, sums = [asyncio.create_task(ask(n)) for n in range(80)], []
+            while not all(task.done() for task in tasks):
+                for path in ("/metrics", "/health"):
+                    began = time.monotonic()
+                    async with http.get(narrow.url + path) as answer:
+                        assert answer.status == 200
+                        text = await answer.text()
+                    waits.append(time.monotonic() - began)
+                    if path == "/metrics":
+                        values = dict(line.rsplit(" ", 1) for line in text.splitlines())
+                        sums.append(float(values["tgi_queue_size"]) + float(values["tgi_batch_current_size"]))
+            return [task.result() for task in tasks], sums
+
+    before = fetch(f"{narrow.url}/metrics").count('err="overloaded"')
+    statuses, sums = asyncio.run(watch())
+    assert statuses.count(200) >= 64 and set(statuses) <= {200, 429}
+    assert 32 < max(sums) <= 64 and gauges(narrow.url) == (0, 0)
+    assert sorted(waits)[int(len(waits) * 0.99)] < 0.2, sorted(waits)[-5:]
+    counted = re.search(r'err="overloaded"} (\d+)', fetch(f"{narrow.url}/metrics"))
+    assert before == 0 and int(counted[1] if counted else 0) == statuses.count(429) > 0
+
+
+def test_a_signal_ends_the_server_at_once_however_many_wait(narrow: Running) -> None:
+    async def ask() -> list[Any]:
+        async with aiohttp.ClientSession() as http:
+            sent = body("a", max_new_tokens=90)
+            tasks = [
+                asyncio.create_task(http.post(f"{narrow.url}/generate", json=sent).__aenter__()) for _ in range(60)
+            ]
+            await asyncio.sleep(0.1)
+            narrow.process.send_signal(signal.SIGTERM)
+            return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+    began = time.monotonic()
+    found = asyncio.run(ask())
+    assert narrow.process.wait(10) == 0 and time.monotonic() - began < 3.0
+    assert any(isinstance(result, aiohttp.ClientError) for result in found)
+    assert not narrow.registration.exists()

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.serving.choosing import Choice, choose
+from stages.serving.choosing import Choice, Grammar, GrammarError, choose, shares
 from stages.serving.decoding import Decoder
 
 STOP_SECONDS = 2.0  # for the step that runs when the server is told to stop
+NO_LANE = "the model thread has ended"
 
 
 class TokenText:
@@ -50,6 +51,8 @@ class Job:
     whole: bool  # log-probabilities of the prompt's tokens are wanted
     on_token: Callable[[int, float, str], object] | None  # id, log-probability, text
     on_end: Callable[["Job"], object]
+    grammar: Grammar | None = None
+    inside: bool = False  # vLLM's way to stop: a stop sequence counts wherever it is, and before the length
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     prefill: list[float | None] = field(default_factory=list)
@@ -69,14 +72,28 @@ class Batcher:
     def __init__(self, decoders: list[Decoder], tokenizer: Any, ends: set[int], threads: int):
         self.waiting: deque[Job] = deque()
         self.change, self.stopped = threading.Condition(), False
+        self._taken = 0
         self._lanes = [Lane(self, decoder, tokenizer, ends, threads) for decoder in decoders]
+        self._living = list(self._lanes)  # before a lane starts, which asks for it
         for lane in self._lanes:
             lane.start()
 
     def submit(self, job: Job) -> None:
         with self.change:
-            self.waiting.append(job)
-            self.change.notify_all()
+            if lives := bool(self._living):
+                self.waiting.append(job)
+                self.change.notify_all()
+        if not lives:
+            _end(job, NO_LANE)
+
+    def cancel(self, job: Job) -> None:
+        """End a job early: now when it waits, after the step that runs when it is decoded; of no effect once ended."""
+        with self.change:
+            job.cancelled = True
+            if waits := job in self.waiting:
+                self.waiting.remove(job)
+        if waits:
+            _end(job)
 
     def stop(self) -> None:
         """End the lanes after the step that they are in."""
@@ -87,18 +104,39 @@ class Batcher:
             lane.join(STOP_SECONDS)
 
     def alive(self) -> bool:
-        return all(lane.is_alive() for lane in self._lanes)
+        return len(self._living) == len(self._lanes)
 
-    def running(self) -> int:
-        """Jobs that are being decoded."""
-        return sum(len(lane.live) for lane in self._lanes)
+    def load(self) -> tuple[int, int]:
+        """(jobs that wait, jobs that a lane has taken) at one moment."""
+        with self.change:
+            return len(self.waiting), self._taken
 
     def take(self, lane: "Lane") -> list[Job]:
         """Jobs that join a lane now: at most its room, and no more than evens the lanes out; call under `change`."""
-        self.waiting = deque(job for job in self.waiting if not job.cancelled)
-        fair = -(-(self.running() + len(self.waiting)) // len(self._lanes))
+        fair = -(-(self._taken + len(self.waiting)) // len(self._living))
         count = min(lane.decoder.room(), len(self.waiting), max(fair - len(lane.live), 0))
+        self._taken += count
         return [self.waiting.popleft() for _ in range(count)]
+
+    def ended(self, job: Job, error: str | None = None) -> None:
+        """A job that a lane had taken is over."""
+        with self.change:
+            self._taken -= 1
+        _end(job, error)
+
+    def lost(self, lane: "Lane") -> None:
+        """A lane's thread is at its end; when it was not told to stop, nobody waits for it in vain."""
+        orphans: list[Job] = []
+        with self.change:
+            if self.stopped:
+                return
+            self._living.remove(lane)
+            if not self._living:
+                orphans, self.waiting = list(self.waiting), deque()
+        for job in lane.held():
+            self.ended(job, NO_LANE)
+        for job in orphans:
+            _end(job, NO_LANE)
 
 
 class Lane(threading.Thread):
@@ -107,34 +145,44 @@ class Lane(threading.Thread):
     def __init__(self, batcher: Batcher, decoder: Decoder, tokenizer: Any, ends: set[int], threads: int):
         super().__init__(name="model", daemon=True)
         self.live: list[Job] = []
+        self.joining: list[Job] = []
         self.decoder = decoder
         self._batcher, self._tokenizer, self._ends, self._threads = batcher, tokenizer, ends, threads
         self._seen = np.zeros((0, decoder.vocabulary), dtype=bool)
 
     def run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._batcher.lost(self)
+
+    def held(self) -> list[Job]:
+        """The jobs that are in the lane or about to join, and not over."""
+        return [job for job in (*self.live, *self.joining) if not job.ended_at]
+
+    def _work(self) -> None:
         import torch
 
         torch.set_num_threads(self._threads)
         batcher = self._batcher
         while True:
             with batcher.change:
-                joining: list[Job] = []
-                while not (batcher.stopped or self.live or (joining := batcher.take(self))):
-                    batcher.change.wait()
+                while not (batcher.stopped or self.live or self.joining):
+                    self.joining = batcher.take(self)
+                    if not self.joining:
+                        batcher.change.wait()
                 if batcher.stopped:
                     return
-                joining = joining or batcher.take(self)
+                self.joining = self.joining or batcher.take(self)
             try:
-                if joining:
-                    self._join(joining)
+                if self.joining:
+                    self._join(self.joining)
                 self._leave()
                 if self.live:
                     self._advance(self.decoder.step([job.tokens[-1] for job in self.live]), self.live, 0)
                     self._leave()
             except Exception as error:  # the batch is lost, the server is not; TGI answers such requests with 424
-                self._fail(
-                    f"{type(error).__name__}: {error}", [*self.live, *(j for j in joining if j not in self.live)]
-                )
+                self._fail(f"{type(error).__name__}: {error}")
 
     def _join(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -143,7 +191,7 @@ class Lane(threading.Thread):
                 job.text = TokenText(self._tokenizer)
         logits = self.decoder.admit([job.prompt for job in jobs], [job.whole for job in jobs])
         first = len(self.live)
-        self.live += jobs
+        self.live, self.joining = [*self.live, *jobs], []
         if len(self._seen) < len(self.live):
             more = np.zeros((len(self.live) - len(self._seen), self.decoder.vocabulary), dtype=bool)
             self._seen = np.concatenate([self._seen, more])
@@ -158,51 +206,71 @@ class Lane(threading.Thread):
         """Choose one token for each of `jobs`, which are the live ones from number `first` on."""
         places = [len(job.tokens) for job in jobs]
         seen = self._seen[first : first + len(jobs)]
-        ids, logprobs = choose(logits, [job.choice for job in jobs], places, seen)
+        ids, logprobs = choose(logits, [job.choice for job in jobs], places, seen, *self._rules(jobs))
         seen[np.arange(len(jobs)), ids] = True
         for job, token, logprob in zip(jobs, ids.tolist(), logprobs.tolist(), strict=True):
+            if job.error:
+                continue
             job.tokens.append(token)
             job.logprobs.append(logprob)
+            if job.grammar:
+                job.grammar.take(token)
             text = job.text.add(token) if job.text else ""
             job.finish_reason = self._finished(job, token, text)
             if job.on_token:
                 job.on_token(token, logprob, text)
 
+    def _rules(self, jobs: list[Job]) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+        """`used` and `allowed` for `choose`. A grammar that cannot go on fails its own job alone."""
+        used, allowed = {}, {}
+        for row, job in enumerate(jobs):
+            if job.choice.frequency_penalty:
+                used[row] = shares(job.prompt, job.tokens, self.decoder.vocabulary)
+            if job.grammar:
+                try:
+                    allowed[row] = job.grammar.allowed()
+                except GrammarError as error:
+                    job.error = f"grammar: {error}"
+        return used, allowed
+
     def _finished(self, job: Job, token: int, text: str) -> str | None:
         """TGI's order: the length counts before the end of text, and a stop sequence must end the text so far."""
-        if len(job.tokens) >= job.max_new_tokens:
-            return "length"
+        full = "length" if len(job.tokens) >= job.max_new_tokens else None
+        if full and not job.inside:
+            return full
         if token in self._ends:
             return "eos_token"
         if job.stop:
-            job.tail = (job.tail + text)[-300:]
-            if any(job.tail.endswith(stop) for stop in job.stop):
+            # of the text so far, no more than what can still hold the start of a stop sequence
+            job.tail = (job.tail + text)[-(max(map(len, job.stop)) + len(text)) :]
+            if any(stop in job.tail if job.inside else job.tail.endswith(stop) for stop in job.stop):
                 return "stop_sequence"
-        return None
+        return full
 
     def _leave(self) -> None:
         for number in range(len(self.live) - 1, -1, -1):
             job = self.live[number]
-            if not (job.finish_reason or job.cancelled):
+            if not (job.finish_reason or job.cancelled or job.error):
                 continue
             last = self.live.pop()
             if number < len(self.live):
                 self.live[number] = last
                 self._seen[number] = self._seen[len(self.live)]
             self.decoder.drop(number)
-            self._end(job)
+            self._batcher.ended(job)
 
-    def _fail(self, error: str, jobs: list[Job]) -> None:
-        self.live.clear()
+    def _fail(self, error: str) -> None:
+        jobs, self.live, self.joining = self.held(), [], []
+        for job in jobs:
+            self._batcher.ended(job, error)
         while self.decoder.count:
             self.decoder.drop(self.decoder.count - 1)
-        for job in jobs:
-            job.error = error
-            self._end(job)
 
-    def _end(self, job: Job) -> None:
-        job.ended_at = time.monotonic()
-        job.on_end(job)
+
+def _end(job: Job, error: str | None = None) -> None:
+    job.error = job.error or error
+    job.ended_at = time.monotonic()
+    job.on_end(job)
 
 
 def prompt_logprobs(prompt: list[int], logits: np.ndarray) -> list[float | None]:

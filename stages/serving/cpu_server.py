@@ -1,10 +1,10 @@
 """A server for one model on this machine's CPU, with TGI's HTTP contract, for the rehearsal, the laptop and the tests.
 
-`/generate`, `/generate_stream`, `/` (the one of the two that `stream` says), `/info`, `/health`, `/metrics`; on
-loopback only. At most `--batch-size` requests are decoded together, and a new one joins as soon as a slot is free;
-more than `--max-concurrent` at a time are answered 429 at once. When it is ready it writes {"url", "pid"} to
-`--registration`, and removes that file when it ends. SIGTERM ends it at once; clients see a broken connection and ask
-elsewhere.
+`/generate`, `/generate_stream`, `/` (the one of the two that `stream` says), `/info`, `/health`, `/metrics`, and
+OpenAI's `/v1/completions` and `/v1/models` as vLLM has them; on loopback only. At most `--batch-size` requests are
+decoded together, and a new one joins as soon as a slot is free; more than `--max-concurrent` at a time are answered
+429 at once. When it is ready it writes {"url", "pid"} to `--registration`, and removes that file when it ends. SIGTERM
+ends it at once; clients see a broken connection and ask elsewhere.
 
 Alone: python -m stages.serving.cpu_server --model models/generator --model-id tiny --revision local --port 8080
 """
@@ -17,35 +17,58 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import ContentEncodingError
 
 from stages.errors import ConfigError
 from stages.serving.batching import Batcher, Job, TokenText
+from stages.serving.choosing import GrammarError, Grammars
 from stages.serving.decoding import load_model, make_decoders, plan_lanes, torch_threads
 from stages.serving.validation import (
     MAX_STOP_SEQUENCES,
+    Ask,
     GenerateRequest,
+    Malformed,
     Refusal,
-    check_length,
-    check_parameters,
+    completion_ask,
+    generate_ask,
     parse_body,
+    parse_completion,
+    parse_json,
 )
 
 VERSION = "0.1.0"
 MAX_BODY = 8 << 20  # bytes
-OVERLOADED = {"error": "Model is overloaded", "error_type": "overloaded"}
+LONG_TEXT = 20_000  # characters; about ten milliseconds of tokenization
+
+
+class Overloaded(Exception):
+    """As many requests as there may be are here."""
+
+
+class GenerationError(Exception):
+    """The model has failed at a request."""
+
+
+FAILURES = (Malformed, Refusal, Overloaded, GenerationError)
 
 
 class Server:
     """The HTTP side: everything here runs in the event loop; `Batcher` holds the model threads."""
 
-    def __init__(self, batcher: Batcher, tokenizer: Any, max_total_tokens: int, options: argparse.Namespace):
-        self.batcher, self.tokenizer, self.options = batcher, tokenizer, options
+    def __init__(
+        self, batcher: Batcher, grammars: Grammars, tokenizer: Any, max_total_tokens: int, options: argparse.Namespace
+    ):
+        self.batcher, self.grammars, self.tokenizer, self.options = batcher, grammars, tokenizer, options
+        self.beside = ThreadPoolExecutor(1, "beside")  # one, so that long requests leave a core to the model
+        self.created = int(time.time())
         self.max_total_tokens, self.active = max_total_tokens, 0
         self.special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         self.counts: Counter[str] = Counter()
@@ -55,6 +78,8 @@ class Server:
         app.router.add_post("/generate", self.generate)
         app.router.add_post("/generate_stream", self.generate_stream)
         app.router.add_post("/", self.compatible)
+        app.router.add_post("/v1/completions", self.completions)
+        app.router.add_get("/v1/models", self.models)
         app.router.add_get("/info", self.info)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.metrics)
@@ -66,84 +91,117 @@ class Server:
 
     async def compatible(self, http: web.Request) -> web.StreamResponse:
         """The root of TGI: the full text is the default here, and an answer stands in a list."""
-        with contextlib.suppress(ValueError):
-            body = await http.json()
-            if isinstance(body, dict) and body.get("stream") is True:
-                return await self.generate_stream(http)
+        try:
+            body = parse_json(await _content(http))
+        except Malformed as failure:
+            self._begin()
+            return self._failure(*tgi_failure(failure))
+        if isinstance(body, dict) and body.get("stream") is True:
+            return await self.generate_stream(http)
         return await self._whole(http, lambda answer: [answer], full_text=True)
 
     async def _whole(
         self, http: web.Request, shape: Callable[[dict[str, Any]], Any], full_text: bool = False
     ) -> web.Response:
-        began = time.monotonic()
-        self.counts["tgi_request_count"] += 1
-        if self.active >= self.options.max_concurrent:
-            return self._failure(429, OVERLOADED)
-        self.active += 1
-        waiting: Job | None = None
+        began = self._begin()
         try:
-            request = parse_body(await _body(http))
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[Job] = loop.create_future()
-            waiting = self._job(request, False, None, lambda j: loop.call_soon_threadsafe(_settle, done, j))
-            self.batcher.submit(waiting)
-            job = await done
-        except Refusal as refusal:
-            return self._failure(422, _validation(refusal))
-        finally:
-            self.active -= 1
-            if waiting:
-                waiting.cancelled = True  # of no effect when it is done; frees the slot when the client has gone
+            request = parse_body(parse_json(await _content(http)))
+            async with self._decoded(lambda: generate_ask(request, False, self.max_total_tokens), False) as (job, end):
+                await end.get()
+        except FAILURES as failure:
+            return self._failure(*tgi_failure(failure))
         if job.error:
-            return self._failure(
-                424, {"error": f"Request failed during generation: {job.error}", "error_type": "generation"}
-            )
+            return self._failure(*tgi_failure(GenerationError(job.error)))
         self._count(job, began)
         answer = shape(self._answer(job, request, full_text))
         return web.json_response(answer, headers=_timings(job, began, len(request.inputs)))
 
     async def generate_stream(self, http: web.Request) -> web.StreamResponse:
-        """Server-sent events, one a token; the status is always 200 and an error is an event."""
-        began = time.monotonic()
-        self.counts["tgi_request_count"] += 1
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        await response.prepare(http)
-        if self.active >= self.options.max_concurrent:
-            return await self._last_event(response, 429, OVERLOADED)
-        self.active += 1
-        job = None
+        """Server-sent events, one a token; once the body is read the status is 200 and an error is an event."""
+        began = self._begin()
         try:
-            request = parse_body(await _body(http))
-            loop = asyncio.get_running_loop()
-            events: asyncio.Queue[tuple[int, float, str] | None] = asyncio.Queue()
-
-            def on_token(token: int, logprob: float, text: str) -> None:
-                loop.call_soon_threadsafe(events.put_nowait, (token, logprob, text))
-
-            job = self._job(request, True, on_token, lambda j: loop.call_soon_threadsafe(events.put_nowait, None))
-            self.batcher.submit(job)
-            index, held = 0, None
-            while (event := await events.get()) is not None:
-                if held:
-                    await _send(response, self._event(index, held))
-                index, held = index + 1, event
+            request = parse_body(parse_json(await _content(http)))
+        except Malformed as failure:
+            return self._failure(*tgi_failure(failure))
+        response = await _event_stream(http)
+        try:
+            async with self._decoded(lambda: generate_ask(request, True, self.max_total_tokens), True) as (
+                job,
+                events,
+            ):
+                index, held = 0, None
+                while (event := await events.get()) is not None:
+                    if held:
+                        await _send(response, self._event(index, held))
+                        index += 1
+                    held = event
             if job.error or held is None:
-                error = {"error": f"Request failed during generation: {job.error}", "error_type": "generation"}
-                return await self._last_event(response, 424, error)
-            self._count(job, began)
-            answer = self._answer(job, request)
-            details = {k: self._details(job)[k] for k in ("finish_reason", "generated_tokens", "seed")}
-            details["input_length"] = len(job.prompt)
-            final = {"generated_text": answer["generated_text"], "details": details}
-            await _send(response, {**self._event(index, held), **final})
-        except Refusal as refusal:
-            return await self._last_event(response, 422, _validation(refusal))
-        finally:
-            self.active -= 1
-            if job:
-                job.cancelled = True
+                raise GenerationError(job.error)
+        except FAILURES as failure:
+            status, error = tgi_failure(failure)
+            self._failure(status, error)
+            await _send(response, error)
+            await response.write_eof()
+            return response
+        self._count(job, began)
+        answer = self._answer(job, request)
+        details = {"finish_reason": job.finish_reason, "generated_tokens": len(job.tokens), "seed": job.choice.seed}
+        details["input_length"] = len(job.prompt)
+        final = {"generated_text": answer["generated_text"], "details": details}
+        await _send(response, {**self._event(index, held), **final})
         await response.write_eof()
         return response
+
+    async def completions(self, http: web.Request) -> web.StreamResponse:
+        """OpenAI's /v1/completions as vLLM serves it: one prompt, one answer, whole or as a stream."""
+        began = self._begin()
+        response: web.StreamResponse | None = None
+        head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
+        head["model"] = self.options.model_id
+        try:
+            request = parse_completion(parse_json(await _content(http)))
+            ask = completion_ask(request, self.max_total_tokens)
+            async with self._decoded(lambda: ask, request.stream) as (job, events):
+                sent = written = ""
+                keep = max(map(len, ask.stop), default=1) - 1  # the start of a stop sequence is not sent
+                if request.stream:
+                    response = await _event_stream(http)
+                while (event := await events.get()) is not None:
+                    written += "" if event[0] in self.special else event[2]
+                    piece = written[len(sent) : max(len(written) - keep, len(sent))]
+                    if piece and response:
+                        await _send(response, head | {"choices": [_openai_choice(piece, None)]}, "data: ")
+                        sent += piece
+            if job.error:
+                raise GenerationError(job.error)
+        except FAILURES as failure:
+            status, error = openai_failure(failure)
+            answer = self._failure(status, error, tgi_failure(failure)[1]["error_type"])
+            if response is None:
+                return answer
+            await _send(response, error, "data: ")
+            return await _done(response)
+        self._count(job, began)
+        text = self.tokenizer.decode(job.tokens, skip_special_tokens=True)
+        if job.finish_reason == "stop_sequence":
+            text = text[: min((at for stop in ask.stop if (at := text.find(stop)) >= 0), default=len(text))]
+        reason = "length" if job.finish_reason == "length" else "stop"
+        used = {"prompt_tokens": len(job.prompt), "completion_tokens": len(job.tokens)}
+        usage = {"usage": used | {"total_tokens": len(job.prompt) + len(job.tokens)}}
+        if response is None:
+            whole = head | {"choices": [_openai_choice(text, reason)]} | usage
+            return web.json_response(whole, headers=_timings(job, began, len(ask.text)))
+        await _send(response, head | {"choices": [_openai_choice(text.removeprefix(sent), reason)]}, "data: ")
+        if request.stream_options.include_usage:
+            await _send(response, head | {"choices": []} | usage, "data: ")
+        return await _done(response)
+
+    async def models(self, http: web.Request) -> web.Response:
+        """OpenAI's /v1/models: the one that is served."""
+        name = self.options.model_id
+        facts = {"root": name, "max_model_len": self.max_total_tokens}
+        model = {"id": name, "object": "model", "created": self.created, "owned_by": "cosmopedia-cpu-server"}
+        return web.json_response({"object": "list", "data": [model | facts]})
 
     async def info(self, http: web.Request) -> web.Response:
         """What is served, and within which bounds."""
@@ -177,7 +235,8 @@ class Server:
 
     async def metrics(self, http: web.Request) -> web.Response:
         """Prometheus text: gauges of queue and batch, counters of requests."""
-        gauges = {"tgi_queue_size": len(self.batcher.waiting), "tgi_batch_current_size": self.batcher.running()}
+        waiting, taken = self.batcher.load()
+        gauges = {"tgi_queue_size": waiting, "tgi_batch_current_size": taken}
         lines = [f"# TYPE {name} gauge\n{name} {value}" for name, value in gauges.items()]
         for kind, names in (("counter", ("tgi_request_count", "tgi_request_success")), ("summary", SUMMARIES)):
             for name in names:
@@ -189,22 +248,60 @@ class Server:
         lines += [f"{name} {value}" for name, value in failures]
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 
-    def _job(
-        self,
-        request: GenerateRequest,
-        stream: bool,
-        on_token: Callable[[int, float, str], object] | None,
-        on_end: Callable[[Job], object],
+    def _begin(self) -> float:
+        self.counts["tgi_request_count"] += 1
+        return time.monotonic()
+
+    @contextlib.asynccontextmanager
+    async def _decoded(
+        self, ask: Callable[[], Ask], stream: bool
+    ) -> AsyncIterator[tuple[Job, "asyncio.Queue[tuple[int, float, str] | None]"]]:
+        """(job, its tokens as they come when `stream`, then None), in one of the places there are.
+
+        The place is free again when the model has let go of the job, which is soon after a client has left, so that
+        there are never more jobs than places. Raises `Overloaded`, and `Refusal` when the request breaks a bound.
+        """
+        if self.active >= self.options.max_concurrent:
+            raise Overloaded
+        self.active += 1
+        loop, job = asyncio.get_running_loop(), None
+        events: asyncio.Queue[tuple[int, float, str] | None] = asyncio.Queue()
+
+        def on_token(*token: Any) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, token)
+
+        def ended() -> None:
+            self.active -= 1
+            events.put_nowait(None)
+
+        try:
+            job = await self._job(ask(), on_token if stream else None, lambda _: loop.call_soon_threadsafe(ended))
+            self.batcher.submit(job)
+            yield job, events
+        finally:
+            if job:
+                self.batcher.cancel(job)
+            else:
+                self.active -= 1
+
+    async def _job(
+        self, ask: Ask, on_token: Callable[[int, float, str], object] | None, on_end: Callable[[Job], object]
     ) -> Job:
-        """The request as a job for the model. `Refusal` when it breaks a bound."""
-        parameters = request.parameters
-        choice = check_parameters(parameters, stream, self.max_total_tokens)
-        ids = self.tokenizer.encode(request.inputs).ids if request.inputs else []
-        if not ids:
-            raise Refusal("`inputs` cannot be empty")
-        prompt, new = check_length(ids, parameters, self.max_total_tokens)
-        whole = parameters.decoder_input_details
-        return Job(prompt, new, choice, list(parameters.stop), whole, on_token, on_end)
+        """The request as a job for the model. What can take long is done beside the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def encode() -> list[int]:
+            return self.tokenizer.encode(ask.text, add_special_tokens=ask.special).ids
+
+        short = len(ask.text) <= LONG_TEXT
+        prompt, new = ask.fit(encode() if short else await loop.run_in_executor(self.beside, encode))
+        grammar = None
+        if ask.grammar:
+            try:
+                grammar = await loop.run_in_executor(self.beside, self.grammars.compile, *ask.grammar)
+            except GrammarError as error:
+                raise Refusal(f"grammar is not valid: {error}") from None
+        return Job(prompt, new, ask.choice, ask.stop, ask.whole, on_token, on_end, grammar, ask.inside)
 
     def _answer(self, job: Job, request: GenerateRequest, full_text: bool = False) -> dict[str, Any]:
         text = self.tokenizer.decode(job.tokens, skip_special_tokens=True)
@@ -238,15 +335,9 @@ class Server:
     def _event(self, index: int, token: tuple[int, float, str]) -> dict[str, Any]:
         return {"index": index, "token": self._token(*token), "generated_text": None, "details": None}
 
-    def _failure(self, status: int, body: dict[str, str]) -> web.Response:
-        self.counts[f'tgi_request_failure{{err="{body["error_type"]}"}}'] += 1
+    def _failure(self, status: int, body: dict[str, Any], kind: str | None = None) -> web.Response:
+        self.counts[f'tgi_request_failure{{err="{kind or body["error_type"]}"}}'] += 1
         return web.json_response(body, status=status)
-
-    async def _last_event(self, response: web.StreamResponse, status: int, body: dict[str, str]) -> web.StreamResponse:
-        self._failure(status, body)
-        await _send(response, body)
-        await response.write_eof()
-        return response
 
     def _count(self, job: Job, began: float) -> None:
         self.counts["tgi_request_success"] += 1
@@ -264,24 +355,55 @@ SUMMARIES = (
 )
 
 
-def _settle(done: "asyncio.Future[Job]", job: Job) -> None:
-    if not done.done():
-        done.set_result(job)
+def tgi_failure(failure: Exception) -> tuple[int, dict[str, Any]]:
+    """(status, body) in TGI's form."""
+    if isinstance(failure, Malformed):
+        return failure.status, {"error": str(failure), "error_type": "validation"}
+    if isinstance(failure, Refusal):
+        return 422, {"error": f"Input validation error: {failure}", "error_type": "validation"}
+    if isinstance(failure, Overloaded):
+        return 429, {"error": "Model is overloaded", "error_type": "overloaded"}
+    return 424, {"error": f"Request failed during generation: {failure}", "error_type": "generation"}
 
 
-async def _body(http: web.Request) -> Any:
+def openai_failure(failure: Exception) -> tuple[int, dict[str, Any]]:
+    """(status, body) in OpenAI's form, with vLLM's types."""
+    status, body = tgi_failure(failure)
+    if isinstance(failure, Refusal) or status == 422:
+        status = 400
+    kind = {400: "BadRequestError", 413: "BadRequestError", 429: "TooManyRequestsError"}.get(status, "GenerationError")
+    message = str(failure) if isinstance(failure, Refusal) else body["error"]
+    return status, {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+async def _content(http: web.Request) -> bytes:
+    """The body. `Malformed` when it is too long or broken off."""
     try:
-        return json.loads(await http.read())
-    except ValueError as error:
-        raise Refusal(f"Failed to parse the request body as JSON: {error}") from None
+        return await http.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise Malformed(413, f"Failed to buffer the request body: length limit of {MAX_BODY} bytes exceeded") from None
+    except (web.RequestPayloadError, ClientPayloadError, ContentEncodingError) as error:
+        raise Malformed(400, f"Failed to buffer the request body: {error}") from None
 
 
-def _validation(refusal: Refusal) -> dict[str, str]:
-    return {"error": f"Input validation error: {refusal}", "error_type": "validation"}
+async def _event_stream(http: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(http)
+    return response
 
 
-async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(f"data:{json.dumps(event)}\n\n".encode())
+async def _send(response: web.StreamResponse, event: dict[str, Any], mark: str = "data:") -> None:
+    await response.write(f"{mark}{json.dumps(event)}\n\n".encode())
+
+
+async def _done(response: web.StreamResponse) -> web.StreamResponse:
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
+
+
+def _openai_choice(text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
 
 def _timings(job: Job, began: float, characters: int) -> dict[str, str]:
@@ -322,7 +444,8 @@ async def serve(options: argparse.Namespace) -> None:
     backend.no_truncation()
     backend.no_padding()
     batcher = Batcher(decoders, backend, ends, threads)
-    server = Server(batcher, backend, length, options)
+    grammars = Grammars(backend, decoders[0].vocabulary, ends)
+    server = Server(batcher, grammars, backend, length, options)
     runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", options.port)
