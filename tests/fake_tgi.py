@@ -1,4 +1,5 @@
-"""A server with TGI's HTTP API and no model: its text is a function of prompt and seed, its faults are scripted.
+"""A server with TGI's HTTP API, or an OpenAI-style one, and no model: its text is a function of prompt and seed, its
+faults are scripted.
 
 `FakeTgi(script)` runs in a thread; `python tests/fake_tgi.py --registration FILE ...` takes the CPU server's
 arguments, waits $FAKE_TGI_DELAY seconds over each completion and adds each prompt that it completed to $FAKE_TGI_LOG.
@@ -39,8 +40,15 @@ class FakeTgi:
         model_sha: str | None = None,
         log: Path | None = None,
         port: int = 0,
+        api: str = "tgi",
+        slots: int | None = None,
+        token: str | None = None,
     ):
         self.script, self.capacity, self.delay, self.log, self.port = script, capacity, delay, log, port
+        self.api, self.slots, self.token = api, slots, token
+        self.batch = asyncio.Semaphore(slots or 10**6)
+        self.silent = False  # answers nothing at all any more
+        self.most_waiting = 0
         self.info = {"model_id": model_id, "model_sha": model_sha, "version": "3.0.0", "router": "fake"}
         self.asked: Counter[str] = Counter()
         self.answered: list[tuple[str, int]] = []
@@ -48,22 +56,26 @@ class FakeTgi:
         self.active = self.most_active = 0
 
     async def generate(self, request: web.Request) -> web.Response:
+        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+            return self.error(401, "a token is wanted", "authorisation")
         if self.active >= self.capacity:
             return self.error(429, "Model is overloaded", "overloaded")
         self.active += 1
         self.most_active = max(self.active, self.most_active)
+        self.most_waiting = max(self.most_waiting, self.active - (self.slots or self.active))
         try:
-            return await self.complete(request)
+            async with self.batch:
+                return await self.complete(request)
         finally:
             self.active -= 1
 
     async def complete(self, request: web.Request) -> web.Response:
         body = await request.json()
-        prompt, parameters = body["inputs"], body["parameters"]
+        prompt, parameters = (body["inputs"], body["parameters"]) if self.api == "tgi" else (body["prompt"], body)
         self.parameters.append(parameters)
         action = self.script(prompt, self.asked[prompt])
         self.asked[prompt] += 1
-        if action == "stall":
+        if action == "stall" or self.silent:
             await asyncio.sleep(30)
         if action == "reset":
             assert request.transport is not None
@@ -78,6 +90,10 @@ class FakeTgi:
         if self.log:
             with self.log.open("a") as log:
                 log.write(json.dumps(prompt) + "\n")
+        if self.api == "openai":
+            choice = {"index": 0, "text": text, "finish_reason": "length" if action == "length" else "stop"}
+            usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
+            return web.json_response({"object": "text_completion", "choices": [choice], "usage": usage})
         details = {
             "finish_reason": "length" if action == "length" else "eos_token",
             "generated_tokens": len(text.split()),
@@ -88,18 +104,44 @@ class FakeTgi:
         return web.json_response({"generated_text": text, "details": details})
 
     def error(self, status: int, message: str, kind: str) -> web.Response:
+        if self.api == "openai":
+            return web.json_response({"error": {"message": message, "type": kind, "code": status}}, status=status)
         return web.json_response({"error": message, "error_type": kind}, status=status)
 
     async def serve(self) -> web.AppRunner:
         app = web.Application()
 
         async def health(_: web.Request) -> web.Response:
+            if self.silent:
+                await asyncio.sleep(30)
             return web.Response()
 
         async def info(_: web.Request) -> web.Response:
             return web.json_response(self.info)
 
-        app.add_routes([web.post("/generate", self.generate), web.get("/health", health), web.get("/info", info)])
+        async def models(request: web.Request) -> web.Response:
+            if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+                return self.error(401, "a token is wanted", "authorisation")
+            card = {"id": self.info["model_id"], "object": "model", "owned_by": "vllm", "root": "/models/x"}
+            return web.json_response({"object": "list", "data": [card]})
+
+        async def metrics(_: web.Request) -> web.Response:
+            if self.silent:
+                await asyncio.sleep(30)
+            slots = self.slots or 0
+            names = {"tgi": ("tgi_batch_current_size", "tgi_queue_size")}
+            running, waiting = names.get(self.api, ("vllm:num_requests_running", "vllm:num_requests_waiting"))
+            labels = "" if self.api == "tgi" else '{engine="0",model_name="x"}'
+            load = {running: min(self.active, slots), waiting: max(self.active - slots, 0)}
+            return web.Response(text="".join(f"# TYPE {n} gauge\n{n}{labels} {v}.0\n" for n, v in load.items()))
+
+        app.add_routes([web.get("/health", health)])
+        if self.api == "tgi":
+            app.add_routes([web.post("/generate", self.generate), web.get("/info", info)])
+        else:
+            app.add_routes([web.post("/v1/completions", self.generate), web.get("/v1/models", models)])
+        if self.slots:
+            app.add_routes([web.get("/metrics", metrics)])
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)

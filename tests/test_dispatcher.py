@@ -55,11 +55,12 @@ class Run:
         self.committed: list[Completion] = []
         self.settings = serving(concurrency=most, **changes)
         self.urls = list(urls)
+        self.specs: list[EndpointSpec] = []
         self.before = before
 
     def __call__(self, work: Iterable[Job]) -> Outcome:
         def members() -> list[EndpointSpec]:
-            return [EndpointSpec(url=url) for url in self.urls]
+            return self.specs or [EndpointSpec(url=url) for url in self.urls]
 
         self.pool = Pool(members, self.settings, SAMPLING, Identity("fake-1b", "r1"))
         return Dispatcher("test", self.pool, self.settings, commit=self.committed.extend, before=self.before).run(work)

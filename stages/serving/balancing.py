@@ -8,6 +8,7 @@ back. Membership is asked for again and again, so servers join and leave a run.
 """
 
 import asyncio
+import contextlib
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from stages.serving.client import (
 from stages.serving.requests import Sampling
 
 POLL_SECONDS = 0.5  # between two looks at a server's gauges
+GROW_SECONDS = 0.1  # the same while its limit grows
+START_LIMIT = 16.0  # of a server that tells its load: a slow one must not begin with a long queue
 MEMBER_SECONDS = 1.0  # between two looks at who is there
 QUEUE_SHARE = 0.05  # of the running requests: the queue that is wanted in front of a server's batch
 REST_SECONDS = (0.2, 10.0)  # an open breaker rests this long, doubling up to the second figure
@@ -50,6 +53,7 @@ class Endpoint:
     outstanding: int = 0
     load: Load | None = None
     peak: float = 0.0  # most requests that it was seen to run at once: the size of its batch
+    full: bool = False  # a queue was seen: from then on the limit grows in small steps
     streak: int = 0  # failures since the last success
     rest: float = field(default_factory=lambda: REST_SECONDS[0])
     resting_until: float = 0.0
@@ -100,14 +104,22 @@ class Endpoint:
             self.resting_until = now + self.rest
             self.rest = min(self.rest * 2, REST_SECONDS[1])
 
-    def measured(self, load: Load) -> None:
-        """Move the limit so that the server's queue is short and not empty; others may use the server too."""
+    def measured(self, load: Load) -> bool:
+        """Move the limit so that the server's queue is short and not empty; others may use the server too. Returns
+        whether it grew."""
         self.load, self.peak = load, max(self.peak, load.running)
         wanted = max(1.0, QUEUE_SHARE * load.running)
         if load.waiting > 2 * wanted:
             self.limit = max(min(self.limit, self.outstanding - (load.waiting - wanted)), 1.0)
-        elif load.waiting < wanted and self.outstanding >= int(self.limit) - 1:
-            self.limit = min(self.limit * 1.5 + 1, float(self.most))
+        elif (
+            load.waiting < wanted
+            and load.running >= 0.8 * self.outstanding  # else they are on their way, and say nothing yet
+            and int(self.limit) - 1 <= self.outstanding < self.most
+        ):
+            self.limit = min(self.limit + (wanted if self.full else self.limit), float(self.most))
+            return True
+        self.full |= load.waiting > 0
+        return False
 
     def state(self, now: float) -> str:
         """One word for the status file."""
@@ -236,6 +248,9 @@ class Pool:
         gpus = self.serving.gpus if spec.gpus is None else spec.gpus
         endpoint = Endpoint(spec, connection, most, gpus, since=loop.time(), heard=loop.time())
         self.waiting_for.pop(spec.url, None)
+        with contextlib.suppress(Trouble):
+            if await read_load(http, spec.url, connection.headers, connection.api) is not None:
+                endpoint.limit = min(START_LIMIT, endpoint.limit)
         self.endpoints.append(endpoint)
         if self.endpoints[1:]:
             print(f"{spec.url} joined ({connection.engine})", file=sys.stderr, flush=True)
@@ -248,6 +263,7 @@ class Pool:
     async def _watch(self, http: aiohttp.ClientSession, endpoint: Endpoint) -> None:
         loop, gauges = asyncio.get_running_loop(), True
         while not (endpoint.draining and not endpoint.outstanding):
+            grew = False
             try:
                 headers = endpoint.connection.headers
                 load = await read_load(http, endpoint.url, headers, endpoint.connection.api) if gauges else None
@@ -255,7 +271,7 @@ class Pool:
                     gauges, endpoint.load = False, None
                     await check_health(http, endpoint.spec, headers)
                 else:
-                    endpoint.measured(load)
+                    grew = endpoint.measured(load)
                 endpoint.heard = loop.time()
             except (Trouble, ClusterError) as trouble:
                 silent = loop.time() - endpoint.heard
@@ -263,7 +279,7 @@ class Pool:
                     endpoint.last_trouble = endpoint.last_trouble or str(trouble)
                     self._give_back(endpoint, loop.time())
             self.changed()
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(GROW_SECONDS if grew else POLL_SECONDS)
 
     def _give_back(self, endpoint: Endpoint, now: float) -> None:
         """It has stalled: cancel what is in flight there, which then goes elsewhere, and open the breaker."""

@@ -1,0 +1,177 @@
+"""The bill of a run: said before the first request, held to, and compared with what it was."""
+
+import json
+import re
+import sys
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from fake_tgi import FakeTgi
+from prompt_rows import MODEL, write_model, write_prompts, write_settings
+
+from stages import completions, generate
+from stages.errors import ClusterError, ConfigError
+from stages.serving import generation
+from stages.serving.budget import Budget, forecast, read_rate, refuse, spent, write_rate
+from stages.serving.monitor import status_files
+
+
+@pytest.fixture
+def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(generation, "_mlflow", lambda *_: nullcontext())
+    write_model(empty_folder)
+    write_prompts(empty_folder, {"web-blogpost": 60, "wikihow-wikihow": 40})
+    return empty_folder
+
+
+def serving(folder: Path, **changes: object):
+    from stages.clusters import load_cluster
+
+    write_settings(folder, [], **{f"serving.{name}": value for name, value in changes.items()})
+    return load_cluster().serving
+
+
+def test_a_forecast_multiplies_what_is_missing_by_the_measured_length_and_rate(folder: Path) -> None:
+    machines = serving(folder, gpus=2)
+    first = forecast(80_000, 1_200_000, None, 500, "m", machines)
+    assert first.sentence() == "1.2M cached, 80k to generate, at most 40M tokens, no rate is known yet"
+    write_rate("m", 1000, 825_000, 1000.0, 2, utilisation=0.97)
+    then = forecast(80_000, 1_200_000, None, 2500, "m", machines)
+    assert then.tokens == 66_000_000 and then.gpu_hours == pytest.approx(66e6 / 825 / 3600 * 2)
+    assert then.sentence() == (
+        "1.2M cached, 80k to generate, 66M tokens, about 44.4 GPU hours at the rate measured (825 tokens/s)"
+    )
+    own = forecast(80_000, 1_200_000, 400.0, 2500, "m", machines)  # this run's own completions say more
+    assert own.tokens == 32_000_000
+    assert forecast(10, 0, None, 500, "another model", machines).instance_hours is None
+
+
+def test_a_run_that_did_not_fill_the_servers_says_so_and_never_replaces_one_that_did(folder: Path) -> None:
+    machines = serving(folder, gpus=1, tokens_per_second=2000.0)
+    write_rate("m", 100, 50_000, 100.0, 1, utilisation=0.2)
+    assert "cluster file" in forecast(1000, 0, None, 500, "m", machines).basis  # 500 tokens/s were no full server
+    write_rate("m", 100, 150_000, 100.0, 1, utilisation=0.9)
+    assert "1,500 tokens/s" in forecast(1000, 0, None, 500, "m", machines).basis
+    write_rate("m", 100, 10_000, 100.0, 1, utilisation=0.2)
+    write_rate("m", 3, 10_000, 1.0, 1, utilisation=1.0)  # too few to say anything
+    rate = read_rate("m")
+    assert rate is not None and rate.tokens_per_second == 1500
+
+
+def test_a_bill_above_the_budget_is_refused(folder: Path) -> None:
+    machines = serving(folder, gpus=1)
+    dear = forecast(1_000_000, 0, 800.0, 2500, "m", machines)
+    with pytest.raises(ConfigError, match="no rate is known to forecast with"):
+        refuse(dear, Budget(max_gpu_hours=10, max_tokens=None))
+    with pytest.raises(ConfigError, match=r"800,000,000 tokens, more than generate\.max_tokens = 1,000"):
+        refuse(dear, Budget(max_gpu_hours=None, max_tokens=1000))
+    write_rate("m", 1000, 800_000, 400.0, 1, utilisation=0.97)
+    dear = forecast(1_000_000, 0, 800.0, 2500, "m", machines)
+    with pytest.raises(ConfigError, match=r"about 111\.1 GPU hours, more than generate\.max_gpu_hours = 10"):
+        refuse(dear, Budget(max_gpu_hours=10, max_tokens=None))
+    refuse(dear, Budget(max_gpu_hours=112, max_tokens=None))
+    assert spent(Budget(max_gpu_hours=1, max_tokens=None), 3601.0, 0) is not None
+    assert spent(Budget(max_gpu_hours=1, max_tokens=100), 3599.0, 100) is None
+
+
+def test_generate_sends_nothing_above_the_budget_and_stops_when_it_is_spent(folder: Path) -> None:
+    with FakeTgi(delay=0.05) as server:
+        write_settings(folder, [server.url], **{"generate.max_tokens": 1000})
+        with pytest.raises(ConfigError, match=r"16,000 tokens, more than generate\.max_tokens = 1,000"):
+            generate.main()
+        assert not server.asked
+        write_settings(
+            folder,
+            [server.url],
+            **{"generate.max_gpu_hours": 0.25 / 3600, "serving.gpus": 1, "serving.tokens_per_second": 1e6},
+        )
+        with pytest.raises(ConfigError, match=r"this run's budget is spent: .* GPU hours are spent"):
+            generate.main()
+        assert 0 < len(server.answered) < 100
+        answered = len(server.answered)
+        write_settings(folder, [server.url])
+        assert f"{100 - answered} sent, {answered} from the store" in generate.main()
+
+
+def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeTgi(delay=0.02) as server:
+        write_settings(folder, [server.url], **{"serving.gpus": 4})
+        monkeypatch.setattr(sys, "argv", ["completions", "forecast"])
+        assert completions.main().startswith("0 cached, 100 to generate, at most 16k tokens, no rate")
+        generate.main()
+        run = json.loads(Path("metrics/generate_run.json").read_text())
+        assert run["forecast"]["requests"] == run["actual"]["requests"] == run["sent"] == 100
+        assert run["actual"]["gpu_hours"] == pytest.approx(4 * run["actual"]["instance_hours"], rel=1e-4)
+        assert run["tokens_per_second"] > 0 and set(run["latency_seconds"]) == {"p50", "p90", "p99"}
+        lines = Path("metrics/plots/throughput.csv").read_text().splitlines()
+        assert lines[0].startswith("seconds,tokens_per_second,") and len(lines) >= 2
+        assert completions.main().startswith("100 cached, 0 to generate")
+        write_prompts(folder, {"openstax-textbook": 50})
+        said = completions.main()
+        assert re.match(r"100 cached, 50 to generate, \d+ tokens, about .* GPU minutes at the rate measured", said), (
+            said
+        )
+
+
+def test_the_status_file_shows_a_run_while_it_goes_on(folder: Path) -> None:
+    seen: list[dict] = []
+
+    def look() -> None:
+        end = time.monotonic() + 10
+        while time.monotonic() < end and not any(s["completed"] and s["state"] == "running" for s in seen):
+            seen.extend(json.loads(path.read_text()) for path in status_files())
+            time.sleep(0.05)
+
+    with FakeTgi(delay=0.2, slots=8) as server:
+        write_settings(folder, [server.url])
+        thread = threading.Thread(target=look)
+        thread.start()
+        generate.main()
+        thread.join()
+    running = next(s for s in seen if s["completed"] and s["state"] == "running")
+    assert (running["stage"], running["to_send"], running["requests"]) == ("generate", 100, 100)
+    (endpoint,) = running["endpoints"]
+    assert endpoint["url"] == server.url and endpoint["state"] == "in use" and endpoint["running"] == 8
+    assert 0 < running["utilisation"] <= 1 and running["eta_seconds"] > 0 and running["latency_seconds"]["p50"] >= 0.2
+    (last,) = [json.loads(path.read_text()) for path in status_files()]
+    assert (last["state"], last["completed"]) == ("finished", 100)
+
+
+def test_a_run_that_ends_in_an_error_says_so_in_its_status(folder: Path) -> None:
+    with FakeTgi(lambda prompt, n: 422) as server:
+        write_settings(folder, [server.url])
+        with pytest.raises(ClusterError, match="requests failed"):
+            generate.main()
+    (last,) = [json.loads(path.read_text()) for path in status_files()]
+    assert last["state"] == "stopped" and last["failed_by_reason"]["validation"] >= 20
+
+
+def test_mlflow_holds_the_throughput_over_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    for name in ("COSMO_STORE", "COSMO_CLUSTER", "DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("stages.serving.monitor.RECORD_SECONDS", 0.5)
+    with FakeTgi(delay=0.3, slots=8) as server:
+        write_settings(folder, [server.url])
+        generate.main()
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("cosmopedia").experiment_id])  # type: ignore[union-attr]
+    assert run.info.status == "FINISHED" and run.data.tags["model"] == MODEL
+    points = client.get_metric_history(run.info.run_id, "tokens_per_second")
+    assert len(points) >= 3 and max(point.value for point in points) > 0
+    assert run.data.metrics["completed"] == 100 and "utilisation" in run.data.metrics
+
+
+def test_endpoints_added_to_the_cluster_file_join_a_run_that_goes_on(folder: Path) -> None:
+    write_prompts(folder, {"web-blogpost": 300})
+    with FakeTgi(delay=0.1) as first, FakeTgi(delay=0.01) as second:
+        write_settings(folder, [first.url], **{"serving.concurrency": 4})
+        threading.Timer(0.7, write_settings, (folder, [first.url, second.url]), {"serving.concurrency": 4}).start()
+        assert "340 sent" in generate.main()
+        assert len(second.answered) > 150
