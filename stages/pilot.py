@@ -11,7 +11,7 @@ Alone: python -m stages.pilot
 import json
 import re
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,9 +28,11 @@ from stages.serving.requests import Completion, Failure, Sampling
 from stages.settings import Params, load
 from stages.tables.accounting import write_metrics
 from stages.tables.contracts import PROMPT
-from stages.tables.parquet import read_batches, read_table, tables_in
+from stages.tables.parquet import read_batches, tables_in
 
 PROMPTS, GATE = Path("data/prompts"), Path("data/pilot/gate.json")
+OPENINGS_SHOWN = 3
+QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 BIGRAMS = 10_000  # of a cell, for distinct-2: from this size on the figure does not fall with the pilot's size
 WINDOW_LOG = 15  # zstd looks back 32 kB, so that neither does the compression ratio grow with it
 
@@ -113,21 +115,29 @@ def measure(results: list[Completion | Failure], params: PilotParams) -> dict[st
     done = [result for result in results if isinstance(result, Completion)]
     texts = [completion.text for completion in done]
     openings = Counter(opening(text, params.opening_words) for text in texts)
-    common, count = min(openings.items(), key=lambda item: (-item[1], item[0])) if openings else ("", 0)
     refusal = re.compile("|".join(f"(?:{p})" for p in params.refusals), re.IGNORECASE) if params.refusals else None
     of = max(len(done), 1)
+    frequent = sorted(openings.items(), key=lambda item: (-item[1], item[0]))[:OPENINGS_SHOWN]
     return {
         "requests": len(results),
         "completions": len(done),
         "failed_share": (len(results) - len(done)) / max(len(results), 1),
-        "opening_share": count / of,
-        "opening": common,
+        "opening_share": frequent[0][1] / of if frequent else 0.0,
+        "opening": frequent[0][0] if frequent else "",
+        "openings": {words: count / of for words, count in frequent},
         "truncated_share": sum(completion.finish_reason == "length" for completion in done) / of,
         "refused_share": sum(refusal is not None and refusal.search(text) is not None for text in texts) / of,
         "distinct_2": distinct_2(texts),
         "compression_ratio": compression_ratio(texts) if texts else 1.0,
         "mean_tokens": sum(completion.tokens for completion in done) / of,
+        "tokens": quantiles([completion.tokens for completion in done]),
     }
+
+
+def quantiles(lengths: list[int]) -> dict[str, int]:
+    """The distribution of lengths, in tokens: nearest-rank quantiles."""
+    ranked = sorted(lengths)
+    return {name: ranked[round(q * (len(ranked) - 1))] for name, q in QUANTILES.items()} if ranked else {}
 
 
 def violations(cell: str, found: dict[str, Any], limits: Thresholds) -> list[Violation]:
@@ -162,14 +172,24 @@ def report(found: list[Violation]) -> str:
 
 
 def chosen(paths: list[Path], params: PilotParams) -> list[tuple[str, str, str]]:
-    """(cell, prompt id, prompt) of `per_cell` prompts of each cell, drawn by prompt id."""
+    """(cell, prompt id, prompt) of `per_cell` prompts of each cell, drawn by prompt id.
+
+    A cell is a source, a style and an audience; it is called `<source>-<style>` where that style has one audience.
+    """
     picked = []
     for path in paths:
-        ids = read_table(path, PROMPT, ["prompt_id"])["prompt_id"].to_pylist()
-        drawn = draw_sample(params.seed, "pilot", ids, params.per_cell)
+        ids: dict[str, list[str]] = defaultdict(list)
+        for table in read_batches([path], PROMPT, ["prompt_id", "audience"]):
+            for prompt_id, audience in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                ids[audience].append(prompt_id)
+        drawn = {
+            prompt_id: path.stem if len(ids) == 1 else f"{path.stem} ({audience})"
+            for audience in ids
+            for prompt_id in draw_sample(params.seed, "pilot", ids[audience], params.per_cell)
+        }
         for table in read_batches([path], PROMPT, ["prompt_id", "prompt"]):
-            rows = table.filter(pc.field("prompt_id").isin(drawn)).to_pylist()
-            picked += [(path.stem, row["prompt_id"], row["prompt"]) for row in rows]
+            rows = table.filter(pc.field("prompt_id").isin(list(drawn))).to_pylist()
+            picked += [(drawn[row["prompt_id"]], row["prompt_id"], row["prompt"]) for row in rows]
     return picked
 
 
@@ -181,10 +201,10 @@ def main() -> str:
     earlier = sorted(Path("data/generate").glob("*.parquet"))
     run = complete("pilot", requests, model, shared.sampling, import_from=earlier)
     run.write_record()
-    cells: dict[str, list[Completion | Failure]] = {path.stem: [] for path in paths}
+    cells: dict[str, list[Completion | Failure]] = defaultdict(list)
     for (cell, _, _), (_, result) in zip(picked, run.results, strict=True):
         cells[cell].append(result)
-    figures = {cell: measure(results, params) for cell, results in cells.items() if results}
+    figures = {cell: measure(results, params) for cell, results in cells.items()}
     overall = measure([result for results in cells.values() for result in results], params)
     found = [v for cell, figure in figures.items() for v in violations(cell, figure, params.thresholds)]
     found += violations("(all cells)", overall, params.thresholds)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fake_tgi import FakeTgi
-from prompt_rows import write_model, write_prompts, write_settings
+from prompt_rows import prompt_row, write_model, write_prompts, write_settings
 
 from stages import generate, pilot
 from stages.draws import draw_u64
@@ -51,6 +51,28 @@ def test_truncation_refusals_and_failures_are_shares(folder: Path) -> None:
     )
     assert (found["completions"], found["failed_share"]) == (4, 0.2)
     assert (found["refused_share"], found["truncated_share"], found["mean_tokens"]) == (0.5, 0.25, 25)
+
+
+def test_the_most_frequent_openings_and_the_lengths_are_shown(folder: Path) -> None:
+    texts = (
+        ["Once upon a time there"] * 5 + ["In the beginning was"] * 3 + ["A cat sat on"] * 2 + ["Unlike the others"]
+    )
+    found = measured(*(completion(text, tokens=10 * n) for n, text in enumerate(texts, 1)))
+    assert list(found["openings"]) == ["once upon a", "in the beginning", "a cat sat"]
+    assert found["openings"]["in the beginning"] == 3 / 11
+    assert found["tokens"] == {"min": 10, "p10": 20, "p50": 60, "p90": 100, "max": 110}
+
+
+def test_each_audience_of_a_style_is_a_cell_of_its_own(folder: Path) -> None:
+    rows = [{**prompt_row("web", "blogpost", n), "audience": ("college", "children")[n % 2]} for n in range(20)]
+    write_prompts(folder, {"web-blogpost": rows})
+    with FakeTgi() as server:
+        write_settings(folder, [server.url], **{"pilot.per_cell": 3})
+        assert "6 completions in 2 cells" in pilot.main()
+    assert sorted(json.loads(Path("metrics/pilot.json").read_text())["cells"]) == [
+        "web-blogpost (children)",
+        "web-blogpost (college)",
+    ]
 
 
 def test_a_cell_that_repeats_itself_is_less_distinct_and_compresses_better(folder: Path) -> None:
