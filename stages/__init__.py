@@ -17,6 +17,7 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # Arrow's own keeps memory for each thread that ever read a table
     "TOKENIZERS_PARALLELISM": "false",  # tokenizers are used next to forked workers; the pools would dead-lock
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import transformers  # noqa: F401  (with torch, before a stage loads it without: tests share a process)
 
 
 @pytest.fixture

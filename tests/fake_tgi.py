@@ -92,7 +92,8 @@ class FakeTgi:
                 log.write(json.dumps(prompt) + "\n")
         if self.api == "openai":
             choice = {"index": 0, "text": text, "finish_reason": "length" if action == "length" else "stop"}
-            usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
+            tokens = parameters["max_tokens"] if action == "length" else len(text.split())
+            usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": tokens}
             return web.json_response({"object": "text_completion", "choices": [choice], "usage": usage})
         details = {
             "finish_reason": "length" if action == "length" else "eos_token",

@@ -62,7 +62,7 @@ class Run:
         def members() -> list[EndpointSpec]:
             return self.specs or [EndpointSpec(url=url) for url in self.urls]
 
-        self.pool = Pool(members, self.settings, SAMPLING, Identity("fake-1b", "r1"))
+        self.pool = Pool(members, self.settings, SAMPLING, Identity("fake-1b", "r1", 400))
         return Dispatcher("test", self.pool, self.settings, commit=self.committed.extend, before=self.before).run(work)
 
     def assert_all_once(self, work: list[Job]) -> None:

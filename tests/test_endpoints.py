@@ -11,7 +11,7 @@ from stages.clusters import EndpointSpec
 from stages.errors import ClusterError, ConfigError
 from stages.serving import balancing
 from stages.serving.apis import Answer, Load, Malformed, OpenAiApi, TgiApi
-from stages.serving.requests import Request
+from stages.serving.requests import Request, Sampling
 
 
 def test_an_openai_style_endpoint_is_found_out_and_asked_in_its_own_words() -> None:
@@ -21,7 +21,7 @@ def test_an_openai_style_endpoint_is_found_out_and_asked_in_its_own_words() -> N
         run.assert_all_once(jobs(20))
         sent = server.parameters[0]
         wanted = {"model": "fake-1b", "max_tokens": 20, "temperature": 0.8, "top_p": 1.0, "top_k": 50}
-        assert {key: sent[key] for key in wanted} == wanted and "repetition_penalty" not in sent
+        assert sent.items() >= {**wanted, "repetition_penalty": 1.0}.items()
         assert {c.finish_reason for c in run.committed} == {"eos_token", "length"}
         assert {c.engine for c in run.committed} == {"vllm/unknown"}
 
@@ -48,8 +48,9 @@ def test_an_openai_answer_is_read_whole_or_not_at_all() -> None:
     assert api.answer(good, {}) == Answer("a b", "eos_token", 2, 4)
     stopped = {"choices": [{"text": "a b", "finish_reason": "stop", "stop_reason": "\n"}], "usage": usage}
     assert api.answer(stopped, {}).finish_reason == "stop_sequence"
+    cut = {"choices": [{"text": "a", "finish_reason": "length"}], "usage": {**usage, "completion_tokens": 19}}
     aborted = {"choices": [{"text": "a", "finish_reason": "abort"}], "usage": usage}
-    for bad in (aborted, {"choices": [], "usage": usage}, {"choices": [{"text": "x"}]}, [], None, {"error": "x"}):
+    for bad in (cut, aborted, {"choices": [], "usage": usage}, {"choices": [{"text": "x"}]}, [], None, {"error": "x"}):
         with pytest.raises(Malformed):
             api.answer(bad, {})
 
@@ -184,6 +185,16 @@ def test_an_endpoint_that_refuses_all_alike_is_left_out_and_named(capsys: pytest
             Run([bad.url])(jobs(100))
 
 
-def test_keep_alive_requests_carry_nothing_of_the_caller() -> None:
-    request = Request("id", "text", 1, 0)
-    assert "id" not in TgiApi(SAMPLING).body(request) and OpenAiApi(SAMPLING, "m").body(request)["prompt"] == "text"
+def test_no_limit_and_no_penalty_are_said_not_left_to_the_servers_defaults() -> None:
+    sampling = Sampling(temperature=0.5, top_p=1.0, top_k=None, repetition_penalty=None, max_new_tokens=9)
+    body = OpenAiApi(sampling, "m").body(Request("id", "text", 1, 0))
+    assert (body["top_k"], body["repetition_penalty"], body["top_p"]) == (-1, 1.0, 1.0)
+
+
+def test_a_server_with_a_shorter_context_than_the_models_is_refused() -> None:
+    with FakeTgi() as server:
+        server.info["max_total_tokens"] = 399
+        with pytest.raises(ClusterError, match=r"holds 399 tokens, but generator\.max_length is 400"):
+            Run([server.url])(jobs(5))
+        server.info["max_total_tokens"] = 400
+        Run([server.url])(jobs(5))

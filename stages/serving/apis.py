@@ -104,7 +104,8 @@ class TgiApi:
 class OpenAiApi:
     """`/v1/completions` of vLLM, SGLang, TGI and Hugging Face Inference Endpoints. `model` is the name served.
 
-    `top_k` and `repetition_penalty` are extensions that vLLM and SGLang know; they are sent only when they are set.
+    `top_k` and `repetition_penalty` are extensions that vLLM and SGLang know. They are sent also where there is no
+    limit and no penalty: what is left out, vLLM takes from the model's generation_config.json.
     """
 
     name, path = "openai", "/v1/completions"
@@ -115,9 +116,10 @@ class OpenAiApi:
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            "repetition_penalty": sampling.repetition_penalty or 1.0,
         }
-        extensions = {"top_k": sampling.top_k, "repetition_penalty": sampling.repetition_penalty}
-        self._body |= {name: value for name, value in extensions.items() if value is not None}
+        self._most = sampling.max_new_tokens
 
     def body(self, request: Request) -> dict[str, Any]:
         return {**self._body, "prompt": request.prompt, "seed": request.seed}
@@ -132,6 +134,8 @@ class OpenAiApi:
         names = {"length": "length", "stop": "stop_sequence" if isinstance(stop, str) else "eos_token"}
         if reason not in names or not isinstance(text, str) or type(tokens) is not int:
             raise Malformed(f"finish_reason {reason!r}, completion_tokens {tokens!r}")
+        if reason == "length" and tokens < self._most:  # vLLM cuts at its --max-model-len and says nothing
+            raise Malformed(f"cut after {tokens} of {self._most} tokens")
         return Answer(text, names[reason], tokens, prompt_tokens if type(prompt_tokens) is int else None)
 
     def complaint(self, payload: Any) -> str | None:

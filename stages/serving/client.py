@@ -129,10 +129,18 @@ async def _get(http: aiohttp.ClientSession, url: str, headers: dict[str, str]) -
 
 
 class Identity:
-    """The model that an endpoint must serve."""
+    """The model that an endpoint must serve, and the tokens of prompt and completion together that it must hold."""
 
-    def __init__(self, model: str, revision: str):
-        self.model, self.revision = model, revision
+    def __init__(self, model: str, revision: str, max_length: int):
+        self.model, self.revision, self.max_length = model, revision, max_length
+
+    def check_length(self, url: str, length: object) -> None:
+        """`WrongServer` when the server's context is shorter: it would refuse or cut what the model could write."""
+        if type(length) is int and length < self.max_length:
+            raise WrongServer(
+                f"{url} holds {length} tokens, but generator.max_length is {self.max_length}; start the server with a"
+                " longer context (vLLM: --max-model-len, TGI: --max-total-tokens), or lower generator.max_length"
+            )
 
     def check(self, url: str, names: set[str], revision: str | None, vouched: str | None) -> None:
         """`WrongServer` when the names that the server gives its model are others. A short revision is a branch."""
@@ -169,6 +177,7 @@ async def connect(
         if isinstance(info, dict) and isinstance(info.get("model_id"), str):
             sha, most = info.get("model_sha"), info.get("max_concurrent_requests")
             identity.check(spec.url, {info["model_id"]}, sha if isinstance(sha, str) else None, spec.served_as)
+            identity.check_length(spec.url, info.get("max_total_tokens"))
             engine = f"{info.get('router') or 'text-generation'}/{info.get('version') or 'unknown'}"
             return Connection(TgiApi(sampling), headers, engine, most if type(most) is int and most > 0 else None)
         if spec.api == "tgi":
@@ -190,6 +199,7 @@ async def connect(
     served = next((n for n, card in cards.items() if n in wanted or card.get("root") in wanted), None)
     identity.check(spec.url, {served} if served and served in wanted else _roots(cards), None, spec.served_as)
     assert served is not None
+    identity.check_length(spec.url, cards[served].get("max_model_len"))
     engine = f"{cards[served].get('owned_by') or 'openai'}/{await _version(http, spec.url, headers)}"
     return Connection(OpenAiApi(sampling, served), headers, engine, None)
 

@@ -25,7 +25,7 @@ from stages.serving.requests import Completion, Failure, Request
 
 COMMIT_SECONDS = 0.5  # what kill -9 can lose
 COMMIT_ROWS = 512
-COMMITS_BEHIND = 16  # batches that may wait for a slow disk before no more requests are sent
+COMMITS_BEHIND = 4  # batches that may wait for a slow disk before no more requests are sent
 FEED_ROWS = 64  # requests prepared together
 DRAIN_SECONDS = 10.0  # for what is in flight, once a signal asked to stop
 WATCH_SECONDS = 0.25
@@ -346,9 +346,10 @@ class Dispatcher:
         if nothing or (failed > self.serving.max_failed_share * judged and failed + new >= MIN_RESULTS):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
             sample = f"; the last: {self.outcome.failures[-1].detail}" if self.outcome.failures else ""
+            bound = f", more than serving.max_failed_share = {self.serving.max_failed_share:g} allows"
             self._end(
                 ClusterError(
-                    f"{failed} of {done} requests failed ({reasons}), more than serving.max_failed_share ="
-                    f" {self.serving.max_failed_share:g} allows{sample}. What was completed is in the store"
+                    f"{failed} of {done} requests failed ({reasons}){'' if nothing else bound}{sample}. What was"
+                    " completed is in the store"
                 )
             )

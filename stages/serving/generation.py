@@ -9,7 +9,6 @@ their texts nor their keys need be in memory: give it something that can be walk
 import contextlib
 import json
 import os
-import sys
 import tempfile
 import time
 from array import array
@@ -33,12 +32,13 @@ from stages.serving.store import CompletionStore
 from stages.settings import Params, check
 
 if TYPE_CHECKING:
+    from stages.serving.chat import ChatTokenizer
     from stages.serving.dispatcher import Job
 
 T = TypeVar("T")
 
 PREPARED = 64  # prompts that are tokenised together
-LOOKED_UP = 4096  # keys that are looked up together
+LOOKED_UP = 1024  # keys that are looked up together
 SAMPLED = 256  # completions of the store whose mean length forecasts the others'
 CACHED, MISSING, TOO_LONG = 0, 1, 2
 
@@ -82,47 +82,18 @@ class GenerationModel:
         return json.dumps([self.model, self.revision, self.quantisation])
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        try:
-            tokenizer = _auto_tokenizer().from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.folder} holds no tokenizer: {error}; run the generator stage again") from None
-        if not tokenizer.chat_template:
-            raise DataError(f"{self.folder}: the tokenizer has no chat template; choose an instruction-tuned model")
-        return tokenizer
+    def _chat(self) -> "ChatTokenizer":
+        from stages.serving.chat import ChatTokenizer
 
-    @cached_property
-    def _doubled(self) -> str:
-        """The start token, if template and server would both put it there; TGI adds special tokens to `inputs`."""
-        tokenizer = self._tokenizer
-        start = tokenizer.bos_token or ""
-        return start if start and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
+        return ChatTokenizer(self.folder)
 
     def render(self, prompt: str) -> str:
         """The prompt in the model's chat template, as it is sent."""
-        turns = [{"role": "user", "content": prompt}]
-        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text.removeprefix(self._doubled) if self._doubled else text
+        return self._chat.render(prompt)
 
     def count_tokens(self, rendered: list[str]) -> list[int]:
         """Tokens of rendered prompts, special tokens that the server adds included."""
-        return [len(ids) for ids in self._tokenizer(rendered)["input_ids"]] if rendered else []
-
-
-def _auto_tokenizer() -> Any:
-    """transformers' AutoTokenizer, without torch: 300 MB that a process which only asks servers does not need."""
-    if "transformers" not in sys.modules:
-        quiet = {"USE_TORCH": "0", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
-        before = {name: os.environ.get(name) for name in quiet}
-        os.environ.update(quiet)
-        try:
-            import transformers  # noqa: F401
-        finally:  # the servers that we start need torch
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
+        return self._chat.count(rendered)
 
 
 class _Keys:
@@ -247,8 +218,10 @@ class LookUp:
             self._find_too_long(prompts, keys, states)
             missing.extend(int(key[:16], 16) for key, state in zip(keys, states, strict=True) if state == MISSING)
             self.states.extend(states)
-        found, counts = np.unique(np.frombuffer(missing, np.uint64), return_counts=True)
-        self._repeated = {int(prefix) for prefix in found[counts > 1]}  # keys that are asked for more than once
+        ranked = np.frombuffer(missing, np.uint64)
+        ranked.sort()  # in place: eight bytes a request, and no copy
+        repeated = ranked[1:][ranked[1:] == ranked[:-1]]
+        self._repeated = {int(prefix) for prefix in repeated}  # of keys that are asked for more than once
 
     def _find_too_long(self, prompts: list[str], keys: list[str], states: list[int]) -> None:
         """Missing prompts that leave no room for `max_new_tokens` are failures, and are never sent."""
@@ -355,7 +328,7 @@ def _send(run: CompletionRun, found: LookUp, plan: Forecast, serving: Serving, b
         _mlflow(run.stage, model, track) as record,
         fleet(run.stage, model.folder, model.model, model.revision, serving) as servers,
     ):
-        pool = Pool(servers.members, serving, found.sampling, Identity(model.model, model.revision))
+        pool = Pool(servers.members, serving, found.sampling, Identity(model.model, model.revision, model.max_length))
 
         def stop() -> BaseException | None:
             now = time.monotonic()

@@ -56,10 +56,20 @@ def read_group(path: Path, pack: pq.ParquetFile, group: int, columns: list[str] 
 
 def keys_of(path: Path, pack: pq.ParquetFile, group: int) -> bytes:
     """The 16-byte keys of a row group, one after the other."""
-    keys = read_group(path, pack, group, ["key"])["key"].combine_chunks()
-    if not len(keys):
-        return b""
-    return keys.buffers()[1].to_pybytes()[16 * keys.offset : 16 * (keys.offset + len(keys))]
+    return _bytes_of(read_group(path, pack, group, ["key"])["key"])
+
+
+def all_keys(path: Path, pack: pq.ParquetFile) -> bytes:
+    """The keys of every row group, one after the other."""
+    try:
+        return _bytes_of(pack.read(columns=["key"], use_threads=False)["key"])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(damage(path, error)) from None
+
+
+def _bytes_of(keys: pa.ChunkedArray) -> bytes:
+    parts = [chunk for chunk in keys.chunks if len(chunk)]
+    return b"".join(c.buffers()[1].to_pybytes()[16 * c.offset : 16 * (c.offset + len(c))] for c in parts)
 
 
 def rows_of(path: Path, pack: pq.ParquetFile, group: int) -> list[list]:

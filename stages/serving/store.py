@@ -9,6 +9,7 @@ The index in memory is one sorted array of 64-bit numbers: 40 bits of a key, 24 
 A frame's own keys decide. 30 million keys take 240 MB.
 """
 
+import mmap
 import os
 import sys
 import time
@@ -25,7 +26,7 @@ import zstandard
 from stages.errors import ClusterError, DataError
 from stages.lineage import main_checkout, store_root
 from stages.serving.mirror import Mirror
-from stages.serving.packs import files_in, keys_of, open_pack, rows_of, to_completion, tokens_of
+from stages.serving.packs import all_keys, damage, files_in, keys_of, open_pack, rows_of, to_completion, tokens_of
 from stages.serving.requests import Completion
 from stages.serving.segments import FRAME_ROWS, Frame, Gone, SegmentWriter, decode, encode, open_file, read_frames
 from stages.tables.contracts import DOCUMENT
@@ -36,6 +37,7 @@ FRAME_MASK = (1 << FRAME_BITS) - 1
 KEYS_KEPT = 4096  # frames whose keys are in memory, about 6 MB
 ROWS_KEPT = 64  # frames whose texts are in memory, about 16 MB
 PACKS_OPEN = 16
+MAP_BYTES = 8 << 20  # room for a million more; what is not used yet takes no memory
 RECENT_ROWS = 100_000  # keys in the dictionary before they are merged into the sorted array
 
 
@@ -74,7 +76,8 @@ class CompletionStore:
         self._known: set[str] = set()
         self._read_to: dict[int, int] = {}  # bytes of each segment that are indexed
         self._frame_file, self._frame_at = array("I"), array("Q")  # of each frame: its file, its offset or row group
-        self._packed = np.empty(0, np.uint64)
+        self._memory = mmap.mmap(-1, MAP_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones cannot grow
+        self._packed = np.frombuffer(self._memory, np.uint64, 0)
         self._unsettled: list[np.ndarray] = []
         self._recent: dict[bytes, int] = {}
         self._keys: OrderedDict[int, bytes] = OrderedDict()
@@ -111,8 +114,13 @@ class CompletionStore:
     def _index_pack(self, number: int) -> None:
         path = self._files[number]
         pack = open_pack(path)
-        for group in range(pack.metadata.num_row_groups):
-            self._add(keys_of(path, pack, group), self._new_frame(number, group))
+        groups = range(pack.metadata.num_row_groups)
+        frames = np.array([self._new_frame(number, group) for group in groups], np.uint64)
+        rows = [pack.metadata.row_group(group).num_rows for group in groups]
+        prefixes = _prefixes(all_keys(path, pack))
+        if len(prefixes) != sum(rows):
+            raise DataError(damage(path, f"{len(prefixes)} keys for {sum(rows)} rows"))
+        self._unsettled.append(prefixes | np.repeat(frames, rows))
         self._settle()
 
     def _new_frame(self, number: int, at: int) -> int:
@@ -131,12 +139,15 @@ class CompletionStore:
             self._settle()
 
     def _settle(self) -> None:
-        """Append to the index; `resize` grows in place, so that the peak is not twice its size. The caller sorts."""
+        """Append to the index, which the caller sorts. Its memory is a map of its own, and grows without a copy."""
         if self._unsettled:
             new = np.concatenate(self._unsettled)
             self._unsettled = []
-            size = len(self._packed)
-            self._packed.resize(size + len(new), refcheck=False)
+            size, needed = len(self._packed), 8 * (len(self._packed) + len(new))
+            if needed > len(self._memory):
+                del self._packed  # a map that is looked at cannot grow
+                self._memory.resize(needed + MAP_BYTES)
+            self._packed = np.frombuffer(self._memory, np.uint64, needed // 8)
             self._packed[size:] = new
 
     def __contains__(self, key: str) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from stages.errors import DataError, InternalError
 from stages.tables.contracts import Contract
 
-ROW_GROUP = 50_000  # rows; a group of 2 kB texts is about 100 MB in memory
+ROW_GROUP = 10_000  # rows; a group of 2 kB texts is about 20 MB in memory
 
 
 class TableWriter:
@@ -108,7 +108,7 @@ def read_batches(
     for path in paths:
         file, last = _open(Path(path), contract), None
         try:
-            for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
+            for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 wanted = contract if columns is None else _narrow(contract, columns)
                 table = wanted.conform(table, str(path))
@@ -150,7 +150,7 @@ def _narrow(contract: Contract, columns: list[str]) -> Contract:
 
 def _open(path: Path, contract: Contract) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)  # one column chunk in memory at a time
     except FileNotFoundError:
         raise DataError(f"{path} is missing ({contract.name}); run the stage that writes it, or dvc pull") from None
     except (pa.ArrowInvalid, OSError) as error:

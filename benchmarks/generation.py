@@ -1,0 +1,674 @@
+"""What asking for completions costs, and what faults do to it: utilisation, CPU, memory, unequal servers, kills.
+
+In: nothing (prompts are made; --prompts FILE takes real ones). Out: a table a section, and one line with all the key
+figures. Servers are stubs (benchmarks/stub_server.py), the client is a process of its own that calls `complete()`.
+Each section also reads the store back: every request delivered once or failed with a reason, or the run ends with
+status 1. A goal that is missed is printed, and changes no status: machines differ.
+Alone: python -m benchmarks.generation (about 7 minutes on 2 cores), or for one section at a small size
+       python -m benchmarks.generation --sections cost --runs 1 --scale 0.2
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.client_process import SAMPLING, SEED, Prompts, Task, make_model, memory_mb
+from benchmarks.stub_server import CHARACTERS_PER_TOKEN, MEAN_TOKENS, MODEL, MOST_TOKENS, text_of, tokens_of
+from stages.serving.generation import GenerationModel, PromptRequests
+from stages.serving.requests import Sampling, completion_key
+from stages.serving.segments import read_frames
+from stages.serving.store import CompletionStore
+
+ROOT = Path(__file__).parents[1]
+HEADROOM = 1.25  # requests outstanding a slot: a slot that frees finds the next one at the server already
+PATIENCE = 900.0  # seconds after which a client process is taken for hung
+
+
+class WrongData(Exception):
+    """A completion is missing, empty, wrong, or stored twice."""
+
+
+class Server:
+    """A stub in a process of its own; it ends with this process, whatever happens."""
+
+    def __init__(self, **options: object):
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        self.slots, self.speed = int(str(options.get("slots", 256))), float(str(options.get("speed", 1000)))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.stub_server", *words],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+
+    def report(self, query: str = "") -> dict[str, Any]:
+        """GET /stub/report; {} when the server is dead."""
+        if self.process.poll() is not None:
+            return {}
+        with urllib.request.urlopen(f"{self.url}/stub/report?{query}", timeout=30) as answer:
+            return json.load(answer)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self.process.stdout.close()
+
+
+@dataclass
+class Client:
+    """A running client process and where it leaves its measurements."""
+
+    process: subprocess.Popen[bytes]
+    result: Path
+    log: Path
+
+    def measured(self) -> dict[str, Any]:
+        """Wait for its end. `WrongData` with the end of its log when it died or gave up."""
+        self.process.wait(PATIENCE)
+        found = json.loads(self.result.read_text()) if self.result.exists() else {"error": "it died"}
+        if found["error"] not in (None, "interrupted"):
+            tail = " | ".join(self.log.read_text(errors="replace").strip().splitlines()[-5:])
+            raise WrongData(f"the client gave up: {found['error']} ({tail[-800:]})")
+        return found
+
+
+@dataclass
+class Bench:
+    """One benchmark run: its options, its folder, and the line of figures that it ends with."""
+
+    options: argparse.Namespace
+    folder: Path
+    cores: list[int]
+    figures: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    _made: int = 0
+    _cached: dict[str, GenerationModel] = field(default_factory=dict)
+
+    @property
+    def model(self) -> GenerationModel:
+        """The generation model that every client of this run is given."""
+        if "model" not in self._cached:
+            self._cached["model"] = GenerationModel.read(make_model(self.folder / "generator", MODEL))
+        return self._cached["model"]
+
+    def size(self, count: int) -> int:
+        """A default count, scaled by --scale."""
+        return max(round(count * self.options.scale), 20)
+
+    def requests(self, count: int) -> int:
+        """--requests, or a default count."""
+        return self.options.requests or self.size(count)
+
+    def prompts(self, count: int, first: int = 0, characters: int = 1000) -> Prompts:
+        """The prompts of a section."""
+        return Prompts(count, first, characters, self.options.prompts)
+
+    def place(self, name: str) -> Path:
+        """A new folder."""
+        self._made += 1
+        path = self.folder / f"{self._made:02d}-{name}"
+        path.mkdir()
+        return path
+
+    def start(
+        self,
+        place: Path,
+        client: str,
+        prompts: Prompts,
+        servers: list[Server],
+        connections: int,
+        cpu: int | None = None,
+        **serving: object,
+    ) -> Client:
+        """Start a client; its store is `<place>/store`, which several clients of one place share."""
+        self._made += 1
+        name = f"{client}-{self._made:02d}"
+        cluster = place / "cluster.yaml"
+        write_cluster(cluster, [server.url for server in servers], concurrency=connections, **serving)
+        task = Task(client, prompts, str(self.model.folder), str(place / f"{name}.result"), cpu=cpu)
+        task.urls, task.connections = [server.url for server in servers], connections
+        task.write(place / f"{name}.task")
+        log = place / f"{name}.log"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "COSMO_CLUSTER": str(cluster),
+            "COSMO_STORE": str(place / "store"),
+        }
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.client_process", str(place / f"{name}.task")],
+                cwd=place,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+        return Client(process, Path(task.result), log)
+
+    def check(self, place: Path, prompts: Prompts, failures: Iterable[list[str]] = ()) -> dict[str, int]:
+        """Read the store back; `WrongData` unless every request has its one text or a failure with a reason."""
+        sampling = Sampling(**SAMPLING, max_new_tokens=MOST_TOKENS)
+        failed = {key: reason for key, reason in failures}
+        count: Counter[str] = Counter()
+        with CompletionStore(place / "store/completions") as store:
+            for request in PromptRequests(prompts, self.model, SEED, 1):
+                prompt = request.prompt  # rendered at each access
+                key = completion_key(request, self.model.identity, sampling, prompt)
+                found = store.get(key)
+                if found is None:
+                    count["failed" if failed.get(key) else "missing"] += 1
+                    continue
+                count["delivered"] += 1
+                count["empty"] += not found.text.strip()
+                count["wrong"] += found.text != text_of(prompt, request.seed)
+        rows = stored_rows(place)
+        count["twice"] = rows - count["delivered"]
+        bad = {name: number for name, number in count.items() if number and name not in ("delivered", "failed")}
+        if bad or count["delivered"] + count["failed"] != prompts.count:
+            raise WrongData(f"of {prompts.count} requests: {dict(count)}, {rows} rows in the store")
+        return dict(count)
+
+    def lengths(self, prompts: Prompts, speed: float) -> list[float]:
+        """Seconds in a slot of each request, in the order in which they are sent."""
+        return [tokens_of(r.prompt, r.seed) / speed for r in PromptRequests(prompts, self.model, SEED, 1)]
+
+    def goal(self, what: str, value: str, met: bool) -> None:
+        """Print a goal and whether it was reached."""
+        print(f"  goal: {what}: {value} ({'met' if met else 'MISSED'})", flush=True)
+
+
+def write_cluster(path: Path, urls: list[str], **serving: object) -> None:
+    """clusters/endpoints.yaml with these endpoints; in one step, since a run may be reading it."""
+    content = yaml.safe_load((ROOT / "clusters/endpoints.yaml").read_text(encoding="utf-8"))
+    content["serving"] |= {"engine": "external", "endpoints": urls, "startup_timeout_s": 30, **serving}
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(content), encoding="utf-8")
+    partial.rename(path)
+
+
+def stored_rows(place: Path) -> int:
+    """Completions in a store, repeated ones counted each time."""
+    return sum(frame.rows for path in (place / "store/completions").glob("*.seg") for frame in read_frames(path))
+
+
+def table(head: list[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print columns, the first one to the left."""
+    texts = [head, *([f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
+    for row in texts:
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
+        print("  " + "  ".join(cells), flush=True)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], step: float = 0.02) -> bool:
+    """Poll until the condition holds; False when the process ended before."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if process.poll() is not None:
+            return False
+        if time.monotonic() > end:
+            raise WrongData(f"nothing happened for {PATIENCE:g} s")
+        time.sleep(step)
+    return True
+
+
+def speed_for(rate: float, slots: int) -> float:
+    """Tokens/s a slot at which so many requests a second are completed when all slots are busy."""
+    return rate * MEAN_TOKENS / slots
+
+
+def at(series: list[list[float]], column: int, when: float) -> float:
+    """A cumulative column of a report's series at a time, between two samples linearly."""
+    number = bisect_right(series, when, key=lambda row: row[0])
+    if number in (0, len(series)):
+        return series[min(number, len(series) - 1)][column]
+    before, after = series[number - 1], series[number]
+    part = (when - before[0]) / (after[0] - before[0])
+    return before[column] + part * (after[column] - before[column])
+
+
+def utilisation(report: dict[str, Any]) -> tuple[float, float]:
+    """(busy share of the slots from the first request to the last answer; the same while all of them had work).
+
+    The second runs from when all slots first were busy to when the last request reached the server.
+    """
+    slots, series = report["slots"], report["series"]
+    total = report["busy_slot_seconds"] / (slots * (report["last_answer"] - report["first_request"]))
+    start, end = report["all_busy"], report["last_request"]
+    if not start or end <= start:
+        return total, float("nan")
+    return total, (at(series, 3, end) - at(series, 3, start)) / (slots * (end - start))
+
+
+# -- the sections
+
+
+def measure_utilisation(bench: Bench) -> None:
+    """Slots busy, ours beside chunks with a barrier."""
+    rows = []
+    for slots in bench.options.slots:
+        count = bench.requests(100 * slots)  # a drain is about two mean lengths, so 2% of the run
+        few = min(count, 1000 * max(round(5 * bench.options.scale), 3))
+        shares = {}
+        for client, number in (("ours", count), ("chunked", few)):
+            place = bench.place(f"utilisation-{slots}")
+            connections = round(slots * HEADROOM)
+            with Server(slots=slots, speed=speed_for(bench.options.rate, slots), max_concurrent=4 * slots) as server:
+                prompts = bench.prompts(number)
+                found = bench.start(place, client, prompts, [server], connections).measured()
+                report = server.report("series")
+                lengths = bench.lengths(prompts, server.speed)
+            if client == "ours":
+                bench.check(place, prompts, found["failures"])
+            elif report["distinct"] != number or found["new"] != number:
+                raise WrongData(f"the chunked client completed {found['new']} of {number}")
+            total, steady = shares[client] = utilisation(report)
+            seconds = report["last_answer"] - report["first_request"]
+            most = sum(lengths) / (slots * ideal(lengths, [(0.0, float("inf"))] * slots))
+            late = 1 - report["work_slot_seconds"] / report["busy_slot_seconds"]
+            rows.append(
+                [
+                    *(f"{slots} {client}", number, seconds, number / seconds, f"{total:.1%}", f"{most:.1%}"),
+                    *(f"{steady:.1%}", f"{late:.1%}", found["cpu"], report["cpu_seconds"]),
+                ]
+            )
+            shutil.rmtree(place)
+        ours, chunked = shares["ours"], shares["chunked"]
+        bench.goal(f"{slots} slots, whole run", f"{ours[0]:.1%} >= 97%", ours[0] >= 0.97)
+        bench.goal(f"{slots} slots, steady", f"{ours[1]:.1%} >= 99%", ours[1] >= 0.99)
+        bench.figures.append(
+            f"{slots} slots {ours[0]:.1%} busy ({ours[1]:.1%} steady), chunks {chunked[0]:.0%},"
+            f" ratio {ours[0] / chunked[0]:.2f}"
+        )
+    head = ["slots, client", "requests", "s", "req/s", "busy", "ideal", "steady", "stub late", "CPU s", "stub CPU s"]
+    table(head, rows)
+
+
+def measure_cost(bench: Bench) -> None:
+    """CPU a request without latency, client and stub on a core each."""
+    count = bench.requests(10_000)
+    client_core, stub_core = bench.cores[0], bench.cores[1 % len(bench.cores)]
+    runs: dict[str, list[tuple[float, float, float, float]]] = {"ours": [], "bare": []}
+    for _ in range(bench.options.runs):
+        for client, results in runs.items():
+            place = bench.place(f"cost-{client}")
+            with Server(speed=0, cpu=stub_core) as server:
+                prompts = bench.prompts(count)
+                found = bench.start(place, client, prompts, [server], 256, client_core).measured()
+                stub = server.report()["cpu_seconds"]
+            if client == "ours":
+                bench.check(place, prompts, found["failures"])
+            elif found["new"] != count:
+                raise WrongData(f"the bare loop completed {found['new']} of {count}")
+            results.append((found["cpu"] / count * 1000, count / found["wall"], found["peak"], stub / count * 1000))
+            shutil.rmtree(place)
+    rows, medians = [], {}
+    for client, results in runs.items():
+        cpu, rate, peak, stub = medians[client] = [statistics.median(column) for column in zip(*results, strict=True)]
+        each = " ".join(f"{result[0]:.3f}" for result in results)
+        rows.append([client, count, f"{cpu:.3f}", f"{rate:.0f}", f"{peak:.0f}", f"{stub:.3f}", each])
+    table(["client", "requests", "CPU s/1,000", "req/s", "peak MB", "stub CPU s/1,000", "each run"], rows)
+    cpu, rate = medians["ours"][:2]
+    print(f"  ratio to the bare loop: {cpu / medians['bare'][0]:.2f} CPU, {rate / medians['bare'][1]:.2f} requests/s")
+    bench.goal("CPU s a thousand requests", f"{cpu:.3f} <= 0.3", cpu <= 0.3)
+    bench.goal("requests/s", f"{rate:.0f} >= 2500", rate >= 2500)
+    bench.figures.append(f"{cpu:.3f} CPU s/1,000 (bare {medians['bare'][0]:.3f}), {rate:.0f} requests/s on one core")
+
+
+def measure_memory(bench: Bench) -> None:
+    """Resident memory with many prompts to come; stopped by SIGTERM after the first completions."""
+    count, stop = bench.size(bench.options.queued), bench.size(5000)
+    place = bench.place("memory")
+    prompts = bench.prompts(count)
+    if bench.options.queued_from == "made":
+        prompts = Prompts(count, characters=20)
+    elif prompts.file is None:
+        prompts = Prompts(count, file=str(write_short_prompts(place / "prompts.parquet", count)))
+    with Server(speed=0) as server:
+        started = time.monotonic()
+        client = bench.start(place, "ours", prompts, [server], 128)
+        asked = wait_until(lambda: server.report()["requests"] > 0, client.process, 0.1)
+        first, looked_up = time.monotonic() - started, memory_mb(client.process.pid)
+        asked = asked and wait_until(lambda: server.report()["answered"] >= stop, client.process)
+        then = memory_mb(client.process.pid)
+        if client.process.poll() is None:
+            client.process.send_signal(signal.SIGTERM)
+        found = client.measured()
+        answered = server.report()["answered"]
+    if not asked and answered < stop:
+        raise WrongData(f"the client ended after {answered} of {stop} completions")
+    kept = stored_rows(place)
+    if kept != answered:
+        raise WrongData(f"SIGTERM lost {answered - kept} of {answered} completions")
+    head = [
+        "prompts",
+        "MB after imports",
+        "tokenizer",
+        "look-up",
+        "its peak",
+        f"{stop} answers",
+        "peak so far",
+        "peak",
+    ]
+    row = [count, found["rss_imports"], found["rss_tokenizer"], *looked_up, *then, found["peak"]]
+    table([*head, "first request after s", "CPU s"], [[*row, first, found["cpu"] + found["cpu_before"]]])
+    bench.goal(f"peak memory with {count:,} prompts", f"{found['peak']:.0f} MB <= 150 MB", found["peak"] <= 150)
+    bench.figures.append(f"{found['peak']:.0f} MB peak with {count:,} prompts")
+    shutil.rmtree(place)
+
+
+def write_short_prompts(path: Path, count: int) -> Path:
+    """A parquet file of prompts of about 70 characters."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("prompt", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for first in range(0, count, 10_000):
+            texts = [text for _, text in Prompts(min(10_000, count - first), first, 20)]
+            writer.write_table(pa.table({"prompt": texts}, schema))
+    return path
+
+
+def measure_unequal(bench: Bench) -> None:
+    """Four unequal servers: one is killed after a third, a fifth joins after half."""
+    sizes, killed, joining = bench.options.unequal, 2, 128
+    count = bench.requests(50 * sum(sizes))
+    speed = speed_for(bench.options.rate, sum(sizes))
+    place, prompts = bench.place("unequal"), bench.prompts(count)
+    connections = round(max(sizes) * HEADROOM)
+
+    def server_of(slots: int) -> Server:
+        return Server(slots=slots, speed=speed, max_concurrent=round(slots * 1.5))
+
+    with group(server_of, [*sizes, joining]) as servers:
+        client = bench.start(place, "ours", prompts, servers[:-1], connections)
+        seen: dict[int, dict[str, Any]] = {}
+
+        def answered() -> int:
+            for number, server in enumerate(servers):
+                seen[number] = server.report() or seen[number]
+            return sum(report["answered"] for report in seen.values())
+
+        wait_until(lambda: answered() >= count // 3, client.process, 0.1)
+        servers[killed].kill()
+        killed_at = time.monotonic()
+        wait_until(lambda: answered() >= count // 2, client.process, 0.1)
+        urls = [server.url for server in servers]
+        write_cluster(place / "cluster.yaml", urls, concurrency=connections)
+        joined_at = time.monotonic()
+        found = client.measured()
+        answered()
+    counts = bench.check(place, prompts, found["failures"])
+    started = min(report["first_request"] for report in seen.values() if report["first_request"])
+    wall = max(report["last_answer"] for report in seen.values()) - started
+    lengths, slots, never = bench.lengths(prompts, speed), sum(sizes), float("inf")
+    killed_after, joined_after = killed_at - started, joined_at - started
+    steps = [(0.0, slots), (killed_after, slots - sizes[killed])]
+    without = bound(sum(lengths), steps)
+    best = bound(sum(lengths), [*steps, (joined_after, slots - sizes[killed] + joining)])
+    steady = [(0.0, never)] * (slots - sizes[killed]) + [(joined_after, never)] * joining
+    queue = ideal(lengths, [*steady, *[(0.0, killed_after)] * sizes[killed]])
+    lost = seen[killed]["busy_slot_seconds"] - seen[killed]["work_slot_seconds"]
+    rows = []
+    for number, report in seen.items():
+        name = {killed: " killed", len(sizes): " joining"}.get(number, "")
+        rows.append([f"{report['slots']}{name}", report["requests"], report["answered"], report["faults"]["overload"]])
+    table(["slots", "requests", "answered", "429"], rows)
+    table(
+        [
+            *("requests", "delivered", "failed", "wall s", "bound s", "bound without the fifth", "ideal queue s"),
+            *("over bound", "over ideal", "CPU s", "retries"),
+        ],
+        [
+            [
+                *(count, counts["delivered"], counts.get("failed", 0), wall, best, without, queue),
+                *(f"{wall / best - 1:.1%}", f"{wall / queue - 1:.1%}", found["cpu"], found["retries"]),
+            ]
+        ],
+    )
+    print(
+        f"  killed at {killed_after:.1f} s with {lost:.0f} slot-seconds of work in it; joined at {joined_after:.1f} s"
+    )
+    bench.goal("wall time over the capacity bound", f"{wall / best - 1:.1%} <= 10%", wall <= 1.1 * best)
+    bench.goal("requests that failed", f"{counts.get('failed', 0)} = 0", not counts.get("failed", 0))
+    bench.figures.append(f"unequal servers {wall / best - 1:.1%} over the bound ({wall / queue - 1:.1%} over ideal)")
+    shutil.rmtree(place)
+
+
+@contextmanager
+def group(make: Callable[[int], Server], sizes: Iterable[int]) -> Iterator[list[Server]]:
+    """Several servers that end together."""
+    servers: list[Server] = []
+    try:
+        for slots in sizes:
+            servers.append(make(slots))
+        yield servers
+    finally:
+        for server in servers:
+            server.__exit__()
+
+
+def bound(work: float, steps: list[tuple[float, int]]) -> float:
+    """Seconds that slot-seconds of work take at least; steps are (from when on, slots), in order of time."""
+    for (start, slots), (end, _) in zip(steps, [*steps[1:], (float("inf"), 0)], strict=True):
+        if work <= slots * (end - start):
+            return start + work / slots
+        work -= slots * (end - start)
+    raise ValueError("no slots")
+
+
+def ideal(lengths: Iterable[float], slots: list[tuple[float, float]]) -> float:
+    """Seconds that a single queue before all slots would take, without any latency; slots are (from, until).
+
+    Nobody who does not know the lengths beforehand can count on less: unlike `bound` it has the drain at the end,
+    and what a server that was killed had begun is begun anew.
+    """
+    free, again, end = list(slots), [], 0.0
+    heapify(free)
+    waiting = iter(lengths)
+    length = next(waiting, None)
+    while length is not None or again:
+        start, until = heappop(free)
+        if again and (again[0][0] <= start or length is None):
+            ready, taken = heappop(again)
+            start = max(start, ready)
+        else:
+            assert length is not None
+            taken, length = length, next(waiting, None)
+        if start + taken <= until:
+            end = max(end, start + taken)
+            heappush(free, (start + taken, until))
+        else:
+            heappush(again, (until, taken))
+    return end
+
+
+def measure_faults(bench: Bench) -> None:
+    """Overloads, errors, resets, stalls, and one server of two dying halfway."""
+    count, slots = bench.requests(4000), 64
+    place, prompts = bench.place("faults"), bench.prompts(count)
+    shares = {"p429": 0.10, "p500": 0.03, "preset": 0.03, "pstall": 0.005}
+
+    def server_of(seed: int) -> Server:
+        return Server(slots=slots, speed=speed_for(bench.options.rate / 2, slots), fault_seed=seed, **shares)
+
+    with group(server_of, [1, 2]) as servers:
+        client = bench.start(place, "ours", prompts, servers, round(slots * HEADROOM), request_timeout_s=3, attempts=3)
+        seen: dict[int, dict[str, Any]] = {}
+
+        def answered() -> int:
+            for number, server in enumerate(servers):
+                seen[number] = server.report() or seen[number]
+            return sum(report["answered"] for report in seen.values())
+
+        wait_until(lambda: answered() >= count // 2, client.process, 0.05)
+        servers[1].kill()
+        found = client.measured()
+        answered()
+    counts = bench.check(place, prompts, found["failures"])
+    drawn = Counter(found["retries"])
+    faults = sum((Counter(report["faults"]) for report in seen.values()), Counter())
+    wall = max(r["last_answer"] for r in seen.values()) - min(r["first_request"] for r in seen.values())
+    again = sum(report["duplicates"] for report in seen.values())
+    reasons = dict(Counter(reason for _, reason in found["failures"]))
+    table(
+        ["requests", "delivered", "failed", "empty", "twice", "answered again", "wall s", "CPU s"],
+        [[count, counts["delivered"], counts.get("failed", 0), 0, 0, again, wall, found["cpu"]]],
+    )
+    print(f"  faults at the servers: {dict(faults)}\n  retries: {dict(drawn)}\n  failures: {reasons}")
+    bench.figures.append(
+        f"faults: {counts['delivered']} delivered + {counts.get('failed', 0)} failed of {count}, 0 empty, 0 twice"
+    )
+    shutil.rmtree(place)
+
+
+def measure_kills(bench: Bench) -> None:
+    """SIGKILL at random moments, then two processes on one store."""
+    count, slots, rate = bench.requests(8000), 64, bench.options.rate * 0.8
+    place, prompts = bench.place("kills"), bench.prompts(count)
+    draw, rows, before, kept = random.Random(0), [], 0, 0
+    worst = -1.0
+    with Server(slots=slots, speed=speed_for(rate, slots)) as server:
+        for number in range(bench.options.kills):
+            asked = server.report()["requests"]
+            client = bench.start(place, "ours", prompts, [server], round(slots * HEADROOM))
+            wait_until(lambda asked=asked: server.report()["requests"] > asked, client.process)
+            time.sleep(draw.uniform(0.05, 2.5))
+            if client.process.poll() is not None:
+                client.measured()
+                break
+            client.process.kill()
+            killed_at = time.monotonic()
+            client.process.wait()
+            # What was on its way is dropped when the server sees that the connections are closed.
+            time.sleep(0.2)
+            report, rows_now = server.report("series"), stored_rows(place)
+            lost = report["answered"] - rows_now - before
+            second = report["answered"] - at(report["series"], 4, killed_at - 1)
+            rows.append([number + 1, rows_now - kept, lost, f"{second:.0f}"])
+            worst = max(worst, lost - second)
+            before, kept = before + lost, rows_now
+        found = bench.start(place, "ours", prompts, [server], round(slots * HEADROOM)).measured()
+        report = server.report()
+    counts = bench.check(place, prompts, found["failures"])
+    table(["kill", "newly stored", "lost", "answered since a second before"], rows)
+    print(f"  last run: {found['cached']} from the store, {found['new']} new; answered again {report['duplicates']}")
+    if report["answered"] - before != counts["delivered"]:
+        raise WrongData(f"{report['answered']} answered, {before} lost by kills, {counts['delivered']} delivered")
+    most = max((row[2] for row in rows), default=0)
+    bench.goal("lost by a kill", f"at most {most}, one second's worth or less", worst <= 0)
+    bench.figures.append(f"{len(rows)} kills lost {before} of {count}, {most} at most in one")
+    shutil.rmtree(place)
+    two_processes(bench, count // 2, slots, rate)
+
+
+def two_processes(bench: Bench, count: int, slots: int, rate: float) -> None:
+    """Two clients write to one store at once, a half each; a third asks for all and has nothing to send."""
+    place, half = bench.place("two"), count // 2
+    with Server(slots=slots, speed=speed_for(rate, slots)) as server:
+        parts = [bench.prompts(half), bench.prompts(count - half, half)]
+        clients = [bench.start(place, "ours", part, [server], slots // 2) for part in parts]
+        failures = [failure for client in clients for failure in client.measured()["failures"]]
+        counts = bench.check(place, bench.prompts(count), failures)
+        again = bench.start(place, "ours", bench.prompts(count), [server], slots).measured()
+    print(f"  two processes on one store: {counts['delivered']} delivered; a third sent {again['sent']}")
+    if again["sent"] != counts.get("failed", 0):
+        raise WrongData(f"a run after two others sent {again['sent']} of {count} again")
+    shutil.rmtree(place)
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "utilisation": measure_utilisation,
+    "cost": measure_cost,
+    "memory": measure_memory,
+    "unequal": measure_unequal,
+    "faults": measure_faults,
+    "kills": measure_kills,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; without any, everything at its full size."""
+    found = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    found.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    found.add_argument("--scale", type=float, default=1.0, help="multiplies every section's default count")
+    found.add_argument("--requests", type=int, default=0, help="requests a section, instead of its default count")
+    found.add_argument("--runs", type=int, default=3, help="of the cost section; the median counts")
+    found.add_argument("--slots", type=int, nargs="+", default=[256, 500], help="of the utilisation section")
+    found.add_argument("--rate", type=float, default=600.0, help="completions/s that the stubs could give in all")
+    found.add_argument("--unequal", type=int, nargs=4, default=[32, 64, 128, 256], help="slots; the third is killed")
+    found.add_argument("--kills", type=int, default=10, help="of the kills section")
+    found.add_argument("--queued", type=int, default=1_000_000, help="prompts of the memory section")
+    found.add_argument(
+        "--queued-from", choices=["parquet", "made"], default="parquet", help="made: without a reader's memory"
+    )
+    found.add_argument("--prompts", help="parquet or JSON lines with a column `prompt`, instead of made prompts")
+    found.add_argument("--folder", type=Path, help="where stores are written (default: the temporary folder)")
+    return found
+
+
+def main() -> int:
+    """Run the sections; 1 when data were wrong."""
+    options = parser().parse_args()
+    if options.prompts:
+        options.prompts = str(Path(options.prompts).resolve())
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.folder, ignore_cleanup_errors=True) as folder:
+        bench = Bench(options, Path(folder), cores)
+        load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+        print(f"{len(cores)} cores, load {load}; texts of {MEAN_TOKENS * CHARACTERS_PER_TOKEN} characters on average")
+        for name in options.sections:
+            started = time.monotonic()
+            print(f"{name}: {(SECTIONS[name].__doc__ or '').strip()}", flush=True)
+            try:
+                SECTIONS[name](bench)
+            except WrongData as error:
+                print(f"  WRONG: {error}", flush=True)
+                bench.wrong.append(name)
+            print(f"  {time.monotonic() - started:.0f} s", flush=True)
+    wrong = f"WRONG: {', '.join(bench.wrong)}" if bench.wrong else "all data right"
+    print("; ".join([*bench.figures, wrong]))
+    return 1 if bench.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The chat template as a client renders it: what transformers renders, for templates of the kinds that models have."""
+
+import json
+from pathlib import Path
+
+import pytest
+from prompt_rows import write_model
+from transformers import AutoTokenizer
+
+from stages.errors import DataError
+from stages.serving.chat import ChatTokenizer
+
+TEMPLATES = {
+    "inst": (
+        "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% if message['role'] == 'user' %}"
+        "{{ ' [INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+        "{% endfor %}"
+    ),
+    "turns": (
+        "{% for message in messages %}\n    {{- '<|start|>' + message.role + '\\n' + message.content | trim }}\n"
+        "{% endfor %}\n{% if add_generation_prompt %}\n{{ '<|start|>assistant\\n' }}{% endif %}\n"
+    ),
+    "tools": (
+        "{%- if tools %}tools {{ tools | tojson }}{% endif %}{% set ns = namespace(first=true) %}"
+        "{% for m in messages %}{% if not ns.first %}{% continue %}{% endif %}{% set ns.first = false %}"
+        "{{ m | tojson(indent=2) }} {{ m['content'].split('x') | length }}{% endfor %}{{ documents is defined }}"
+    ),
+    "system": (
+        "{% if messages[0]['role'] != 'system' %}be kind{% endif %}{% for m in messages[:1] %}{{ m.content }}"
+        "{% generation %}{{ m.role }}{% endgeneration %}{% endfor %}"
+    ),
+}
+PROMPTS = [
+    "Write about rain.",
+    "  spaces  and\n\nlines <s> {{ bos_token }} é 漢 \U0001f327 \"quoted\" 'x' <b>&amp;",
+    "",
+]
+
+
+def with_template(folder: Path, template: object, **config: object) -> Path:
+    path = folder / "models/generator/tokenizer_config.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "eos_token": "</s>", "chat_template": template, **config}))
+    return folder / "models/generator"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_prompt_is_rendered_and_counted_as_transformers_does(name: str, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    folder = with_template(tmp_path, TEMPLATES[name])
+    ours, theirs = ChatTokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for prompt in PROMPTS:
+        turns = [{"role": "user", "content": prompt}]
+        wanted = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        rendered = ours.render(prompt)
+        assert rendered == wanted.removeprefix("<s>")
+        assert ours.count([rendered]) == [len(theirs(rendered)["input_ids"])]
+
+
+def test_a_template_in_a_file_of_its_own_or_among_several_is_found(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    several = [
+        {"name": "tool_use", "template": "no"},
+        {"name": "default", "template": "yes {{ messages[0].content }}"},
+    ]
+    folder = with_template(tmp_path, several)
+    assert ChatTokenizer(folder).render("x") == "yes x"
+    (folder / "chat_template.jinja").write_text("file {{ messages[0].content }}")
+    assert ChatTokenizer(folder).render("x") == "file x"
+
+
+def test_what_is_wrong_with_a_tokenizer_is_said_with_its_folder(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    for template, complaint in (
+        (None, "has no chat template"),
+        ("{% for %}", "is no Jinja template"),
+        ("{{ raise_exception('system first') }}", "refuses a user's turn: system first"),
+        ("{{ messages.__class__.__mro__ }}", "refuses a user's turn"),
+    ):
+        folder = with_template(tmp_path, template)
+        with pytest.raises(DataError, match=complaint) as error:
+            ChatTokenizer(folder).render("x")
+        assert str(folder) in str(error.value)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="holds no tokenizer"):
+        ChatTokenizer(folder)
