@@ -616,10 +616,76 @@ def two_processes(bench: Bench, count: int, slots: int, rate: float) -> None:
     shutil.rmtree(place)
 
 
+LOOK_UP = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from benchmarks.client_process import cpu_seconds, memory_mb
+from stages.serving.packs import PACK_ROWS
+from stages.serving.store import CompletionStore
+before, began = memory_mb()[0], time.monotonic()
+store = CompletionStore(Path(sys.argv[1]))
+opened, rows = time.monotonic() - began, len(store._packed)
+draw = np.random.default_rng(0)
+here = draw.bytes(16 * PACK_ROWS)
+def rate(keys, wanted):
+    keys, started = [keys[at : at + 16] for at in range(0, len(keys), 16)], cpu_seconds()
+    for at in range(0, len(keys), 1024):
+        assert store.present(keys[at : at + 1024]) == [wanted] * len(keys[at : at + 1024])
+    return len(keys) / (cpu_seconds() - started)
+others = np.random.default_rng(999).bytes(16 * PACK_ROWS)
+print(rows, opened, rate(here, True), rate(others, False), before, *memory_mb())
+"""
+
+
+def measure_lookup(bench: Bench) -> None:
+    """Memory and speed of look-ups in a store of many packed completions (their texts are a letter)."""
+    from stages.serving.packs import PACK_ROWS
+
+    place = bench.place("lookup")
+    write_packs(place, max(bench.size(bench.options.keys) // PACK_ROWS, 1))
+    disk = sum(path.stat().st_size for path in place.glob("*")) / 1e6
+    found = subprocess.run(
+        [sys.executable, "-c", LOOK_UP, str(place)], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    rows, opened, hits, misses, before, now, peak = map(float, found)
+    table(
+        ["keys", "MB on disk", "opened in s", "hits/CPU s", "misses/CPU s", "MB before", "after", "peak"],
+        [[f"{rows:,.0f}", disk, opened, f"{hits:,.0f}", f"{misses:,.0f}", before, now, peak]],
+    )
+    bench.goal(f"peak memory with {rows / 1e6:.1f}M keys", f"{peak:.0f} MB <= 500 MB (for 30M)", peak <= 500)
+    bench.figures.append(f"{rows / 1e6:.1f}M keys in {peak:.0f} MB, {hits:,.0f} look-ups/CPU s")
+    shutil.rmtree(place)
+
+
+def write_packs(folder: Path, count: int) -> None:
+    """Packs of random keys, the first one's drawn from seed 0; not checked row by row, which look-ups do not need."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from stages.serving.packs import GROUP_ROWS, PACK_ROWS, SCHEMA
+
+    letters, ones = pa.array(["x"] * PACK_ROWS), pa.array(np.ones(PACK_ROWS, np.int32))
+    for number in range(count):
+        draw = np.random.default_rng(number)
+        keys, checks = (
+            pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(size), PACK_ROWS, [None, pa.py_buffer(draw.bytes(size * PACK_ROWS))]
+            )
+            for size in (16, 8)
+        )
+        columns = [keys, letters, letters, ones, ones, letters, checks]
+        content = pa.Table.from_arrays(columns, schema=SCHEMA)
+        path = folder / f"{number:05d}.parquet"
+        pq.write_table(content, path, compression="zstd", row_group_size=GROUP_ROWS, write_page_checksum=True)
+
+
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "utilisation": measure_utilisation,
     "cost": measure_cost,
     "memory": measure_memory,
+    "lookup": measure_lookup,
     "unequal": measure_unequal,
     "faults": measure_faults,
     "kills": measure_kills,
@@ -638,6 +704,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--unequal", type=int, nargs=4, default=[32, 64, 128, 256], help="slots; the third is killed")
     found.add_argument("--kills", type=int, default=10, help="of the kills section")
     found.add_argument("--queued", type=int, default=1_000_000, help="prompts of the memory section")
+    found.add_argument("--keys", type=int, default=5_000_000, help="of the lookup section")
     found.add_argument(
         "--queued-from", choices=["parquet", "made"], default="parquet", help="made: without a reader's memory"
     )
