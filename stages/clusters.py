@@ -4,6 +4,7 @@ Nothing in here may change an output's bytes, so it is neither a DVC param nor a
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,10 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.errors import ConfigError
 from stages.settings import Params, check, read_yaml
+
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)(?!S_)", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"^(hf_|sk-|AKIA|ghp_)\w{8,}")
+DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$|\.(sqsh|sif)$")
 
 
 class EndpointSpec(Params):
@@ -21,6 +26,7 @@ class EndpointSpec(Params):
     gpus: int | None = Field(default=None, ge=0)  # null: serving.gpus
     token_env: str | None = None  # the environment variable with its bearer token; the token itself stands nowhere
     served_as: str | None = None  # the name that the server gives the generation model, if it is another one
+    token_file: Path | None = None  # of our own servers: a file that only this user can read
 
     @model_validator(mode="before")
     @classmethod
@@ -34,6 +40,8 @@ class EndpointSpec(Params):
 
     def token(self) -> str | None:
         """The bearer token. `ConfigError` when the variable that should hold it is not set."""
+        if self.token_file is not None:
+            return self.token_file.read_text(encoding="utf-8").strip()
         if self.token_env is None:
             return None
         if not (token := os.environ.get(self.token_env, "").strip()):
@@ -41,12 +49,76 @@ class EndpointSpec(Params):
         return token
 
 
+class Instances(Params):
+    """How many servers: `max` while there is work for them, never fewer than `min`; in the file a number will do."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_alone(cls, value: Any) -> Any:
+        return {"min": value, "max": value} if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Instances":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
+class Container(Params):
+    """In what the engine runs on the node."""
+
+    runtime: Literal["pyxis", "apptainer", "docker"]
+    image: str  # by digest (name@sha256:...), or a local .sqsh or .sif
+    mounts: list[str] = Field(default_factory=list)  # host:container
+
+    @field_validator("image")
+    @classmethod
+    def _pinned(cls, image: str) -> str:
+        if not DIGEST.search(image):
+            raise ValueError("an image is named by its digest (name@sha256:<64 hex>), or is a .sqsh or .sif file")
+        return image
+
+
+class Slurm(Params):
+    """What one job asks Slurm for."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str = Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")  # minutes, [days-]hours:minutes:seconds
+    nodes: int = Field(default=1, ge=1)
+    gpus: int = Field(default=0, ge=0)  # a node
+    cpus: int = Field(default=1, ge=1)  # a task
+    memory: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$")
+    extra: list[str] = Field(default_factory=list)  # more options of sbatch, as --name=value
+    setup: list[str] = Field(default_factory=list)  # lines of shell before anything else: module load, ulimit
+
+    @field_validator("extra")
+    @classmethod
+    def _options(cls, extra: list[str]) -> list[str]:
+        for option in extra:
+            if not re.match(r"^--[a-z][a-z-]*(=.*)?$", option):
+                raise ValueError(f"{option!r} is no option of sbatch; write --name=value")
+        return extra
+
+    def options(self) -> list[str]:
+        """For sbatch's command line or a script's #SBATCH lines."""
+        named = {"partition": self.partition, "account": self.account, "qos": self.qos, "mem": self.memory}
+        found = [f"--{name}={value}" for name, value in named.items() if value is not None]
+        found += [f"--time={self.time}", f"--nodes={self.nodes}", f"--cpus-per-task={self.cpus}"]
+        return found + ([f"--gpus-per-node={self.gpus}"] if self.gpus else []) + self.extra
+
+
 class Serving(Params):
     """How completions are served and asked for."""
 
-    engine: Literal["cpu", "external"]  # cpu: start our CPU server; external: use `endpoints`
+    engine: Literal["cpu", "tgi", "vllm", "external"]  # cpu: our CPU server; external: use `endpoints`
+    launcher: Literal["local", "slurm"] = "local"  # of our own servers: processes here, or jobs
     endpoints: list[EndpointSpec]  # for engine: external; read again while a run goes on, so servers come and go
-    instances: int = Field(ge=1)  # CPU servers to start
+    instances: Instances
     gpus: int = Field(ge=0)  # of one instance, for GPU hours; 0: CPU
     tokens_per_second: float | None = Field(gt=0)  # of one instance, to forecast with before any was measured
     concurrency: int = Field(ge=1)  # requests outstanding at one endpoint, at most
@@ -55,6 +127,33 @@ class Serving(Params):
     startup_timeout_s: float = Field(gt=0)  # until an endpoint must be healthy
     attempts: int = Field(ge=1)  # tries that a prompt has before it becomes a failure row
     max_failed_share: float = Field(ge=0, le=1)  # above this the stage stops
+    slurm: Slurm | None = None  # of a server's job, for launcher: slurm
+    container: Container | None = None  # null: the engine is on the node's PATH
+    arguments: list[str] = Field(default_factory=list)  # more of the engine's own options, as --name=value
+    environment: dict[str, str] = Field(default_factory=dict)  # of the engine (HF_HOME); tokens: export them yourself
+    restarts: int = Field(default=3, ge=0)  # of one instance, in one run
+    idle_minutes: float = Field(default=10.0, gt=0)  # that a fleet outlives its stage, for the next one to adopt it
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name, value in environment.items():
+            if SECRET_NAME.search(name) or SECRET_VALUE.search(value):  # the message must not show the value
+                raise ConfigError(
+                    f"serving.environment.{name} looks like a secret; take it out of the file and export it before you"
+                    " start the run: jobs inherit it"
+                )
+        return environment
+
+    @model_validator(mode="after")
+    def _together(self) -> "Serving":
+        if self.launcher == "slurm" and self.slurm is None and self.engine != "external":
+            raise ValueError("launcher slurm needs the section serving.slurm, at least its time")
+        if self.engine in ("tgi", "vllm") and self.launcher == "local":
+            raise ValueError(
+                f"engine {self.engine} starts through launcher: slurm; a server that runs already is engine: external"
+            )
+        return self
 
 
 class Data(Params):

@@ -162,7 +162,9 @@ def main() -> str:
     params = load("generate", GenerateParams)
     paths, model = tables_in(PROMPTS), GenerationModel.read()
     requests, earlier = all_requests(params, model), sorted(OUT.glob("*.parquet"))
-    run = complete("generate", requests, model, params.sampling, import_from=earlier, budget=params.budget, track=True)
+    run = complete(
+        "generate", requests, model, params.sampling, import_from=earlier, budget=params.budget, track=True, keep=False
+    )
     run.write_record()
     write_run(run)
     shutil.rmtree(OUT, ignore_errors=True)

@@ -181,22 +181,32 @@ class FakeTgi:
 
 async def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("model", "model-id", "revision", "port", "batch-size", "max-concurrent", "registration"):
+    for name in ("model", "model-id", "revision", "port", "batch-size", "max-concurrent"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--registration")
+    parser.add_argument("--host", default="127.0.0.1")
     arguments = parser.parse_args()
+    if os.environ.get("FAKE_TGI_SLEEPS"):
+        await asyncio.Event().wait()  # it never becomes healthy
     if os.environ.get("FAKE_TGI_DIES"):
         raise SystemExit("cannot load the weights: the fake was told to die")
     log = os.environ.get("FAKE_TGI_LOG")
+    slow = os.environ.get("FAKE_TGI_SLOW")
     fake = FakeTgi(
+        lambda prompt, n: 18.0 if slow and slow in prompt else "ok",
         delay=float(os.environ.get("FAKE_TGI_DELAY", "0")),
         model_id=arguments.model_id,
         log=Path(log) if log else None,
+        port=int(arguments.port),
+        token=os.environ.get("COSMO_SERVING_KEY"),
+        slots=int(os.environ.get("FAKE_TGI_SLOTS", "0")) or None,
     )
     await fake.serve()
-    registration = Path(arguments.registration)
-    partial = registration.with_suffix(".partial")
-    partial.write_text(json.dumps({"url": fake.url, "pid": os.getpid()}))
-    partial.rename(registration)
+    if arguments.registration:
+        registration = Path(arguments.registration)
+        partial = registration.with_suffix(".partial")
+        partial.write_text(json.dumps({"url": fake.url, "pid": os.getpid()}))
+        partial.rename(registration)
     await asyncio.Event().wait()
 
 

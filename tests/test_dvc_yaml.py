@@ -18,6 +18,9 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 # Where and how work runs can never change a result, so these modules may change without rerunning a stage.
 EXECUTION = {
     "stages/clusters.py",
+    "stages/launch/servers.py",
+    "stages/launch/slurm.py",
+    "stages/launch/supervisor.py",
     "stages/progress.py",
     "stages/serving/budget.py",
     "stages/serving/monitor.py",

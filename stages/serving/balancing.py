@@ -170,6 +170,10 @@ class Pool:
         if all(e.draining for e in self.endpoints) and not self.waiting_for:
             self.failure = WrongServer(f"{detail}; mend the address, token_env or served_as in serving.endpoints")
 
+    def uses(self, url: str) -> bool:
+        """Whether requests are in flight there, or may be sent."""
+        return any(e.url == url and (e.outstanding or not e.draining) for e in self.endpoints)
+
     @property
     def gpus(self) -> int:
         """GPUs of the endpoints in use."""

@@ -104,7 +104,7 @@ class Forecast:
 
     @property
     def gpu_hours(self) -> float | None:
-        return None if self.instance_hours is None else self.instance_hours * self.gpus
+        return self.instance_hours * self.gpus if self.instance_hours is not None and self.gpus else None
 
     def sentence(self) -> str:
         """As people read it: "1.2M cached, 80k to generate, 66M tokens, about 31 GPU hours at the measured rate"."""

@@ -12,6 +12,7 @@ Alone: python -m stages.serving.cpu_server --model models/generator --model-id t
 import argparse
 import asyncio
 import contextlib
+import hmac
 import json
 import os
 import signal
@@ -72,9 +73,18 @@ class Server:
         self.max_total_tokens, self.active = max_total_tokens, 0
         self.special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         self.counts: Counter[str] = Counter()
+        self.key = os.environ.get("COSMO_SERVING_KEY", "")
+
+    @web.middleware
+    async def authorise(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """With a key, only those who show it are served; /health and /metrics tell nothing that needs one."""
+        shown, wanted = request.headers.get("Authorization", ""), f"Bearer {self.key}"
+        if self.key and request.method == "POST" and not hmac.compare_digest(shown.encode(), wanted.encode()):
+            return self._failure(401, {"error": "a key is wanted", "error_type": "authorisation"})
+        return await handler(request)
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY)
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self.authorise])
         app.router.add_post("/generate", self.generate)
         app.router.add_post("/generate_stream", self.generate_stream)
         app.router.add_post("/", self.compatible)
@@ -448,7 +458,7 @@ async def serve(options: argparse.Namespace) -> None:
     server = Server(batcher, grammars, backend, length, options)
     runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", options.port)
+    site = web.TCPSite(runner, options.host, options.port)
     try:
         await site.start()
         port = runner.addresses[0][1]
@@ -474,12 +484,17 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="model folder, or a hub id")
     parser.add_argument("--model-id", required=True, help="the name that /info gives")
     parser.add_argument("--revision", default="main", help="the revision that /info gives and the hub is asked for")
+    parser.add_argument("--host", default="127.0.0.1", help="another one than loopback wants $COSMO_SERVING_KEY")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--batch-size", type=int, default=32, help="sequences decoded together")
     parser.add_argument("--max-concurrent", type=int, default=128, help="requests at a time; more get 429")
     parser.add_argument("--registration", type=Path, help="file that names the server once it is ready")
     options = parser.parse_args()
     try:
+        if options.host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("COSMO_SERVING_KEY"):
+            raise ConfigError(
+                f"--host {options.host} is no loopback address; export COSMO_SERVING_KEY, or leave it out"
+            )
         asyncio.run(serve(options))
         os._exit(0)  # taking torch down takes seconds
     except ConfigError as error:

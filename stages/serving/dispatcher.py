@@ -68,9 +68,10 @@ class Dispatcher:
     """One run over a stream of jobs.
 
     `commit` stores completions durably; it runs in a thread, one call at a time. `stop` is asked now and then and
-    returns an error when the run has to end (no server is left, the budget is spent). `count_tokens` counts a prompt
-    where the server does not. `before` counts requests that are done already (from the store) and `failed_before` ones
-    that failed before they were sent; both count in the share of failures.
+    returns an error when the run has to end (no server is left, the budget is spent); `expecting` says whether a
+    server may still come. `count_tokens` counts a prompt where the server does not. `before` counts requests that are
+    done already (from the store) and `failed_before` ones that failed before they were sent; both count in the share
+    of failures.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Dispatcher:
         commit: Callable[[list[Completion]], None],
         stop: Callable[[], BaseException | None] = lambda: None,
         count_tokens: Callable[[str], int] = lambda prompt: 0,
+        expecting: Callable[[], str | None] = lambda: None,
         before: int = 0,
         failed_before: Counter[str] | None = None,
     ):
         self.stage, self.pool, self.serving, self.commit = stage, pool, serving, commit
-        self.stop, self.count_tokens, self.before = stop, count_tokens, before
+        self.stop, self.count_tokens, self.expecting, self.before = stop, count_tokens, expecting, before
         self.reasons: Counter[str] = Counter(failed_before or {})
         self.outcome = Outcome()
         self.latencies = Latencies()
@@ -97,6 +99,11 @@ class Dispatcher:
         self._uncommitted: list[Completion] = []
         self._stop: BaseException | None = None
         pool.changed = self._fill
+
+    @property
+    def done(self) -> int:
+        """Requests that have their result."""
+        return self.outcome.new + len(self.outcome.failures)
 
     @property
     def queued(self) -> int:
@@ -299,6 +306,8 @@ class Dispatcher:
                 return self._end(why)
 
     def _silence(self) -> ClusterError | None:
+        if not self.pool.endpoints and self.expecting():
+            self._succeeded = self._now()  # a job that waits in a queue is no failure of a server
         idle = self._now() - self._succeeded
         if not self.pool.endpoints and idle > self.serving.startup_timeout_s:
             told = "; ".join(self.pool.waiting_for.values()) or "no endpoint is there"

@@ -12,18 +12,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from stages.clusters import EndpointSpec, Serving, cluster_path, load_cluster
 from stages.errors import ClusterError, ConfigError
 from stages.lineage import store_root
 
+if TYPE_CHECKING:
+    from stages.launch.servers import SlurmFleet
+
 CPU_SERVER = (sys.executable, "-m", "stages.serving.cpu_server")
 STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
 TAIL_LINES = 15
-RESTARTS = 3  # of one instance, in one run
 
 # Runs before the server: dies with the driver (1 = PR_SET_PDEATHSIG), also if that was killed in the meantime.
 _LEASH = """
@@ -34,6 +36,21 @@ if sys.platform == "linux":
         os._exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+class Served(Protocol):
+    """What a fleet needs to know of the model."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def quantisation(self) -> str | None: ...
+    @property
+    def max_length(self) -> int: ...
 
 
 class Server:
@@ -90,8 +107,26 @@ class Fleet(Protocol):
 
     def tend(self) -> BaseException | None: ...
 
+    def expecting(self) -> str | None:
+        """A sentence while a server may still come, however long it takes."""
+        ...
 
-class ExternalFleet:
+    def demand(self, left: int, idle: Callable[[str], bool]) -> None:
+        """Requests that are left to complete, and whether the run has done with a server."""
+        ...
+
+
+class _Fixed:
+    """What fleets of a fixed size have in common."""
+
+    def expecting(self) -> str | None:
+        return None
+
+    def demand(self, left: int, idle: Callable[[str], bool]) -> None:
+        pass
+
+
+class ExternalFleet(_Fixed):
     """`serving.endpoints` of the cluster file, which is read again when it changes: servers can join and leave."""
 
     def __init__(self, serving: Serving):
@@ -126,17 +161,17 @@ def _stamp(path: Path) -> tuple[float, int] | None:
     return status.st_mtime, status.st_size
 
 
-class LocalFleet:
+class LocalFleet(_Fixed):
     """Our CPU servers. One that dies in the middle is started again, a few times."""
 
     def __init__(self, stage: str, arguments: list[str], serving: Serving):
         self.stage, self.arguments, self.serving = stage, arguments, serving
         self.servers: list[Server] = []
         self.logs: list[Path] = []
-        self.restarts = RESTARTS * serving.instances
+        self.restarts = serving.restarts * serving.instances.max
         self._started = time.monotonic()
         self._urls: dict[Server, str] = {}
-        for _ in range(serving.instances):
+        for _ in range(serving.instances.max):
             self._start()
 
     def _start(self) -> None:
@@ -171,12 +206,18 @@ class LocalFleet:
 
 
 @contextlib.contextmanager
-def fleet(stage: str, folder: Path, model: str, revision: str, serving: Serving) -> Iterator[Fleet]:
-    """Servers for the model in `folder`, ended whatever happens."""
+def fleet(stage: str, model: Served, serving: Serving, keep: bool) -> Iterator[Fleet]:
+    """Servers for the model, ended whatever happens; with `keep`, jobs may wait for the next stage to adopt them."""
     if serving.engine == "external":
         yield ExternalFleet(serving)
         return
-    arguments = ["--model", str(folder), "--model-id", model, "--revision", revision, "--port", "0"]
+    if serving.launcher == "slurm":
+        with _on_slurm(stage, model, serving) as servers:
+            yield servers
+            if not keep:
+                servers.end()
+        return
+    arguments = ["--model", str(model.folder), "--model-id", model.model, "--revision", model.revision, "--port", "0"]
     arguments += ["--batch-size", str(serving.batch_size), "--max-concurrent", str(serving.concurrency)]
     local = LocalFleet(stage, arguments, serving)
     try:
@@ -187,6 +228,22 @@ def fleet(stage: str, folder: Path, model: str, revision: str, serving: Serving)
     _end(local.servers)
     for log in local.logs:
         log.unlink(missing_ok=True)
+
+
+def _on_slurm(stage: str, model: Served, serving: Serving) -> "SlurmFleet":
+    from stages.launch.servers import SlurmFleet
+
+    return SlurmFleet(stage, model.folder, model.model, model.revision, model.max_length, model.quantisation, serving)
+
+
+def release(stage: str, model: Served, serving: Serving) -> None:
+    """End what an earlier stage kept for this one, which needs no servers."""
+    if serving.engine != "external" and serving.launcher == "slurm":
+        from stages.launch.servers import end_fleet, known_fleets
+
+        name = _on_slurm(stage, model, serving).name
+        if name in known_fleets() and (jobs := end_fleet(name)):
+            print(f"{stage}: {len(jobs)} idle server job(s) ended", flush=True)
 
 
 def _end(servers: list[Server]) -> None:

@@ -275,14 +275,18 @@ def complete(
     import_from: Iterable[Path | str] = (),
     budget: Budget = NO_BUDGET,
     track: bool = False,
+    keep: bool = True,
 ) -> CompletionRun:
     """A completion or a failure for each request.
 
     `import_from` are documents (data/generate/*.parquet) of an earlier run, for a clone whose store lacks them; they
-    are looked at only if something is missing. With `track` MLflow records the run. Raises `ConfigError` when the bill
-    is above the budget, `ClusterError` when servers fail or too many requests do, and `KeyboardInterrupt` after
-    SIGINT or SIGTERM; what was completed until then is in the store.
+    are looked at only if something is missing. With `track` MLflow records the run; with `keep` servers that took long
+    to start may wait for the next stage. Raises `ConfigError` when the bill is above the budget, `ClusterError` when
+    servers fail or too many requests do, and `KeyboardInterrupt` after SIGINT or SIGTERM; what was completed until
+    then is in the store.
     """
+    from stages.serving.fleet import release
+
     if iter(requests) is requests:
         requests = list(requests)
     serving = load_cluster().serving
@@ -303,7 +307,9 @@ def complete(
         run.figures = {"forecast": plan.metrics()}
         if found.missing:
             refuse(plan, budget)
-            _send(run, found, plan, serving, budget, track)
+            _send(run, found, plan, serving, budget, track, keep)
+        elif not keep:
+            release(stage, model, serving)
         run.failed = sum(run.reasons.values())
     return run
 
@@ -314,7 +320,9 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _send(run: CompletionRun, found: LookUp, plan: Forecast, serving: Serving, budget: Budget, track: bool) -> None:
+def _send(
+    run: CompletionRun, found: LookUp, plan: Forecast, serving: Serving, budget: Budget, track: bool, keep: bool
+) -> None:
     """Start the servers, send the jobs, end the servers; the store and the run's counts have the results."""
     from stages.serving.balancing import Pool
     from stages.serving.client import Identity
@@ -324,14 +332,12 @@ def _send(run: CompletionRun, found: LookUp, plan: Forecast, serving: Serving, b
 
     assert run._store is not None
     model = found.model
-    with (
-        _mlflow(run.stage, model, track) as record,
-        fleet(run.stage, model.folder, model.model, model.revision, serving) as servers,
-    ):
+    with _mlflow(run.stage, model, track) as record, fleet(run.stage, model, serving, keep) as servers:
         pool = Pool(servers.members, serving, found.sampling, Identity(model.model, model.revision, model.max_length))
 
         def stop() -> BaseException | None:
             now = time.monotonic()
+            servers.demand(found.missing - dispatcher.done, lambda url: not pool.uses(url))
             return servers.tend() or spent(budget, pool.gpu_seconds(now), dispatcher.outcome.tokens)
 
         dispatcher = Dispatcher(
@@ -340,6 +346,7 @@ def _send(run: CompletionRun, found: LookUp, plan: Forecast, serving: Serving, b
             serving,
             commit=run._store.append,
             stop=stop,
+            expecting=servers.expecting,
             count_tokens=lambda prompt: model.count_tokens([prompt])[0],
             before=run.cached,
             failed_before=run.reasons,

@@ -1,0 +1,1 @@
+"""Launching: jobs on Slurm, their templates, and the servers that they run."""
