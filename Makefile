@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test smoke check lint format lock pin clean distclean
+.PHONY: help setup repro cluster-repro status test smoke check lint format lock pin clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,12 @@ setup: .venv/installed ## create .venv with the locked dependencies (the other t
 
 repro: setup ## run what is out of date of the whole pipeline (dvc repro), on the profile in params.yaml
 	@dvc repro
+
+cluster-repro: setup ## the same as a Slurm job that survives your logout (COSMO_CLUSTER=<file of clusters/>)
+	@python -m stages.launch.driver submit
+
+status: setup ## what runs where: jobs, endpoints, tokens/s, ETA, GPU hours
+	@python -m stages.launch.driver status
 
 test: setup ## all tests; what this machine cannot have is skipped, with its reason
 	@python -m pytest

@@ -159,9 +159,17 @@ class Serving(Params):
 class Data(Params):
     """How row-parallel stages run (datatrove)."""
 
-    executor: Literal["local"]
+    executor: Literal["local", "slurm"]  # processes here, or job arrays
     tasks: int = Field(ge=1)  # shards of the work
-    workers: int = Field(ge=1)  # processes at a time
+    workers: int = Field(ge=1)  # processes or array tasks at a time
+    slurm: Slurm | None = None  # of one task, for executor: slurm
+    retries: int = Field(default=2, ge=0)  # of an array task that failed
+
+    @model_validator(mode="after")
+    def _together(self) -> "Data":
+        if self.executor == "slurm" and self.slurm is None:
+            raise ValueError("executor slurm needs the section data.slurm, at least its time")
+        return self
 
 
 class Training(Params):
@@ -177,6 +185,7 @@ class Cluster(Params):
     serving: Serving
     data: Data
     training: Training
+    driver: Slurm | None = None  # of `dvc repro` itself as a job (make cluster-repro)
 
 
 def cluster_path() -> Path:

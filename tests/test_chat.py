@@ -31,6 +31,8 @@ TEMPLATES = {
         "{% generation %}{{ m.role }}{% endgeneration %}{% endfor %}"
     ),
 }
+TEMPLATES["lines"] = "\n  {% if true %}\n  a\n  {% endif %}\n{{ messages[0]['content'] }}\n\n"
+TEMPLATES["set"] = "{% set messages = messages[-1:] %}{% set x = bos_token %}{{ x }}{{ messages[0].content }}\n  "
 PROMPTS = [
     "Write about rain.",
     "  spaces  and\n\nlines <s> {{ bos_token }} é 漢 \U0001f327 \"quoted\" 'x' <b>&amp;",

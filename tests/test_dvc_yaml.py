@@ -18,6 +18,7 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 # Where and how work runs can never change a result, so these modules may change without rerunning a stage.
 EXECUTION = {
     "stages/clusters.py",
+    "stages/launch/arrays.py",
     "stages/launch/servers.py",
     "stages/launch/slurm.py",
     "stages/launch/supervisor.py",

@@ -96,7 +96,8 @@ def test_an_address_with_a_password_in_it_is_refused() -> None:
         EndpointSpec(url="http://me:pass@host:80")
 
 
-def test_a_server_that_tells_its_load_gets_a_short_queue_that_never_runs_dry() -> None:
+def test_a_server_that_tells_its_load_gets_a_short_queue_that_never_runs_dry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancing, "START_LIMIT", 16.0)
     with FakeTgi(delay=0.05, slots=10) as server:
         run = Run([server.url], most=100)
         run(jobs(600))
@@ -105,7 +106,8 @@ def test_a_server_that_tells_its_load_gets_a_short_queue_that_never_runs_dry() -
         assert endpoint.peak == 10 and endpoint.limit < 20
 
 
-def test_a_slow_servers_queue_does_not_hold_up_a_fast_ones() -> None:
+def test_a_slow_servers_queue_does_not_hold_up_a_fast_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancing, "START_LIMIT", 16.0)
     with FakeTgi(delay=0.4, slots=4) as slow, FakeTgi(delay=0.04, slots=20) as fast:
         run = Run([slow.url, fast.url], most=200)
         run(jobs(800))

@@ -153,13 +153,18 @@ class CorpusRun:
 
         `tasks` where the number is fixed by the work itself. `total` documents make a progress bar.
         """
-        logs, notes = self.scratch / "logs" / name, self.scratch / "progress" / name
+        logs, notes = (self.scratch / kind / name.replace(" ", "-") for kind in ("logs", "progress"))
         notes.mkdir(parents=True)
         if total is not None:
             steps = [steps[0], NoteProgress(notes), *steps[1:]]
         count = tasks or self.tasks
-        workers = 1 if self.tasks == 1 else min(count, self.data.workers)
-        executor = LocalPipelineExecutor(steps, tasks=count, workers=workers, logging_dir=str(logs))
+        if self.data.executor == "slurm":
+            from stages.launch.arrays import ArrayExecutor
+
+            executor = ArrayExecutor(f"{self.stage} {name}", steps, count, self.data, logs)
+        else:
+            workers = 1 if self.tasks == 1 else min(count, self.data.workers)
+            executor = LocalPipelineExecutor(steps, tasks=count, workers=workers, logging_dir=str(logs))
         with _watched(f"{self.stage} {name}" if name != self.stage else name, total, notes):
             return cast(PipelineStats, executor.run())
 

@@ -103,12 +103,12 @@ def _parse(line: str) -> Job:
     return Job(*texts, restarts=int(restarts) if restarts.isdecimal() else 0)
 
 
-def cancel(jobs: Iterable[str]) -> None:
-    """Cancel jobs; those that have ended already are no error."""
+def cancel(jobs: Iterable[str], number: str | None = None) -> None:
+    """Cancel jobs, or send their scripts a signal; those that have ended already are no error."""
     ids = list(jobs)
     if ids:
         try:
-            _run(["scancel", *ids])
+            _run(["scancel", *([f"--signal={number}", "--batch"] if number else []), *ids])
         except ClusterError as error:
             if "Invalid job id" not in str(error):
                 raise

@@ -6,6 +6,7 @@ renders each of 30 million prompts and never sees a tensor. A test holds the two
 """
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,7 +37,7 @@ class ChatTokenizer:
         named = {**self._json("special_tokens_map.json"), **config}
         self._special = {name: _content(named[name]) for name in SPECIAL if named.get(name) is not None}
         try:
-            self._template = _environment().from_string(self._source(config))
+            self._render = _function_of(self._source(config), self._special)
         except TemplateError as error:
             raise DataError(f"{folder}: the chat template is no Jinja template: {error}") from None
         start = self._special.get("bos_token", "")
@@ -70,9 +71,7 @@ class ChatTokenizer:
         """
         turns = [{"role": "user", "content": prompt}]
         try:
-            text = self._template.render(
-                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special
-            )
+            text = self._render(turns)
         except TemplateError as error:
             raise DataError(f"{self.folder}: the chat template refuses a user's turn: {error}") from None
         return text.removeprefix(self._doubled) if self._doubled else text
@@ -80,6 +79,16 @@ class ChatTokenizer:
     def count(self, rendered: list[str]) -> list[int]:
         """Tokens of rendered prompts, special tokens that the server adds included."""
         return [len(found.ids) for found in self._tokenizer.encode_batch(rendered)]
+
+
+def _function_of(source: str, special: dict[str, str]) -> Callable[[list[dict[str, str]]], str]:
+    """The template as a function of the messages: a macro, since most of the time goes into a context for each prompt.
+
+    `+` keeps the line ends beside the macro's own tags; the last line end is dropped, as Jinja does with a template's.
+    """
+    whole = "{% macro chat(messages) +%}" + source.removesuffix("\n") + "{%+ endmacro %}"
+    known = {**special, "tools": None, "documents": None, "add_generation_prompt": True}
+    return _environment().from_string(whole).make_module(known).chat  # type: ignore[attr-defined]
 
 
 def _content(token: Any) -> str:
