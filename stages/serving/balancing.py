@@ -33,7 +33,7 @@ from stages.serving.requests import Sampling
 
 POLL_SECONDS = 0.5  # between two looks at a server's gauges
 GROW_SECONDS = 0.05  # the same while its limit grows
-START_LIMIT = 64.0  # of a server that tells its load: a slow one must not begin with a long queue
+START_LIMIT = 128.0  # of a server that tells its load: a slow one must not begin with a long queue
 MEMBER_SECONDS = 1.0  # between two looks at who is there
 QUEUE_SHARE = 0.05  # of the running requests: the queue that is wanted in front of a server's batch
 REST_SECONDS = (0.2, 10.0)  # an open breaker rests this long, doubling up to the second figure
