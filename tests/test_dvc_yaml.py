@@ -59,7 +59,11 @@ def closure(stage: str) -> set[str]:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += imports_of(module_file(name))  # type: ignore[arg-type]
+            file = module_file(name)
+            if (
+                file and file.relative_to(ROOT).as_posix() not in EXECUTION
+            ):  # what only these need changes nothing either
+                waiting += imports_of(file)
     files = {module_file(name) for name in found}
     return {file.relative_to(ROOT).as_posix() for file in files if file and file.name != "__init__.py"}
 

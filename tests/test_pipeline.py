@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from ruamel.yaml import YAML
+from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
 from stages.serving.segments import read_frames
 
@@ -146,6 +147,41 @@ def test_a_second_checkout_gives_the_same_bytes_from_the_same_completions(
     other = checkout(tmp_path / "second")
     dvc(other, store, "repro", "tokenize_corpus")
     patterns = ("data/prompts/*", "data/cluster/*", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
+    first, second = bytes_of(folder, *patterns), bytes_of(other, *patterns)
+    assert first.keys() == second.keys() and len(first) > 45
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_on_slurm_the_pipeline_gives_the_bytes_of_a_local_run(
+    repro: tuple[Path, Path],
+    slurm: SlurmCluster,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Servers and corpus tasks are jobs; what does not run on Slurm comes from DVC's run cache."""
+    folder, _ = repro
+    other, yaml = checkout(tmp_path / "third"), YAML()
+    shutil.copytree(folder / ".dvc/cache", other / ".dvc/cache")
+    cluster = yaml.load((other / "clusters/local.yaml").read_text(encoding="utf-8"))
+    resources = {"time": "20", "cpus": 2}
+    cluster["serving"] |= {"launcher": "slurm", "instances": 2, "slurm": resources, "startup_timeout_s": 240}
+    cluster["data"] |= {"executor": "slurm", "tasks": 2, "workers": 2, "slurm": resources}
+    with (other / "clusters/test.yaml").open("w", encoding="utf-8") as stream:
+        yaml.dump(cluster, stream)
+    monkeypatch.setenv("COSMO_CLUSTER", "test")
+    monkeypatch.setenv("COSMO_NODE_ADDRESS", "127.0.0.1")
+    dvc(other, tmp_path / "store", "repro", "prompts")
+    for stage in ("label", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus"):
+        output = dvc(other, tmp_path / "store", "repro", "--force", "--single-item", stage)
+        if stage in ("pilot", "generate"):
+            assert "2 job(s) of cosmo-" in output and "adopted" in output
+    assert slurm.jobs() == []
+    patterns = (
+        "data/label/*",
+        "data/generate/**/*.parquet",
+        "data/dedup/**/*.parquet",
+        "data/tokenize_corpus/**/*.ds*",
+    )
     first, second = bytes_of(folder, *patterns), bytes_of(other, *patterns)
     assert first.keys() == second.keys() and len(first) > 45
     assert [name for name in first if first[name] != second[name]] == []

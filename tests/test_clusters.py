@@ -1,0 +1,105 @@
+"""Cluster files: typed, refused with the key that is wrong, and never a place for a secret."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.clusters import Cluster, load_cluster
+from stages.errors import ConfigError
+from stages.launch.planner import H100, MIXTRAL, PUBLISHED, plan, roofline
+from stages.launch.servers import container_command
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_cluster_file_of_the_repository_is_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSMO_CLUSTER", str(path))
+    assert isinstance(load_cluster(), Cluster)
+
+
+def changed(folder: Path, monkeypatch: pytest.MonkeyPatch, base: str, **changes: object) -> str:
+    """The complaint about a cluster file with these leaves (by dotted name)."""
+    content = yaml.safe_load((ROOT / f"clusters/{base}.yaml").read_text())
+    for dotted, value in changes.items():
+        *parts, leaf = dotted.split("__")
+        node = content
+        for part in parts:
+            node = node[part]
+        node[leaf] = value
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("COSMO_CLUSTER", str(path))
+    with pytest.raises(ConfigError) as error:
+        load_cluster()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "said"),
+    [
+        ("local", {"serving__enigne": "cpu"}, "serving.enigne is not a parameter"),
+        ("local", {"serving__instances": {"min": 3, "max": 2}}, "min 3 is more than max 2"),
+        ("local", {"serving__engine": "tgi"}, "engine tgi starts through launcher: slurm"),
+        ("local", {"serving__launcher": "slurm"}, "launcher slurm needs the section serving.slurm"),
+        ("local", {"data__executor": "slurm"}, "executor slurm needs the section data.slurm"),
+        ("slurm-h100", {"serving__slurm__time": "tomorrow"}, "serving.slurm.time"),
+        (
+            "slurm-h100",
+            {"serving__slurm__extra": ["exclusive"]},
+            "'exclusive' is no option of sbatch; write --name=value",
+        ),
+        ("slurm-h100", {"serving__container__image": "vllm/vllm-openai:latest"}, "an image is named by its digest"),
+        ("slurm-h100", {"serving__container__runtime": "podman"}, "serving.container.runtime"),
+        ("endpoints", {"serving__endpoints": ["gpu12:8080"]}, "serving.endpoints.0.url"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key(
+    base: str, changes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said in changed(tmp_path, monkeypatch, base, **changes)
+
+
+@pytest.mark.parametrize(
+    "environment", [{"HF_TOKEN": "x"}, {"MY_API_KEY": "x"}, {"OTHER": "hf_abcdefghijklmnop"}, {"DB_PASSWORD": "x"}]
+)
+def test_a_secret_is_refused_and_not_repeated(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = changed(tmp_path, monkeypatch, "slurm-h100", serving__environment=environment)
+    assert "looks like a secret" in said and "hf_abcdefghijklmnop" not in said
+
+
+@pytest.mark.parametrize(
+    ("runtime", "image", "wanted"),
+    [
+        (
+            "pyxis",
+            "/images/tgi.sqsh",
+            "srun --ntasks=1 --container-image=/images/tgi.sqsh --container-mounts='/a b:/data'",
+        ),
+        (
+            "apptainer",
+            "ghcr.io/x/tgi@sha256:" + "0" * 64,
+            "apptainer exec --nv --bind '/a b:/data' docker://ghcr.io/x/tgi@",
+        ),
+        ("docker", "ghcr.io/x/tgi@sha256:" + "0" * 64, "docker run --rm --gpus all --network host --ipc host"),
+    ],
+)
+def test_the_container_stands_before_the_engines_command(
+    runtime: str, image: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSMO_CLUSTER", str(ROOT / "clusters/slurm-h100.yaml"))
+    serving = load_cluster().serving
+    assert serving.container is not None
+    container = serving.container.model_copy(update={"runtime": runtime, "image": image, "mounts": ["/a b:/data"]})
+    assert container_command(serving.model_copy(update={"container": container})).startswith(wanted)
+
+
+def test_the_planner_turns_prompts_into_gpu_hours() -> None:
+    said = plan(30_000_000, 833, 64, list(PUBLISHED))
+    assert "25.0 billion tokens" in said and "10,002" in said and "6.5" in said
+    speed, batch = roofline(MIXTRAL, H100, 2, 816.5)
+    assert batch == 472 and speed == pytest.approx(10_987, rel=1e-3)
+    assert roofline(MIXTRAL, H100, 1, 800) == (0.0, 0)  # the weights alone do not fit
