@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,24 @@ def test_a_server_that_dies_at_the_start_shows_the_end_of_its_log(folder: Path) 
     assert driver.returncode == ClusterError.status
     assert "the server ended with status 1" in err and "cannot load the weights: the fake was told to die" in err
     assert "Traceback" not in err
+
+
+def test_a_server_that_dies_in_the_middle_is_started_again_and_then_no_more(folder: Path) -> None:
+    write_prompts(folder, {"web-blogpost": 150, "wikihow-wikihow": 50})
+    log = folder / "asked.jsonl"
+    for restarts, status in ((2, 0), (0, ClusterError.status)):
+        write_settings(folder, [], **{"serving.restarts": restarts, "serving.request_timeout_s": 20})
+        for place in (".store", "data/generate"):
+            shutil.rmtree(folder / place, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        driver = start(folder, FAKE_TGI_LOG=str(log), FAKE_TGI_DELAY="0.1")
+        wait_until(lambda: log.exists() and len(log.read_text().splitlines()) > 20)
+        for server in servers_of(folder):
+            os.kill(server, signal.SIGKILL)
+        out, err = driver.communicate()
+        assert driver.returncode == status and "the server ended by signal SIGKILL" in err
+        assert status or ("it is started again" in err and "200 sent" in out)
+        assert not servers_of(folder)
 
 
 def test_the_key_covers_model_quantisation_and_sampling(folder: Path) -> None:

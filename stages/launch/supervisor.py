@@ -20,6 +20,8 @@ import urllib.request
 from pathlib import Path
 
 LOOK_SECONDS = 1.0
+HEALTH_SECONDS = 15.0  # between two looks at a server that is in use
+UNHEALTHY_SECONDS = 180.0  # without an answer: the job fails, and is replaced
 PROBE_SECONDS = 5.0
 STOP_SECONDS = 20.0  # between SIGTERM and SIGKILL of the engine; Slurm's own KillWait is 30 s
 
@@ -53,14 +55,19 @@ class Supervisor:
         self.asked_to_stop = True
 
     def _watch(self, engine: "subprocess.Popen[bytes]", url: str) -> int:
-        began, registered = time.monotonic(), False
+        began, registered, healthy = time.monotonic(), False, 0.0
         while not self.asked_to_stop:
             if (status := engine.poll()) is not None:
                 print(f"supervisor: the engine ended with status {status}", file=sys.stderr, flush=True)
                 return 1
-            if not registered and self._healthy(url):
-                self._register(url)
+            if (not registered or time.monotonic() - healthy > HEALTH_SECONDS) and self._healthy(url):
+                healthy = time.monotonic()
+                if not registered:
+                    self._register(url)
                 registered = True
+            if registered and time.monotonic() - healthy > UNHEALTHY_SECONDS:
+                print(f"supervisor: no answer to /health for {UNHEALTHY_SECONDS:g} s", file=sys.stderr, flush=True)
+                return 1
             if not registered and time.monotonic() - began > self.startup_s:
                 print(f"supervisor: not healthy within {self.startup_s:g} s", file=sys.stderr, flush=True)
                 return 1

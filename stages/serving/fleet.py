@@ -180,10 +180,10 @@ class LocalFleet(_Fixed):
         self.logs.append(server.log)
 
     def members(self) -> list[EndpointSpec]:
-        for server in self.servers:
+        for server in list(self.servers):  # `tend` may change them meanwhile, in another thread
             if server not in self._urls and (url := server.url()):
                 self._urls[server] = url
-        return [EndpointSpec(url=url, api="tgi", gpus=0) for url in self._urls.values()]
+        return [EndpointSpec(url=url, api="tgi", gpus=0) for url in list(self._urls.values())]
 
     def tend(self) -> BaseException | None:
         for server in list(self.servers):
@@ -194,7 +194,7 @@ class LocalFleet(_Fixed):
             print(f"warning: {death}\nit is started again", file=sys.stderr, flush=True)
             self.restarts -= 1
             self.servers.remove(server)
-            del self._urls[server]
+            self._urls.pop(server, None)
             self._start()
         late = next((server for server in self.servers if server not in self._urls), None)
         if late and not self._urls and time.monotonic() - self._started > self.serving.startup_timeout_s:
