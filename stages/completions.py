@@ -14,7 +14,7 @@ python -m stages.completions remove-unused F…  and remove it
 
 import sys
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from stages.label import LabelParams, questions
 from stages.serving.generation import GenerationModel, LookUp
 from stages.serving.mirror import Mirror
 from stages.serving.packs import files_in
-from stages.serving.requests import completion_key
+from stages.serving.requests import Request, Sampling, completion_key
 from stages.serving.store import CompletionStore, default_folder, default_mirror
 from stages.serving.upkeep import Repacked, compact, keys_in, salvage, split, verify
 from stages.settings import load
@@ -124,16 +124,20 @@ def _settle(done: Repacked, mirror: Mirror | None) -> None:
         path.unlink(missing_ok=True)
 
 
+def _asked() -> Iterator[tuple[Iterable[Request], Sampling, GenerationModel]]:
+    """What this checkout's stages ask a model now: generate (pilot asks no more) and label."""
+    model = GenerationModel.read()
+    params, naming = load("generate", GenerateParams), load("label", LabelParams)
+    yield all_requests(params, model), params.sampling, model
+    yield questions(naming, model).requests, naming.sampling, model
+
+
 def _wanted(files: Iterable[str]) -> Callable[[bytes], bool]:
     """Whether anything refers to a key: the prompts as they are, this checkout's documents, or those named. It may
     err on the side of keeping: 64 bits of a key are looked at."""
-    params, naming, model = load("generate", GenerateParams), load("label", LabelParams), GenerationModel.read()
     found = array("Q")
-    for asked, sampling in (
-        (all_requests(params, model), params.sampling),
-        (questions(naming, model).requests, naming.sampling),
-    ):
-        found.extend(int(completion_key(request, model.identity, sampling)[:16], 16) for request in asked)
+    for requests, sampling, model in _asked():
+        found.extend(int(completion_key(request, model.identity, sampling)[:16], 16) for request in requests)
     for path in (*sorted(OUT.glob("*.parquet")), *files):
         for table in read_batches([path], DOCUMENT, ["key"]):
             found.extend(int(key[:16], 16) for key in table["key"].to_pylist())

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_tgi import FakeTgi
@@ -17,6 +18,9 @@ from stages.errors import ClusterError, ConfigError
 from stages.serving import generation
 from stages.serving.budget import Budget, forecast, read_rate, refuse, spent, write_rate
 from stages.serving.monitor import status_files
+from stages.settings import load
+
+NAMING = SimpleNamespace(sampling=None)
 
 
 @pytest.fixture
@@ -114,6 +118,27 @@ def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: p
         assert re.match(r"100 cached, 50 to generate, \d+ tokens, about .* GPU minutes at the rate measured", said), (
             said
         )
+
+
+def test_what_nothing_refers_to_is_named_and_then_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["completions", *words])
+        return completions.main()
+
+    monkeypatch.setattr(completions, "questions", lambda *_: SimpleNamespace(requests=[]))  # no clusters to label here
+    monkeypatch.setattr(completions, "load", lambda name, model: load(name, model) if name == "generate" else NAMING)
+    with FakeTgi() as server:
+        write_settings(folder, [server.url])
+        generate.main()
+    write_prompts(folder, {"web-blogpost": 25})  # of sixty
+    assert command("unused").startswith("0 of 100 completions")  # data/generate still has them
+    kept = folder / "elsewhere.parquet"
+    (folder / "data/generate/web-blogpost.parquet").rename(kept)
+    assert command("unused", str(kept)).startswith("0 of 100 completions")
+    assert command("unused").startswith("35 of 100 completions")
+    assert command("remove-unused") == "35 completions removed, 65 kept"
+    assert command("forecast").startswith("65 cached, 0 to generate")
+    assert command("contents").startswith("65 completions")
 
 
 def test_the_status_file_shows_a_run_while_it_goes_on(folder: Path) -> None:
