@@ -31,5 +31,6 @@ def main_checkout() -> Path:
 
 
 def store_root() -> Path:
-    """Where work outlives DVC's outs: `$COSMO_STORE`, else `.store/` in the main checkout."""
-    return Path(os.environ.get("COSMO_STORE") or main_checkout() / ".store")
+    """Where work outlives DVC's outs: `$COSMO_STORE` if that is a folder, else `.store/` in the main checkout."""
+    chosen = os.environ.get("COSMO_STORE") or ""
+    return Path(chosen) if chosen and "://" not in chosen else main_checkout() / ".store"

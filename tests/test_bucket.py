@@ -1,17 +1,23 @@
 """The completion store in a bucket, against a real S3 server (moto's): shared by machines, whole after any crash."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import boto3
 import pytest
+from fake_tgi import FakeTgi
 from moto.server import ThreadedMotoServer
+from prompt_rows import write_model, write_prompts, write_settings
 from test_store import ROOT, completion
 
+from stages import generate
 from stages.completions import main
 from stages.errors import ClusterError
+from stages.serving import generation
 from stages.serving import mirror as mirror_module
 from stages.serving.mirror import Mirror
 from stages.serving.store import CompletionStore
@@ -125,6 +131,23 @@ def test_compaction_in_the_bucket_reaches_every_machine(
     other = CompletionStore(mirror=machine(tmp_path / "b/.store"))
     assert other.contents().segments == 0 and other.contents().completions == 35
     assert other.get(completion(7).key) == completion(7)
+
+
+def test_generate_works_on_a_store_in_a_bucket(
+    bucket: str, server: str, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_mlflow", lambda *_: nullcontext())
+    write_model(empty_folder)
+    write_prompts(empty_folder, {"web-blogpost": 30})
+    monkeypatch.setenv("COSMO_STORE", ADDRESS)
+    with FakeTgi() as tgi:
+        write_settings(empty_folder, [tgi.url])
+        assert "30 sent, 0 from the store" in generate.main()
+        shutil.rmtree(empty_folder / ".store")  # another machine
+        shutil.rmtree(empty_folder / "data/generate")
+        assert "0 sent, 30 from the store" in generate.main()
+    assert len(objects(server)) == 1 and (empty_folder / ".store/runs/generate.json").exists()
+    assert not list(empty_folder.glob("s3*"))
 
 
 def test_a_bucket_that_is_not_there_is_said_clearly(server: str, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ class Pool:
                 connection = await connect(http, spec, self.sampling, self.identity)
                 break
             except WrongServer as error:
-                if first:
+                if first or not self.endpoints:
                     self.failure = error
                 else:
                     print(f"warning: {error}", file=sys.stderr, flush=True)
