@@ -1,6 +1,7 @@
 # The two commands of the README, and what CI runs. Everything happens in .venv; nothing is installed elsewhere.
 SHELL := /bin/bash
 PYTHON ?= python3
+SLURM_TESTS := $(wildcard tests/test_slurm_*.py) tests/test_driver.py # they mostly wait, so they run beside the others
 PROFILES := rehearsal laptop cluster
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -36,7 +37,9 @@ status: setup ## what runs where: jobs, endpoints, tokens/s, ETA, GPU hours
 	@python -m stages.launch.driver status
 
 test: setup ## all tests; what this machine cannot have is skipped, with its reason
-	@python -m pytest
+	@log=$$(mktemp); python -m pytest $(SLURM_TESTS) >$$log 2>&1 & slurm=$$!; \
+	  python -m pytest $(SLURM_TESTS:%=--ignore=%); main=$$?; \
+	  wait $$slurm; other=$$?; cat $$log; rm $$log; exit $$((main ? main : other))
 
 smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
 	@python -m pytest tests/test_pipeline.py

@@ -203,7 +203,8 @@ def statistic(stats: PipelineStats, prefix: str) -> dict[str, int]:
         for label, value in step.stats.items():
             if label.startswith(prefix):
                 name = label.removeprefix(prefix)
-                found[name] = found.get(name, 0) + int(value.total)
+                total = value if isinstance(value, int) else value.total  # a file of one task's has plain numbers
+                found[name] = found.get(name, 0) + int(total)
     return dict(sorted(found.items()))
 
 
