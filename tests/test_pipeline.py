@@ -170,7 +170,7 @@ def test_on_slurm_the_pipeline_gives_the_bytes_of_a_local_run(
         yaml.dump(cluster, stream)
     monkeypatch.setenv("COSMO_CLUSTER", "test")
     monkeypatch.setenv("COSMO_NODE_ADDRESS", "127.0.0.1")
-    dvc(other, tmp_path / "store", "repro", "prompts")
+    dvc(other, tmp_path / "store", "repro", "prompts", "benchmarks")
 
     def run(*stages: str) -> list[str]:
         return [dvc(other, tmp_path / "store", "repro", "--force", "--single-item", stage) for stage in stages]
