@@ -67,6 +67,19 @@ class Instances(Params):
         return self
 
 
+class Ports(Params):
+    """The ports that a site's firewall leaves open between its nodes, both ends included."""
+
+    first: int = Field(ge=1024, le=65535)
+    last: int = Field(ge=1024, le=65535)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Ports":
+        if self.first > self.last:
+            raise ValueError(f"first {self.first} is more than last {self.last}")
+        return self
+
+
 class Container(Params):
     """In what the engine runs on the node."""
 
@@ -111,6 +124,26 @@ class Slurm(Params):
         found += [f"--time={self.time}", f"--nodes={self.nodes}", f"--cpus-per-task={self.cpus}"]
         return found + ([f"--gpus-per-node={self.gpus}"] if self.gpus else []) + self.extra
 
+    def seconds(self) -> int:
+        """`time` in seconds. Slurm's notation: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:...]."""
+        days, _, rest = self.time.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        units = (3600, 60, 1) if days or len(parts) == 3 else (60, 1)
+        return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
+
+
+class Driver(Slurm):
+    """What `dvc repro` itself asks for as a job, and how it goes on after its time limit."""
+
+    lead_seconds: int = Field(default=120, ge=10)  # before the limit: the stage is stopped, and the job requeued
+    resubmit: int = Field(default=20, ge=0)  # times that this is done; 0: the run ends at the limit
+
+    @model_validator(mode="after")
+    def _in_time(self) -> "Driver":
+        if self.lead_seconds >= self.seconds():
+            raise ValueError(f"lead_seconds {self.lead_seconds} leaves nothing of time {self.time!r}")
+        return self
+
 
 class Serving(Params):
     """How completions are served and asked for."""
@@ -128,10 +161,11 @@ class Serving(Params):
     attempts: int = Field(ge=1)  # tries that a prompt has before it becomes a failure row
     max_failed_share: float = Field(ge=0, le=1)  # above this the stage stops
     slurm: Slurm | None = None  # of a server's job, for launcher: slurm
+    ports: Ports | None = None  # of servers that are jobs; null: any free port
     container: Container | None = None  # null: the engine is on the node's PATH
     arguments: list[str] = Field(default_factory=list)  # more of the engine's own options, as --name=value
     environment: dict[str, str] = Field(default_factory=dict)  # of the engine (HF_HOME); tokens: export them yourself
-    restarts: int = Field(default=3, ge=0)  # of one instance, in one run
+    restarts: int = Field(default=3, ge=0)  # of one instance that failed, in one run
     idle_minutes: float = Field(default=10.0, gt=0)  # that a fleet outlives its stage, for the next one to adopt it
 
     @field_validator("environment")
@@ -159,11 +193,11 @@ class Serving(Params):
 class Data(Params):
     """How row-parallel stages run (datatrove)."""
 
-    executor: Literal["local", "slurm"]  # processes here, or job arrays
+    executor: Literal["local", "slurm", "ray"]  # processes here, job arrays, or the Ray at $RAY_ADDRESS
     tasks: int = Field(ge=1)  # shards of the work
-    workers: int = Field(ge=1)  # processes or array tasks at a time
-    slurm: Slurm | None = None  # of one task, for executor: slurm
-    retries: int = Field(default=2, ge=0)  # of an array task that failed
+    workers: int = Field(ge=1)  # processes or tasks at a time
+    slurm: Slurm | None = None  # of one task, for executor: slurm; ray takes its cpus and memory
+    retries: int = Field(default=2, ge=0)  # of an array's or Ray's task that failed
 
     @model_validator(mode="after")
     def _together(self) -> "Data":
@@ -172,11 +206,53 @@ class Data(Params):
         return self
 
 
-class Training(Params):
-    """How training runs."""
+class Layout(Params):
+    """How a training lies on processes, a GPU each: data, tensor and pipeline parallel."""
 
-    launcher: Literal["local"]
-    threads: int = Field(ge=0)  # torch threads; 0 leaves torch's own choice
+    dp: int = Field(default=1, ge=1)  # replicas; each takes its share of a batch
+    tp: int = Field(default=1, ge=1)  # processes that share every matrix
+    pp: int = Field(default=1, ge=1)  # processes that share the layers
+    micro_batch: int | None = Field(default=None, ge=1)  # sequences in one forward pass; null: train.micro_batch
+
+    @property
+    def processes(self) -> int:
+        return self.dp * self.tp * self.pp
+
+
+class Training(Params):
+    """How training runs. The transformers backend trains in the stage's own process, whatever stands here."""
+
+    launcher: Literal["local", "slurm"]  # of nanotron: torchrun here, or as a job
+    threads: int = Field(ge=0)  # torch threads of a process; 0 leaves torch's own choice
+    layout: Layout = Layout()  # of nanotron's processes
+    peak_tflops: float | None = Field(default=None, gt=0)  # of one GPU in bf16, dense: for MFU (H100 SXM: 989)
+    checkpoint_minutes: float = Field(default=15.0, gt=0)  # at least so long between two; also before the end
+    python: str = ".nanotron/bin/python"  # that has nanotron (make nanotron); in a container, that of the image
+    slurm: Slurm | None = None  # of the job, for launcher: slurm; gpus: processes of one node
+    container: Container | None = None  # null: none
+    environment: dict[str, str] = Field(default_factory=dict)  # of the processes (NCCL_SOCKET_IFNAME)
+    restarts: int = Field(default=3, ge=0)  # of a job that failed; requeued jobs do not count
+    warn_seconds: int = Field(default=300, ge=10)  # before its time limit a job writes a checkpoint and is requeued
+
+    @model_validator(mode="after")
+    def _together(self) -> "Training":
+        if self.launcher == "slurm":
+            if self.slurm is None:
+                raise ValueError("launcher slurm needs the section training.slurm, at least its time")
+            if self.layout.processes % self.slurm.nodes:
+                raise ValueError(
+                    f"dp x tp x pp = {self.layout.processes} processes do not fill {self.slurm.nodes} nodes evenly"
+                )
+            if self.slurm.gpus and self.layout.processes != self.slurm.nodes * self.slurm.gpus:
+                raise ValueError(
+                    f"dp x tp x pp = {self.layout.processes} processes, but training.slurm asks for"
+                    f" {self.slurm.nodes} nodes x {self.slurm.gpus} GPUs"
+                )
+            if self.warn_seconds >= self.slurm.seconds():
+                raise ValueError(f"warn_seconds {self.warn_seconds} leaves nothing of time {self.slurm.time!r}")
+        if self.container is not None and self.container.runtime == "docker":
+            raise ValueError("training runs in pyxis or apptainer, or without a container")
+        return self
 
 
 class Cluster(Params):
@@ -185,7 +261,7 @@ class Cluster(Params):
     serving: Serving
     data: Data
     training: Training
-    driver: Slurm | None = None  # of `dvc repro` itself as a job (make cluster-repro)
+    driver: Driver | None = None  # of `dvc repro` itself as a job (make cluster-repro)
 
 
 def cluster_path() -> Path:

@@ -3,13 +3,16 @@ faults are scripted.
 
 `FakeTgi(script)` runs in a thread; `python tests/fake_tgi.py --registration FILE ...` takes the CPU server's
 arguments, waits $FAKE_TGI_DELAY seconds over each completion and adds each prompt that it completed to $FAKE_TGI_LOG.
+While the file $FAKE_TGI_HOLDS exists, a prompt waits for which "<job> <prompt>" has a match of the pattern in it.
 """
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -43,7 +46,9 @@ class FakeTgi:
         api: str = "tgi",
         slots: int | None = None,
         token: str | None = None,
+        holds: Path | None = None,
     ):
+        self.holds = holds
         self.script, self.capacity, self.delay, self.log, self.port = script, capacity, delay, log, port
         self.api, self.slots, self.token = api, slots, token
         self.batch = asyncio.Semaphore(slots or 10**6)
@@ -85,6 +90,8 @@ class FakeTgi:
             kinds = {429: "overloaded", 422: "validation", 424: "generation"}
             return self.error(action, f"fault {action}", kinds.get(action, "fault"))
         await asyncio.sleep(action if isinstance(action, float) else self.delay)
+        while self._held(prompt):
+            await asyncio.sleep(0.2)
         text = "" if action == "empty" else text_of(prompt, parameters["seed"])
         self.answered.append((prompt, parameters["seed"]))
         if self.log:
@@ -103,6 +110,17 @@ class FakeTgi:
             "tokens": [{"id": 1, "text": "T", "logprob": -0.1, "special": False}],
         }
         return web.json_response({"generated_text": text, "details": details})
+
+    def _held(self, prompt: str) -> bool:
+        """Whether the prompt must wait; `<holds>.<job>` tells the test that the job of this server holds one."""
+        if self.holds is None or not self.holds.exists():
+            return False
+        job = os.environ.get("SLURM_JOB_ID", "")
+        with contextlib.suppress(FileNotFoundError):
+            if re.search(self.holds.read_text(), f"{job} {prompt}"):
+                self.holds.with_name(f"{self.holds.name}.{job}").touch()
+                return True
+        return False
 
     def error(self, status: int, message: str, kind: str) -> web.Response:
         if self.api == "openai":
@@ -191,15 +209,15 @@ async def main() -> None:
     if os.environ.get("FAKE_TGI_DIES"):
         raise SystemExit("cannot load the weights: the fake was told to die")
     log = os.environ.get("FAKE_TGI_LOG")
-    slow = os.environ.get("FAKE_TGI_SLOW")
+    holds = os.environ.get("FAKE_TGI_HOLDS")
     fake = FakeTgi(
-        lambda prompt, n: 18.0 if slow and slow in prompt else "ok",
         delay=float(os.environ.get("FAKE_TGI_DELAY", "0")),
         model_id=arguments.model_id,
         log=Path(log) if log else None,
         port=int(arguments.port),
         token=os.environ.get("COSMO_SERVING_KEY"),
         slots=int(os.environ.get("FAKE_TGI_SLOTS", "0")) or None,
+        holds=Path(holds) if holds else None,
     )
     await fake.serve()
     if arguments.registration:

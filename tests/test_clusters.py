@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.clusters import Cluster, load_cluster
+from stages.clusters import Cluster, Slurm, load_cluster
 from stages.errors import ConfigError
 from stages.launch.planner import H100, MIXTRAL, PUBLISHED, plan, roofline
 from stages.launch.servers import container_command
@@ -41,6 +41,9 @@ def changed(folder: Path, monkeypatch: pytest.MonkeyPatch, base: str, **changes:
     [
         ("local", {"serving__enigne": "cpu"}, "serving.enigne is not a parameter"),
         ("local", {"serving__instances": {"min": 3, "max": 2}}, "min 3 is more than max 2"),
+        ("local", {"serving__ports": {"first": 41000, "last": 40000}}, "first 41000 is more than last 40000"),
+        ("local", {"serving__ports": {"first": 80, "last": 90}}, "serving.ports.first"),
+        ("slurm-h100", {"driver__lead_seconds": 7 * 86400}, "leaves nothing of time '7-00:00:00'"),
         ("local", {"serving__engine": "tgi"}, "engine tgi starts through launcher: slurm"),
         ("local", {"serving__launcher": "slurm"}, "launcher slurm needs the section serving.slurm"),
         ("local", {"data__executor": "slurm"}, "executor slurm needs the section data.slurm"),
@@ -59,6 +62,14 @@ def test_what_is_wrong_is_said_with_its_key(
     base: str, changes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert said in changed(tmp_path, monkeypatch, base, **changes)
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("1:30", 90), ("2:00:05", 7205), ("1-2", 93_600), ("1-2:30", 95_400), ("7-00:00:00", 604_800)],
+)
+def test_slurms_notation_of_time(time: str, seconds: int) -> None:
+    assert Slurm(time=time).seconds() == seconds
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What a person at a login node sees and does: the status of a run, the driver as a job, and nothing left after it."""
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,10 +14,12 @@ import yaml
 from prompt_rows import ROOT, write_settings
 from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
+from stages.clusters import load_cluster
 from stages.errors import ConfigError
-from stages.launch import driver
+from stages.launch import driver, turn
 from stages.lineage import store_root
 
+SOON = 240.0  # seconds; a bound for what takes a few where the machine is free
 STATUS = {
     "stage": "generate",
     "state": "running",
@@ -53,25 +57,60 @@ def test_the_status_names_progress_load_and_what_is_waited_for() -> None:
     assert driver.describe(STATUS, alive=False).startswith("generate: killed")
 
 
+def test_the_status_names_the_drivers_stage() -> None:
+    found = {"job": "7", "state": "running", "stage": "generate", "since": 0.0, "done": 12, "total": 28, "requeued": 2}
+    said = driver.describe_driver(found, {"7": "RUNNING"}, 2520.0)
+    assert said == ["driver: job 7, running, in generate for 42 min, 12 of 28 stages done, requeued 2 times"]
+    assert "waits for its next turn, last in generate" in driver.describe_driver(found, {"7": "PENDING"}, 2520.0)[0]
+    assert "job 7, killed" in driver.describe_driver(found, {}, 2520.0)[0]
+    assert driver.describe_driver({}, {}, 0.0) == []
+
+
 @pytest.fixture
-def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:  # noqa: F811
-    """A checkout whose `dvc` is a script of ours: DVC itself is run by test_pipeline.py."""
+def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A checkout whose `dvc` is a script of ours; `real_dvc` puts DVC in its place."""
     write_settings(empty_folder, [])
-    content = yaml.safe_load((empty_folder / "clusters/local.yaml").read_text())
-    (empty_folder / "clusters/local.yaml").write_text(yaml.safe_dump({**content, "driver": {"time": "10"}}))
+    settings(time="10")
     (empty_folder / "clusters/templates").symlink_to(ROOT / "clusters/templates")
     (empty_folder / "bin").mkdir()
     fake = empty_folder / "bin/dvc"
     fake.write_text(
-        "#!/bin/bash\ntrap 'echo stopped >> said; exit 130' INT TERM\n"
-        'echo "$@ on $COSMO_CLUSTER" > said\nwhile [ -e go ]; do sleep 0.1; done\necho ended >> said\n'
+        "#!/bin/bash\n[ $1 = repro ] || exit 0\ntrap 'echo stopped >> said; exit 130' INT TERM\n"
+        'echo "$@ on $COSMO_CLUSTER" >> said\nwhile [ -e go ]; do sleep 0.1; done\necho ended >> said\n'
     )
-    fake.chmod(0o755)
+    python = empty_folder / "bin/python"
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    for path in (fake, python):
+        path.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(sys, "executable", str(empty_folder / "bin/python"))
     yield empty_folder
     for job in slurm.jobs():
-        slurm.run("scancel", job.id)
-    slurm.wait_empty(30)
+        with contextlib.suppress(RuntimeError):
+            slurm.run("scancel", job.id)
+    slurm.wait_empty(SOON)
+
+
+def settings(**of_driver: object) -> None:
+    """The cluster file's section driver."""
+    path = Path("clusters/local.yaml")
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "driver": of_driver}))
+
+
+def real_dvc(folder: Path, second: str) -> None:
+    """A pipeline of two stages for DVC itself: one that ends at once, and one with this command."""
+    (folder / "bin/dvc").write_text('#!/bin/bash\nexec "$(dirname "$0")/python" -m dvc "$@"\n')
+    subprocess.run([folder / "bin/dvc", "init", "--no-scm", "--quiet"], check=True)
+    stages = {
+        "first": {"cmd": "echo first >> ran; echo 1 > one", "outs": ["one"]},
+        "second": {"cmd": f"echo second >> ran; {second}; echo 2 > two", "deps": ["one"], "outs": ["two"]},
+    }
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+
+def log() -> str:
+    """What the driver's jobs have said."""
+    return "".join(path.read_text() for path in (store_root() / "logs").glob("driver-*.log"))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
@@ -80,7 +119,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
 
 
 def wait_for(path: Path, text: str) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + SOON
     while not (path.exists() and text in path.read_text()):
         assert time.monotonic() < end, path.read_text() if path.exists() else "nothing was said"
         time.sleep(0.1)
@@ -89,7 +128,7 @@ def wait_for(path: Path, text: str) -> None:
 @pytest.mark.slow
 def test_the_driver_is_a_job_that_runs_dvc_and_stops_cleanly(
     folder: Path,
-    slurm: SlurmCluster,  # noqa: F811
+    slurm: SlurmCluster,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -113,9 +152,123 @@ def test_the_driver_is_a_job_that_runs_dvc_and_stops_cleanly(
 
 
 @pytest.mark.slow
+def test_a_driver_out_of_time_goes_on_by_itself(
+    folder: Path,
+    slurm: SlurmCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real_dvc(folder, "while [ ! -e go ]; do sleep 0.1; done")
+    settings(time="1", lead_seconds=20)  # Slurm looks every 30 s, and signals up to that much earlier
+    run(monkeypatch, "submit")
+    wait_for(folder / "ran", "first\nsecond\nsecond\n")  # the second turn; the limit is a minute
+    wait_for(turn.driver_folder() / "status.json", '"stage": "second"')
+    run(monkeypatch, "status")
+    assert ", running, in second for 0 min, 1 of 2 stages done, requeued 1 times" in capsys.readouterr().out
+    Path("go").touch()
+    slurm.wait_empty(SOON)
+    assert (folder / "ran").read_text() == "first\nsecond\nsecond\n" and Path("two").exists()
+    assert turn.read_status() | {"state": "done", "done": 2, "requeued": 1} == turn.read_status()
+    assert "out of time; requeued (1 of 20)" in log()
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_fails_is_not_run_again(
+    folder: Path,
+    slurm: SlurmCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real_dvc(folder, "exit 3")
+    run(monkeypatch, "submit")
+    slurm.wait_empty(SOON)
+    assert (folder / "ran").read_text() == "first\nsecond\n"
+    assert turn.read_status()["state"] == "failed" and "failed to reproduce 'second'" in log()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("resubmit", "command", "turns"),
+    [
+        (0, ("scancel", "--signal=TERM", "--batch"), 1),  # what Slurm sends before the time limit
+        (1, ("scancel",), 1),  # a person's, without `stop`
+        (0, ("scontrol", "requeue"), 2),  # as after a preemption or with a node that died
+    ],
+)
+def test_a_driver_comes_back_as_often_as_it_may(
+    resubmit: int,
+    command: tuple[str, ...],
+    turns: int,
+    folder: Path,
+    slurm: SlurmCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings(time="10", resubmit=resubmit)
+    Path("go").touch()
+    run(monkeypatch, "submit")
+    wait_for(folder / "said", "repro")
+    (job,) = [job.id for job in slurm.jobs()]
+    slurm.run(*command, job)
+    if turns == 2:
+        end = time.monotonic() + SOON
+        while (folder / "said").read_text().count("repro") < 2:
+            assert time.monotonic() < end, log()
+            time.sleep(0.1)
+        Path("go").unlink()
+    slurm.wait_empty(SOON)
+    assert (folder / "said").read_text().count("repro") == turns
+    assert ("driver.resubmit = 0" in log()) == (resubmit == 0 and turns == 1)
+    assert not list(turn.driver_folder().glob("back-*"))
+
+
+@pytest.mark.slow
+def test_a_run_by_hand_is_seen(folder: Path) -> None:
+    real_dvc(folder, "while [ ! -e go ]; do sleep 0.1; done")
+    with subprocess.Popen([folder / "bin/dvc", "repro", "--quiet"]) as repro:
+        wait_for(folder / "ran", "second")
+        assert driver.by_hand(time.time()) == ["dvc repro by hand: in second for 0 min"]
+        Path("go").touch()
+    assert repro.returncode == 0 and driver.by_hand(time.time()) == []
+
+
+@pytest.mark.slow
+def test_a_driver_that_waits_for_its_turn_is_stopped(
+    folder: Path,
+    slurm: SlurmCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings(time="10", extra=["--begin=now+1hour"])
+    run(monkeypatch, "submit")
+    assert run(monkeypatch, "stop") == "1 driver stopped"
+    assert slurm.jobs() == [] and not (folder / "said").exists()
+
+
+@pytest.mark.slow
+def test_no_path_is_too_odd_and_no_token_is_written_down(
+    folder: Path,
+    slurm: SlurmCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
+    odd = folder / 'it\'s a "b" $(touch pwned) # 50%j'
+    odd.mkdir()
+    for name in ("clusters", "bin"):
+        (folder / name).rename(odd / name)
+    monkeypatch.chdir(odd)
+    monkeypatch.setattr(sys, "executable", str(odd / "bin/python"))
+    cluster = load_cluster().driver
+    assert cluster is not None
+    assert "hf_abcdefghijklmnopqrstuvwxyz" not in driver.driver_script(cluster, [])
+    run(monkeypatch, "submit", "a 'target'")
+    slurm.wait_empty(SOON)
+    assert f"repro a 'target' on {Path('clusters/local.yaml')}" in (odd / "said").read_text(), log()
+    assert turn.read_status()["state"] == "done" and "hf_" not in log()
+    assert len(list((odd / ".store/logs").glob("driver-*.log"))) == 1 and not list(folder.rglob("pwned"))
+
+
+@pytest.mark.slow
 def test_the_reaper_ends_this_checkouts_jobs_and_no_others(
     folder: Path,
-    slurm: SlurmCluster,  # noqa: F811
+    slurm: SlurmCluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path("go").touch()
@@ -127,6 +280,16 @@ def test_the_reaper_ends_this_checkouts_jobs_and_no_others(
     slurm.run("sbatch", "--parsable", "--job-name=cosmo-0123456789", stdin=script)
     assert run(monkeypatch, "reap") == "3 jobs cancelled"
     assert [job.id for job in slurm.jobs()] == [other]
+
+
+def test_a_path_that_sbatch_cannot_take_is_named(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_settings(empty_folder, [])
+    settings(time="10")
+    (empty_folder / "clusters/templates").symlink_to(ROOT / "clusters/templates")
+    monkeypatch.setenv("COSMO_STORE", str(empty_folder / "a\\b"))
+    monkeypatch.setattr(driver.slurm, "queue", lambda name: [])
+    with pytest.raises(ConfigError, match="sbatch takes no path with"):
+        run(monkeypatch, "submit")
 
 
 def test_a_cluster_file_without_a_driver_section_says_so(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

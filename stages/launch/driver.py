@@ -1,11 +1,12 @@
 """Commands for a person at a login node: submit the driver, see what runs, end what is left.
 
 python -m stages.launch.driver submit [TARGET...]   `dvc repro` as a Slurm job (make cluster-repro)
-python -m stages.launch.driver status               stages, jobs, endpoints, tokens/s, ETA, GPU hours (make status)
+python -m stages.launch.driver status               what runs where and how far it is: driver, stages, jobs, endpoints
 python -m stages.launch.driver stop                 stop the driver cleanly; what was completed is in the store
 python -m stages.launch.driver reap                 cancel every job of this checkout: fleets, arrays, the driver
 """
 
+import contextlib
 import json
 import shlex
 import sys
@@ -14,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.clusters import Slurm, cluster_path, load_cluster
+from stages.clusters import Driver, cluster_path, load_cluster
 from stages.draws import content_hash
 from stages.errors import ClusterError, ConfigError, run_stage
 from stages.launch import slurm
-from stages.launch.servers import TEMPLATES, known_fleets
+from stages.launch.servers import COMES_BACK, TEMPLATES, end_fleet, in_use, known_fleets
+from stages.launch.turn import read_status, stop_mark
 from stages.lineage import store_root
 
 STALE_SECONDS = 30.0  # a status file that was not rewritten for so long is of a run that was killed
@@ -45,13 +48,14 @@ def submit(targets: list[str]) -> str:
     return f"job {number} drives dvc repro; its log is {logs}/driver-{number}.log; `make status` shows what it does"
 
 
-def driver_script(driver: Slurm, targets: list[str]) -> str:
+def driver_script(driver: Driver, targets: list[str]) -> str:
     """The job script of the driver."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("driver.sh.j2").render(
         name=checkout_name("driver"),
-        log=f"{store_root().resolve()}/logs/driver-%j.log",
-        options=driver.options(),
+        log=slurm.log_option(store_root().resolve() / "logs", "driver-%j.log"),
+        lead=driver.lead_seconds,
+        options=[slurm.directive(option) for option in driver.options()],
         setup=driver.setup,
         checkout=shlex.quote(str(Path.cwd())),
         bin=shlex.quote(str(Path(sys.executable).parent)),
@@ -72,8 +76,9 @@ def own_jobs() -> list[slurm.Job]:
 def status(_: list[str]) -> str:
     try:
         jobs = own_jobs()
+        queued = {job.id: job.state for job in jobs}
     except ClusterError as error:  # no Slurm here: the stages' own status still says something
-        jobs = []
+        jobs, queued = [], None
         print(f"(no jobs: {error})")
     lines = [
         table(
@@ -81,6 +86,8 @@ def status(_: list[str]) -> str:
         )
     ]
     shown = 0
+    if drivers := [*describe_driver(read_status(), queued, time.time()), *by_hand(time.time())]:
+        lines += ["", *drivers]
     for path in sorted((store_root() / "runs").glob("*.status.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         alive = found["state"] != "running" or time.time() - path.stat().st_mtime < STALE_SECONDS
@@ -126,20 +133,75 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def describe_driver(found: dict[str, Any], jobs: dict[str, str] | None, now: float) -> list[str]:
+    """The driver's status file for people, given the states of queued jobs (None: unknown); a line or none."""
+    if not found:
+        return []
+    state = found["state"]
+    if jobs and jobs.get(found["job"]) == "PENDING":
+        state = "waits for its next turn"
+    elif jobs is not None and found["job"] not in jobs and state in ("running", "stopping", "out of time", "requeued"):
+        state = "killed"
+    line = f"driver: job {found['job']}, {state}"
+    if found["stage"] and state != "done":
+        ago = f" for {(now - found['since']) / 60:.0f} min" if state == "running" else ""
+        line += f", {'in' if state == 'running' else 'last in'} {found['stage']}{ago}"
+    line += f", {found['done']}{' of ' + str(found['total']) if found['total'] else ''} stages done"
+    return [line + (f", requeued {found['requeued']} times" if found["requeued"] else "")]
+
+
+def by_hand(now: float) -> list[str]:
+    """Stages of this checkout that a person's DVC runs on this machine."""
+    began: dict[str, float] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            variables = process.environ()
+            name, here = variables.get("DVC_STAGE"), variables.get("DVC_ROOT") == str(Path.cwd())
+            if name and here and COMES_BACK not in variables:
+                start = process.create_time()
+                began[name] = min(start, began.get(name, start))
+    return [f"dvc repro by hand: in {name} for {(now - at) / 60:.0f} min" for name, at in sorted(began.items())]
+
+
 def stop(_: list[str]) -> str:
-    jobs = [job.id for job in slurm.queue(name=checkout_name("driver")) if not job.ended]
-    slurm.cancel(jobs, number="TERM")
-    if left := slurm.wait_ended(jobs, END_SECONDS):
-        raise ClusterError(f"job {left[0].id} does not stop; `reap` cancels everything")
-    return f"{len(jobs)} driver stopped" if jobs else "no driver runs"
+    end, stopped, told = time.monotonic() + END_SECONDS, set[str](), set[str]()
+    while jobs := [job for job in slurm.queue(name=checkout_name("driver")) if not job.ended]:
+        for job in jobs:
+            stopped.add(job.id)
+            mark_stopped(job.id)
+            if job.state == "PENDING":  # it has not begun, or waits for its next turn
+                slurm.cancel([job.id])
+            elif job.state == "RUNNING" and job.id not in told:
+                slurm.cancel([job.id], number="TERM")
+                told.add(job.id)
+        if time.monotonic() > end:
+            raise ClusterError(f"job {jobs[0].id} does not stop; `reap` cancels everything")
+        time.sleep(0.5)
+    for number in stopped:
+        stop_mark(number).unlink(missing_ok=True)
+    for name in known_fleets():  # that a driver left for its next turn
+        if not in_use(name):
+            end_fleet(name)
+    return f"{len(stopped)} driver stopped" if stopped else "no driver runs"
+
+
+def mark_stopped(job: str) -> None:
+    """Before the signal, so that the driver does not take it for its time limit and comes back."""
+    stop_mark(job).parent.mkdir(parents=True, exist_ok=True)
+    stop_mark(job).touch()
 
 
 def reap(_: list[str]) -> str:
-    jobs = own_jobs()
-    slurm.cancel(job.id for job in sorted(jobs, key=lambda job: "driver" not in job.name))  # the driver first
+    jobs = sorted(own_jobs(), key=lambda job: job.name != checkout_name("driver"))  # the driver first
+    for job in jobs:
+        if job.name == checkout_name("driver"):
+            mark_stopped(job.id)
+    slurm.cancel(job.id for job in jobs)
     left = slurm.wait_ended([job.id for job in jobs], END_SECONDS)
     if left:
         raise ClusterError(f"jobs {', '.join(job.id for job in left)} do not end; look at squeue")
+    for job in jobs:
+        stop_mark(job.id).unlink(missing_ok=True)
     return f"{len(jobs)} jobs cancelled"
 
 

@@ -34,9 +34,13 @@ from stages.lineage import store_root
 TEMPLATES = Path("clusters/templates")
 LOOK_SECONDS = 2.0  # between two looks at the queue
 END_SECONDS = 60.0  # for cancelled jobs to end
-PASSED = ["HF_TOKEN", "HF_HOME", "API_KEY", "VLLM_API_KEY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"]  # into docker
-SERVED = {"engine", "gpus", "concurrency", "batch_size", "slurm", "container", "arguments", "environment"}
+PASSED = [  # into docker; the other runtimes pass everything on
+    *("HF_TOKEN", "HF_HOME", "API_KEY", "SHARD_UDS_PATH", "MASTER_PORT", "PROMETHEUS_PORT"),  # TGI
+    *("VLLM_API_KEY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"),
+]
+SERVED = {"engine", "gpus", "concurrency", "batch_size", "slurm", "container", "arguments", "environment", "ports"}
 LAST = "last"  # touched by a stage that left the servers for the next one
+COMES_BACK = "COSMO_DRIVER_COMES_BACK"  # names a file that exists while the driver waits for its next turn
 LEASE_SECONDS = 60.0  # a driver that has not touched its file for so long is gone
 
 
@@ -70,6 +74,7 @@ class SlurmFleet:
         self._servers: dict[str, str] = {}  # url -> job
         self._retiring: set[str] = set()  # urls that are to end once they are empty
         self._failed = 0
+        self._healthy: set[str] = set()  # jobs that were
         self._cancelled: set[str] = set()  # by us: their end is no failure
         self._left: int | None = None
         self._idle: Callable[[str], bool] = lambda url: False
@@ -84,12 +89,13 @@ class SlurmFleet:
         assert serving.slurm is not None
         quote = shlex.quote
         weights = str(folder.resolve())
+        gpus = [f"--gpus-per-node={serving.gpus}"] * bool(serving.gpus and not serving.slurm.gpus)
+        options = gpus + serving.slurm.options()
         return {
             "engine": serving.engine,
             "name": self.name,
-            "log": f"{self.folder.resolve()}/logs/%j.log",
-            "options": [f"--gpus-per-node={serving.gpus}"] * bool(serving.gpus and not serving.slurm.gpus)
-            + serving.slurm.options(),
+            "log": slurm.log_option(self.folder.resolve() / "logs", "%j.log"),
+            "options": [slurm.directive(option) for option in options],
             "setup": serving.slurm.setup,
             "checkout": quote(str(Path.cwd())),
             "environment": {name: quote(value) for name, value in serving.environment.items()},
@@ -97,6 +103,7 @@ class SlurmFleet:
             "fleet": quote(str(self.folder.resolve())),
             "startup": serving.startup_timeout_s,
             "idle": serving.idle_minutes * 60,
+            "ports": f"--ports {serving.ports.first} {serving.ports.last}" if serving.ports else "",
             "folder": quote(weights),
             "model": quote(model),
             "revision": quote(revision),
@@ -200,16 +207,18 @@ class SlurmFleet:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 job, restart, url = str(content["job"]), int(content["restart"]), str(content["url"])
                 running = job in now and now[job].state == "RUNNING" and restart == now[job].restarts
+                self._healthy.add(job)
                 if running and restart >= registered.get(job, (-1, ""))[0]:
                     registered[job] = restart, url
         self._servers = {url: job for job, (_, url) in registered.items()}
         self._retiring &= self._servers.keys()
 
     def _ended(self, job: slurm.Job) -> None:
-        """A job that ended by itself: counted against the limit, and told with the end of its log."""
-        self._failed += 1
+        """A job that ended by itself: told with the end of its log, and counted if that was its own fault."""
         why = slurm.why_it_ended(job.id) or job.state.lower()
         told = f"job {job.id} of {self.name} ended ({why}); the end of its log:\n{slurm.tail(self._log_of(job.id))}"
+        # Slurm ended it after it had served: in a run of a week that happens to every job, and again.
+        self._failed += not (job.state in slurm.ENDED_BY_SLURM and job.id in self._healthy)
         if self._failed > self.serving.restarts * self.serving.instances.max:
             raise ClusterError(f"{told}\nthat was the last of {self.serving.restarts} restarts an instance")
         print(f"warning: {told}\nit is submitted again", file=sys.stderr, flush=True)
@@ -235,8 +244,8 @@ class SlurmFleet:
         for job in waiting[: max(spare, 0)]:
             self._cancel(job.id)
             spare -= 1
-        for url in [url for url in self._servers if url not in self._retiring][: max(spare, 0)]:
-            self._retiring.add(url)
+        newest = sorted(self._servers, key=lambda url: int(self._servers[url]), reverse=True)
+        self._retiring.update([url for url in newest if url not in self._retiring][: max(spare, 0)])
         for url in [url for url in self._retiring if self._idle(url)]:
             self._cancel(self._servers.pop(url))
             self._retiring.discard(url)
@@ -247,11 +256,11 @@ class SlurmFleet:
         slurm.cancel([job])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """The next stage may adopt the servers; after an error nobody will."""
-        if kind is not None:
-            self.end()
-        else:
+        """The next stage may adopt the servers, or the driver in its next turn; after an error nobody will."""
+        if kind is None or (kind is KeyboardInterrupt and driver_comes_back()):
             self.leave()
+        else:
+            self.end()
 
     def leave(self) -> None:
         """Stop looking after the servers; they end by themselves when nobody adopts them."""
@@ -263,13 +272,18 @@ class SlurmFleet:
         """Cancel every job of the fleet, unless another driver lives on it."""
         self._stop()
         self._lease.unlink(missing_ok=True)
-        if not any(_lives(path) for path in (self.folder / "drivers").glob("*")):
+        if not in_use(self.name):
             end_fleet(self.name)
 
     def _stop(self) -> None:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
+
+
+def driver_comes_back() -> bool:
+    """Whether the driver is stopped only to be requeued (stages/launch/turn.py)."""
+    return bool(path := os.environ.get(COMES_BACK)) and Path(path).exists()
 
 
 def _lives(lease: Path) -> bool:
@@ -295,19 +309,16 @@ def container_command(serving: Serving) -> str:
     if container.runtime == "apptainer":
         source = image if image.endswith((".sif", ".sqsh")) else f"docker://{image}"
         return " ".join(["apptainer exec --nv", *(f"--bind {quote(m)}" for m in container.mounts), quote(source)])
-    passed = [
-        "HF_TOKEN",
-        "HF_HOME",
-        "API_KEY",
-        "VLLM_API_KEY",
-        "VLLM_NO_USAGE_STATS",
-        "DO_NOT_TRACK",
-        *serving.environment,
-    ]
+    passed = [*PASSED, *serving.environment]
     options = [*(f"--volume {quote(m)}" for m in container.mounts), *(f"--env {name}" for name in passed)]
     return " ".join(
         ["docker run --rm --gpus all --network host --ipc host", *options, "--entrypoint ''", quote(image)]
     )
+
+
+def in_use(name: str) -> bool:
+    """Whether a driver lives on the fleet."""
+    return any(_lives(path) for path in (fleets_folder() / name / "drivers").glob("*"))
 
 
 def end_fleet(name: str) -> list[str]:

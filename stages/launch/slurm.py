@@ -5,19 +5,21 @@ has not. Errors carry Slurm's own words.
 """
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.errors import ClusterError
+from stages.errors import ClusterError, ConfigError
 
 COMMAND_SECONDS = 60.0  # a busy controller answers slowly
 TRIES = 5  # of a question to a controller that does not answer; it may be restarting
 COLUMNS = {"JobArrayID": 40, "State": 20, "Name": 80, "NodeList": 120, "Reason": 60, "RestartCnt": 8}  # with widths
 FIELDS = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+ENDED_BY_SLURM = {"TIMEOUT", "PREEMPTED", "NODE_FAIL"}  # through no fault of the job; each may also mean a requeue
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"} | ENDED_BY_SLURM
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ def _run(command: list[str], stdin: str | None = None, environment: Mapping[str,
         said = " ".join((done.stderr or done.stdout).split())[:500] or f"status {done.returncode}"
         raise ClusterError(f"{' '.join(command[:2])} failed: {said}")
     return done.stdout
+
+
+def directive(option: str) -> str:
+    """An option as a #SBATCH line takes it: sbatch splits the line at blanks and knows quotes and backslashes."""
+    name, equals, value = option.partition("=")
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{name}{equals}"{escaped}"' if re.search(r"[^\w@%+=:,./-]", value) else option
+
+
+def log_option(folder: Path, name: str) -> str:
+    """--output for a file whose name has Slurm's patterns (%j), in a folder whose path is to be taken as it is.
+
+    `ConfigError` for a backslash or a line's end in it: to sbatch they mean something, however they are quoted.
+    """
+    if wrong := re.search(r"[\\\n]", str(folder)):
+        raise ConfigError(f"{folder}: sbatch takes no path with {wrong[0]!r}; move the checkout, or $COSMO_STORE")
+    return directive(f"--output={str(folder).replace('%', '%%')}/{name}")
 
 
 def submit(script: str, options: Iterable[str] = ()) -> str:
@@ -112,6 +131,11 @@ def cancel(jobs: Iterable[str], number: str | None = None) -> None:
         except ClusterError as error:
             if "Invalid job id" not in str(error):
                 raise
+
+
+def requeue(job: str) -> None:
+    """Put a running job back into the queue under its id; Slurm ends its processes. `ClusterError` if it may not."""
+    _run(["scontrol", "requeue", job])
 
 
 def wait_ended(jobs: Iterable[str], seconds: float) -> list[Job]:

@@ -17,19 +17,22 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 LOOK_SECONDS = 1.0
 HEALTH_SECONDS = 15.0  # between two looks at a server that is in use
 UNHEALTHY_SECONDS = 180.0  # without an answer: the job fails, and is replaced
 PROBE_SECONDS = 5.0
+ANY_PORT = (0,) * 20  # the kernel chooses; so many tries, should another supervisor have claimed its choice
 STOP_SECONDS = 20.0  # between SIGTERM and SIGKILL of the engine; Slurm's own KillWait is 30 s
 
 
 class Supervisor:
     """One engine on this node."""
 
-    def __init__(self, fleet: Path, startup_s: float, idle_s: float, command: list[str]):
+    def __init__(self, fleet: Path, startup_s: float, idle_s: float, command: list[str], ports: Sequence[int]):
+        self.ports = ports
         self.fleet, self.startup_s, self.idle_s, self.command = fleet, startup_s, idle_s, command
         self.job = os.environ.get("SLURM_JOB_ID", f"local-{os.getpid()}")
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -42,8 +45,15 @@ class Supervisor:
         """The job's exit status: 0 when it was asked to end, 1 when the engine ended or never became healthy."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
-        port = _free_port()
-        variables = {**os.environ, "PORT": str(port), "COSMO_SERVING_KEY": self.key}
+        claims = [claim(self.ports), claim(ANY_PORT), claim(ANY_PORT)]
+        found = [claimed[0] for claimed in claims if claimed]
+        if len(found) < len(claims):
+            wanted = f"none of the ports {self.ports[0]} to {self.ports[-1]} is free on {socket.gethostname()}"
+            print(f"supervisor: {wanted}; widen serving.ports in the cluster file", file=sys.stderr, flush=True)
+            return 1
+        port, *others = map(str, found)
+        variables = {**os.environ, "PORT": port, "COSMO_SERVING_KEY": self.key}
+        variables |= {"COSMO_SECOND_PORT": others[0], "COSMO_THIRD_PORT": others[1]}  # for an engine's own processes
         engine = subprocess.Popen(self.command, env=variables, start_new_session=True)
         try:
             return self._watch(engine, f"http://{self.host}:{port}")
@@ -107,11 +117,28 @@ class Supervisor:
         return False  # a file system that does not answer says nothing about drivers
 
 
-def _free_port() -> int:
-    """A port that nobody has now; should the engine lose it on a busy node, the job fails and is replaced."""
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
+def claim(ports: Sequence[int]) -> tuple[int, socket.socket] | None:
+    """One of the ports that nobody on this node has, and what keeps it; None when all are taken.
+
+    An engine binds its port only once its weights are loaded, minutes later. Until then the returned socket, an
+    abstract one that the kernel frees with this process, keeps the other supervisors of the node from the same port.
+    """
+    for wanted in ports:
+        with socket.socket() as attempt:
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a server's end blocks its port
+            try:
+                attempt.bind(("", wanted))
+            except OSError:
+                continue
+            port = attempt.getsockname()[1]
+        keeper = socket.socket(socket.AF_UNIX)
+        try:
+            keeper.bind(f"\0cosmo-port-{port}")
+        except OSError:
+            keeper.close()
+            continue
+        return port, keeper
+    return None
 
 
 def _end(engine: "subprocess.Popen[bytes]") -> None:
@@ -130,9 +157,11 @@ def main() -> int:
     parser.add_argument("--fleet", type=Path, required=True, help="the fleet's folder")
     parser.add_argument("--startup", type=float, required=True, help="seconds until the engine must be healthy")
     parser.add_argument("--idle", type=float, required=True, help="seconds without a driver after which it ends")
+    parser.add_argument("--ports", type=int, nargs=2, help="the first and the last that it may take")
     parser.add_argument("command", nargs="+", help="what starts the engine")
     options = parser.parse_args()
-    return Supervisor(options.fleet, options.startup, options.idle, options.command).run()
+    ports = range(options.ports[0], options.ports[1] + 1) if options.ports else ANY_PORT
+    return Supervisor(options.fleet, options.startup, options.idle, options.command, ports).run()
 
 
 if __name__ == "__main__":
