@@ -3,30 +3,35 @@
 In: data/embed/vectors.parquet.
 Out: data/cluster/assignments.parquet (ASSIGNMENT), data/cluster/centroids.parquet (CENTROID), metrics/cluster.json,
 metrics/plots/clusters.png (the sample's map).
-UMAP and HDBSCAN see a sample drawn by row id; every other row, and what HDBSCAN called noise, goes to the nearest
-centroid if that is similar enough, else to cluster -1.
+UMAP and HDBSCAN see a sample drawn by row id, in this process; every other row, and what HDBSCAN called noise, goes to
+the nearest centroid if that is similar enough, else to cluster -1, in as many tasks as the cluster file says. Neither
+tasks nor the order of rows change a byte.
 Alone: python -m stages.cluster
 """
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from stages.clustering.figure import draw_map
-from stages.clustering.grouping import Groups, assign, find_groups
+from stages.clustering.grouping import AssignRows, Groups, find_groups
+from stages.clustering.spans import checked_rows, read_parts, tasks_for
+from stages.clustering.vectors import vectors_of
+from stages.clusters import load_cluster
 from stages.draws import draw_sample
 from stages.errors import run_stage
-from stages.progress import Progress
+from stages.launch.arrays import Arrays
 from stages.settings import Params, load
 from stages.tables.accounting import RowAccount, write_metrics
 from stages.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
-from stages.tables.parquet import TableWriter, count_rows, read_batches, write_table
+from stages.tables.parquet import TableWriter, read_batches, write_table
 
 VECTORS, OUT, FIGURE = Path("data/embed/vectors.parquet"), Path("data/cluster"), Path("metrics/plots/clusters.png")
+ROWS_PER_TASK = 5000  # fewer rows than this are not worth a task of their own
 
 
 class ClusterParams(Params):
@@ -46,12 +51,6 @@ class ClusterParams(Params):
         return max(self.min_cluster_floor, round(rows * self.min_cluster_fraction))
 
 
-def vectors_of(table: pa.Table) -> np.ndarray:
-    """The vectors of EMBEDDING rows, float32 [rows, dimensions]."""
-    column = table["embedding"].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-
-
 def read_sample(params: ClusterParams) -> tuple[list[str], np.ndarray]:
     """(row ids, vectors) of the sample."""
     ids = [i for t in read_batches([VECTORS], EMBEDDING, ["row_id"]) for i in t["row_id"].to_pylist()]
@@ -63,24 +62,6 @@ def read_sample(params: ClusterParams) -> tuple[list[str], np.ndarray]:
         found += [row_ids[n] for n in taken]
         parts.append(vectors_of(table)[taken])
     return found, np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
-
-
-def assignment_rows(table: pa.Table, groups: Groups, place: dict[str, int], min_similarity: float) -> pa.Table:
-    """ASSIGNMENT rows for EMBEDDING rows; `place` finds a sampled row in `groups`."""
-    places = [place.get(row_id) for row_id in table["row_id"].to_pylist()]
-    fixed = np.array([-1 if p is None else groups.clusters[p] for p in places], dtype=np.int32)
-    clusters, similarity = assign(vectors_of(table), groups.centroids, min_similarity, fixed)
-    x, y = ([None if p is None else groups.positions[p, axis] for p in places] for axis in (0, 1))
-    return pa.table(
-        {
-            "row_id": table["row_id"],
-            "cluster": clusters,
-            "similarity": similarity,
-            "in_sample": [p is not None for p in places],
-            "x": pa.array(x, pa.float32()),
-            "y": pa.array(y, pa.float32()),
-        }
-    )
 
 
 def summary(groups: Groups, sizes: np.ndarray, account: RowAccount, min_cluster_size: int) -> dict[str, Any]:
@@ -100,9 +81,10 @@ def summary(groups: Groups, sizes: np.ndarray, account: RowAccount, min_cluster_
 
 
 def main() -> str:
-    """Cluster the sample, assign the rest; returns the summary line."""
-    params = load("cluster", ClusterParams)
+    """Cluster the sample here, assign the rest in tasks; returns the summary line."""
+    params, data = load("cluster", ClusterParams), load_cluster().data
     shutil.rmtree(OUT, ignore_errors=True)
+    rows_in = checked_rows(VECTORS, EMBEDDING)
     ids, vectors = read_sample(params)
     size = params.min_cluster_size(len(ids))
     groups = find_groups(
@@ -114,20 +96,19 @@ def main() -> str:
         min_cluster_size=size,
         min_samples=params.min_samples,
     )
-    place = {row_id: n for n, row_id in enumerate(groups.ids)}
-    sizes, account = np.zeros(len(groups.centroids), np.int64), RowAccount("cluster", rows_in=count_rows(VECTORS))
-    with (
-        TableWriter(OUT / "assignments.parquet", ASSIGNMENT) as writer,
-        Progress("cluster", account.rows_in, "rows") as progress,
-    ):
-        for table in read_batches([VECTORS], EMBEDDING):
-            rows = assignment_rows(table, groups, place, params.min_similarity)
+    sizes, account = np.zeros(len(groups.centroids), np.int64), RowAccount("cluster", rows_in=rows_in)
+    tasks = max(1, min(tasks_for(rows_in, data.tasks), rows_in // ROWS_PER_TASK))
+    with Arrays("cluster", data) as arrays, TableWriter(OUT / "assignments.parquet", ASSIGNMENT) as writer:
+        parts, found = arrays.scratch / "parts", arrays.scratch / "groups.pickle"
+        found.write_bytes(pickle.dumps(groups))
+        step = AssignRows(VECTORS, parts, arrays.notes("assign"), found, params.min_similarity)
+        arrays.run("assign", [step], tasks, total=rows_in, unit="rows")
+        for rows in read_parts(parts, ASSIGNMENT, tasks, rows_in):
             writer.write_table(rows)
             clusters = rows["cluster"].to_numpy()
             sizes += np.bincount(clusters[clusters >= 0], minlength=len(sizes))
             account.kept += int((clusters >= 0).sum())
             account.remove("noise", int((clusters < 0).sum()))
-            progress.advance(rows.num_rows)
     centroids = [
         {"cluster": number, "size": int(count), "centroid": centroid.tolist()}
         for number, (count, centroid) in enumerate(zip(sizes, groups.centroids, strict=True))

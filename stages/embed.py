@@ -2,24 +2,26 @@
 
 In: data/sources/web.parquet.
 Out: data/embed/vectors.parquet (EMBEDDING: vectors of length 1), metrics/embed.json.
-Contract: on a CPU a vector depends on its row's text and the model alone, whatever rows stand beside it.
+Contract: on a CPU a vector depends on its row's text and the model alone, whatever rows stand beside it, and the file
+has the same bytes for any number of tasks. Locally it is one task, whose threads use all cores; on Slurm and Ray there
+are `data.tasks`, and each loads the model.
 Alone: python -m stages.embed
 """
 
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
-from stages.clustering.embedding import Encoder
+from stages.clustering.embedding import EmbedTexts, find_model
+from stages.clustering.spans import checked_rows, read_parts, tasks_for, total
+from stages.clusters import load_cluster
 from stages.errors import DataError, run_stage
-from stages.progress import Progress
+from stages.launch.arrays import Arrays
 from stages.settings import Params, load
 from stages.tables.accounting import write_metrics
 from stages.tables.contracts import EMBEDDING, SOURCE
-from stages.tables.parquet import TableWriter, count_rows, read_batches
+from stages.tables.parquet import TableWriter
 
 WEB, OUT = Path("data/sources/web.parquet"), Path("data/embed")
 
@@ -32,46 +34,34 @@ class EmbedParams(Params):
     max_tokens: int = Field(ge=8)
 
 
-def table_of_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:
-    """EMBEDDING rows of `vectors` [rows, dimensions]."""
-    offsets = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors.reshape(-1)))
-    return pa.table({"row_id": row_ids, "embedding": lists})
-
-
 def main() -> str:
-    """Embed the web rows batch by batch; returns the summary line."""
-    params = load("embed", EmbedParams)
+    """Embed the web rows, a span of them a task; returns the summary line."""
+    params, data = load("embed", EmbedParams), load_cluster().data
     shutil.rmtree(OUT, ignore_errors=True)
-    batches = read_batches([WEB], SOURCE, ["row_id", "text"])
-    if not WEB.is_file() or not (total := count_rows(WEB)):
-        raise DataError(f"{WEB} is missing or holds no rows, and topics are made of web rows; run the sources stage")
-    full = dimensions = 0
-    with (
-        Encoder(params.model, params.revision, params.max_tokens) as encoder,
-        TableWriter(OUT / "vectors.parquet", EMBEDDING) as writer,
-        Progress("embed", total, "texts") as progress,
-    ):
-        for batch in batches:
-            blocks = []
-            for block, filled in encoder.encode(batch["text"].to_pylist()):
-                blocks.append(block)
-                full += filled
-                progress.advance(len(block))
-            vectors = np.concatenate(blocks)
-            dimensions = vectors.shape[1]
-            writer.write_table(table_of_vectors(batch["row_id"], vectors))
+    if not (rows := checked_rows(WEB, SOURCE)):
+        raise DataError(f"{WEB} holds no rows, and topics are made of web rows; run the sources stage")
+    _, revision = find_model(params.model, params.revision)
+    tasks = 1 if data.executor == "local" else tasks_for(rows, data.tasks)  # here one process uses all cores
+    with Arrays("embed", data, revision) as arrays:
+        parts = arrays.scratch / "parts"
+        step = EmbedTexts(WEB, parts, arrays.notes("embed"), params.model, revision, params.max_tokens)
+        stats = arrays.run("embed", [step], tasks, total=rows, unit="texts")
+        dimensions = 0
+        with TableWriter(OUT / "vectors.parquet", EMBEDDING) as writer:
+            for table in read_parts(parts, EMBEDDING, tasks, rows):
+                writer.write_table(table)
+                dimensions = len(table["embedding"][0])
     write_metrics(
         "metrics/embed.json",
         {
             "rows": writer.rows,
             "dimensions": dimensions,
-            "rows_at_token_limit": full,
+            "rows_at_token_limit": total(stats, "full"),
             "model": params.model,
-            "revision": encoder.revision,
+            "revision": revision,
         },
     )
-    return f"{writer.rows} vectors of {dimensions} dimensions from {params.model} ({encoder.revision})"
+    return f"{writer.rows} vectors of {dimensions} dimensions from {params.model} ({revision})"
 
 
 if __name__ == "__main__":

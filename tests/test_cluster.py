@@ -1,20 +1,25 @@
 """cluster: synthetic groups are found again, and order, batches and sharding cannot change a byte."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from rows import ROOT
 
-from stages import cluster, embed
+from stages import cluster
+from stages.clustering import spans
 from stages.clustering.grouping import assign, find_groups
+from stages.clustering.spans import part_of, read_parts, read_span, span_of
+from stages.clustering.vectors import table_of_vectors
 from stages.draws import draw_sample
 from stages.errors import DataError
 from stages.lineage import hash_files
 from stages.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
-from stages.tables.parquet import TableWriter, read_table
+from stages.tables.parquet import TableWriter, read_batches, read_table
 
 pytestmark = pytest.mark.slow  # UMAP is compiled at its first use, about 12 CPU s
 GROUPS, EACH, DIMENSIONS, SAMPLE = 4, 30, 16, 80
@@ -51,11 +56,12 @@ def rows() -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple) -> Path:
-    monkeypatch.chdir(tmp_path)
+def folder(empty_folder: Path, rows: tuple) -> Path:
+    Path("clusters").mkdir()
+    shutil.copy(ROOT / "clusters/local.yaml", "clusters")
     write_params()
     write_vectors(*rows[:2], batch=1000)
-    return tmp_path
+    return empty_folder
 
 
 def write_params(**changes: object) -> None:
@@ -68,7 +74,7 @@ def write_vectors(ids: list[str], vectors: np.ndarray, batch: int) -> None:
     with TableWriter("data/embed/vectors.parquet", EMBEDDING) as writer:
         for start in range(0, len(ids), batch):
             part = pa.chunked_array([ids[start : start + batch]])
-            writer.write_table(embed.table_of_vectors(part, vectors[start : start + batch]))
+            writer.write_table(table_of_vectors(part, vectors[start : start + batch]))
 
 
 def test_groups_are_found_again_and_a_row_like_nothing_else_is_noise(folder: Path, rows: tuple) -> None:
@@ -98,6 +104,35 @@ def test_a_rerun_and_another_sharding_give_the_same_bytes(folder: Path, rows: tu
     write_vectors(*rows[:2], batch=7)
     cluster.main()
     assert [hash_files([Path(path)]) for path in OUTPUTS] == first
+
+
+@pytest.mark.parametrize("group", [7, 20, 1000])
+def test_spans_hold_every_row_once_in_the_same_batches(folder: Path, rows: tuple, group: int) -> None:
+    path, size = Path("data/embed/vectors.parquet"), 10
+    write_vectors(*rows[:2], batch=group)
+    whole = list(read_batches([path], EMBEDDING, batch_rows=size))
+    for tasks in (1, 2, 5, 13):
+        shares = [span_of(rank, tasks, 121, size) for rank in range(tasks)]
+        found = [t for span in shares for t in read_span(path, EMBEDDING, ("row_id", "embedding"), span, size)]
+        assert [table.to_pylist() for table in found] == [table.to_pylist() for table in whole]
+
+
+def test_a_part_that_lacks_rows_is_named(folder: Path, rows: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, vectors, _ = rows
+    monkeypatch.setattr(spans, "BATCH_ROWS", 120)
+    with TableWriter(part_of(Path("parts"), 0), EMBEDDING) as writer:
+        writer.write_table(table_of_vectors(pa.chunked_array([ids[:120]]), vectors[:120]))
+    with pytest.raises(DataError, match=r"parts/00000.parquet: wanted the 121 rows of task 0 of 1, found 120 rows"):
+        list(read_parts(Path("parts"), EMBEDDING, tasks=1, rows=121))
+    with pytest.raises(DataError, match=r"parts/00001.parquet: wanted .* found no file"):
+        list(read_parts(Path("parts"), EMBEDDING, tasks=2, rows=121))
+
+
+def test_vectors_in_a_truncated_file_are_refused(folder: Path) -> None:
+    path = Path("data/embed/vectors.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"data/embed/vectors.parquet: not a whole parquet file"):
+        cluster.main()
 
 
 def test_a_permutation_of_rows_gives_the_same_groups(rows: tuple) -> None:

@@ -1,11 +1,13 @@
 """embed: the real MiniLM, one vector a text, and nothing but the text decides it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from rows import ROOT
 
 from stages import embed
 from stages.clustering.embedding import Encoder, find_model
@@ -24,13 +26,14 @@ TEXTS = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def folder(empty_folder: Path) -> Path:
     Path("profiles").mkdir()
+    Path("clusters").mkdir()
+    shutil.copy(ROOT / "clusters/local.yaml", "clusters")
     Path("params.yaml").write_text("profile: tiny\n")
     write_params()
     write_rows(list(TEXTS))
-    return tmp_path
+    return empty_folder
 
 
 def write_params(**changes: object) -> None:
@@ -86,6 +89,13 @@ def test_a_model_that_cannot_be_had_is_named(folder: Path) -> None:
         find_model("./nowhere", None)
     write_params(max_tokens=4096)
     with pytest.raises(ConfigError, match=r"embed.max_tokens is 4096, but .* reads at most 512 tokens"):
+        embed.main()
+
+
+def test_web_rows_in_a_truncated_file_are_refused(folder: Path) -> None:
+    web = Path("data/sources/web.parquet")
+    web.write_bytes(web.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"data/sources/web.parquet: not a whole parquet file"):
         embed.main()
 
 

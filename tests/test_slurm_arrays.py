@@ -1,4 +1,7 @@
-"""The corpus stages as job arrays on a real Slurm: the same bytes, failed tasks again, a clear end, nothing left."""
+"""The data stages as arrays of tasks, most of them on a real Slurm, in a checkout whose path has a blank and a quote.
+
+The same bytes as without an array, failed tasks again, killed ones taken up again, a clear end, nothing left.
+"""
 
 import json
 import os
@@ -9,16 +12,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
-from stages import clean, dedup
+from stages import clean, cluster, dedup, embed
+from stages.clustering import spans
+from stages.clustering.grouping import Groups
+from stages.clustering.vectors import table_of_vectors
+from stages.clusters import Data
 from stages.corpus import cells
 from stages.draws import draw_u64
-from stages.errors import ClusterError
-from stages.launch import arrays
+from stages.errors import ClusterError, ConfigError
+from stages.launch import executors
+from stages.tables.contracts import EMBEDDING, SOURCE
+from stages.tables.parquet import TableWriter, write_table
 
 pytestmark = pytest.mark.slow
 CELLS = ("openstax-college", "web-blogpost", "wikihow-article")
@@ -33,17 +44,27 @@ def text(number: int) -> str:
 
 
 @pytest.fixture
-def corpus(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:  # noqa: F811
-    """Three cells of generated documents, a tokenizer, benchmark items, and every task of a size of its own."""
-    byte_tokenizer(empty_folder / "models/generator")
+def checkout(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three cells of generated documents, a tokenizer, and a dvc.yaml that says what clean and dedup depend on."""
+    folder = empty_folder / "this user's checkout"
+    byte_tokenizer(folder / "models/generator")
+    monkeypatch.chdir(folder)
     for position, cell in enumerate(CELLS):
         rows = [document(text=text(number)) for number in range(position * 40, position * 40 + 40)]
-        write_documents(empty_folder / f"data/generate/{cell}.parquet", rows)
+        write_documents(folder / f"data/generate/{cell}.parquet", rows)
+    deps = {"clean": ["data/generate", "models/generator/tokenizer.json"], "dedup": ["data/clean"]}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {name: {"deps": deps[name]} for name in deps}}))
     monkeypatch.setattr(cells, "ROWS_PER_TASK", 10)
-    monkeypatch.setattr(arrays, "LOOK_SECONDS", 0.3)
-    monkeypatch.setattr(arrays, "GRACE_SECONDS", 5.0)
+    return folder
+
+
+@pytest.fixture
+def corpus(checkout: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The checkout on a cluster that looks after its jobs quickly, and ends what a test left."""
+    monkeypatch.setattr(executors, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(executors, "GRACE_SECONDS", 5.0)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    yield empty_folder
+    yield checkout
     for job in slurm.jobs():
         slurm.run("scancel", job.id.partition("_")[0])
     slurm.wait_empty(30)
@@ -63,7 +84,7 @@ def settings(folder: Path, stage: str, executor: str, **data: object) -> None:
     path.write_text(yaml.safe_dump(content))
 
 
-def test_arrays_write_the_bytes_of_a_local_run(corpus: Path, slurm: SlurmCluster) -> None:  # noqa: F811
+def test_arrays_write_the_bytes_of_a_local_run(corpus: Path, slurm: SlurmCluster) -> None:
     """Every corpus stage in the whole pipeline: tests/test_pipeline.py; here the one with most arrays."""
     clean_locally(corpus)
     found = {}
@@ -76,14 +97,64 @@ def test_arrays_write_the_bytes_of_a_local_run(corpus: Path, slurm: SlurmCluster
     assert json.loads(Path("metrics/dedup.json").read_text())["rows_removed"] > 0
 
 
+def test_embed_as_an_array_writes_the_bytes_of_a_local_run(
+    corpus: Path,
+    slurm: SlurmCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five texts in batches of two: one task has four of them, the other the last."""
+    fixed = {"source": "web", "title": "", "context": "{}", "url": None, "licence": "CC0-1.0", "revision": "r"}
+    rows = [{"row_id": f"web/{n}", "original_id": str(n), "text": text(n) * (n + 1), **fixed} for n in range(5)]
+    write_table("data/sources/web.parquet", rows, SOURCE)
+    monkeypatch.setattr(spans, "BATCH_ROWS", 2)
+    found = {}
+    for executor in ("local", "slurm"):
+        settings(corpus, "embed", executor, tasks=2)
+        embed.main()
+        found[executor] = bytes_of(corpus / "data/embed") | {"metrics": Path("metrics/embed.json").read_bytes()}
+    assert found["local"] == found["slurm"]
+    assert slurm.jobs() == []
+
+
+def test_cluster_assigns_the_same_in_this_process_in_several_and_in_an_array(
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The groups of the sample are given: UMAP and HDBSCAN run in the stage's own process (tests/test_cluster.py)."""
+    vectors = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = [f"web/{n:02d}" for n in range(50)]
+    monkeypatch.setattr(spans, "BATCH_ROWS", 7)
+    monkeypatch.setattr(cluster, "ROWS_PER_TASK", 5)
+    with TableWriter("data/embed/vectors.parquet", EMBEDDING) as writer:
+        writer.write_table(table_of_vectors(pa.chunked_array([ids]), vectors))
+    sampled = np.array([0, 0, 1, 1, 2, -1], np.int32)
+    groups = Groups(ids[:6], sampled, vectors[:6, :2], vectors[:3])
+    monkeypatch.setattr(cluster, "find_groups", lambda *_, **__: groups)
+    found = []
+    for executor, tasks in (("local", 1), ("local", 3), ("slurm", 2)):
+        settings(corpus, "cluster", executor, tasks=tasks)
+        cluster.main()
+        found.append(bytes_of(corpus / "data/cluster") | {"metrics": Path("metrics/cluster.json").read_bytes()})
+    assert found[0] == found[1] == found[2] and len(found[0]) == 3
+
+
 FAILING = """
-import os
+import os, time
 from pathlib import Path
 from stages.corpus import cleaning
-times = int(os.environ["FAIL_TIMES"])
+times, folder = int(os.environ["FAIL_TIMES"]), Path(os.environ["FAIL_FOLDER"])
+cells = set()
 def filter_once(self, doc, keep=cleaning.CleanFilter.filter):
-    seen = Path(os.environ["FAIL_FOLDER"]) / doc.metadata["cell"]
-    if doc.metadata["cell"] == "web-blogpost":
+    cell = doc.metadata["cell"]
+    if cell not in cells:
+        cells.add(cell)
+        with (folder / "began").open("a") as file:
+            file.write(cell + " ")
+    seen = folder / cell
+    while cell == "web-blogpost" and (folder / "wait").exists():
+        time.sleep(0.1)
+    if cell == "web-blogpost":
         count = int(seen.read_text()) if seen.exists() else 0
         if count < times:
             seen.write_text(str(count + 1))
@@ -95,7 +166,10 @@ cleaning.CleanFilter.filter = filter_once
 
 @pytest.fixture
 def failing(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Array tasks of clean whose cell web-blogpost raises the first FAIL_TIMES times (in the tasks' Python alone)."""
+    """Array tasks of clean whose cell web-blogpost raises the first FAIL_TIMES times (in the tasks' Python alone).
+
+    They note in `site/began` which cells they work on, and that cell's waits while there is a file `site/wait`.
+    """
     (corpus / "site").mkdir()
     hook = "import os, sys\nif 'SLURM_ARRAY_TASK_ID' in os.environ and 'launch_pickled' in ' '.join(sys.orig_argv):\n"
     (corpus / "site/sitecustomize.py").write_text(hook + "".join(f"    {line}\n" for line in FAILING.splitlines()))
@@ -121,17 +195,88 @@ def test_a_task_that_fails_once_is_run_again_alone(
 
 def test_a_task_that_keeps_failing_ends_the_stage_with_its_log(
     failing: Path,
-    slurm: SlurmCluster,  # noqa: F811
+    slurm: SlurmCluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FAIL_TIMES", "9")
     settings(failing, "clean", "slurm", retries=1)
     with pytest.raises(ClusterError, match=r"clean.*task\(s\) \[1\] of 3 failed[\s\S]*the disk of this node is odd"):
         clean.main()
-    assert slurm.jobs() == [] and not list(Path("data/clean").glob(".scratch-*"))
+    assert slurm.jobs() == []
 
 
-def test_a_signal_cancels_the_array(corpus: Path, slurm: SlurmCluster) -> None:  # noqa: F811
+def test_after_a_killed_driver_only_the_tasks_that_were_not_done_run(
+    failing: Path,
+    slurm: SlurmCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    clean_locally(failing)
+    wanted = bytes_of(failing / "data/clean")
+    monkeypatch.setenv("FAIL_TIMES", "0")
+    (failing / "site/wait").touch()
+    settings(failing, "clean", "slurm", workers=3)
+    code = "from stages.corpus import cells\ncells.ROWS_PER_TASK = 10\nfrom stages.clean import main\nmain()"
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    work, end = failing / ".store/work/clean", time.monotonic() + 60
+    while len(list(work.rglob("completions/*"))) < 2 or len(slurm.jobs()) > 1:
+        assert time.monotonic() < end and driver.poll() is None
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    assert [job.state for job in slurm.jobs()] == ["RUNNING"]
+    assert sorted((failing / "site/began").read_text().split()) == sorted(CELLS)
+
+    (failing / "site/began").unlink()
+    (failing / "site/wait").unlink()
+    clean.main()
+    assert "clean: 2 of 3 tasks were done before" in capfd.readouterr().err
+    assert (failing / "site/began").read_text() == "web-blogpost "
+    assert bytes_of(failing / "data/clean") == wanted
+    assert slurm.jobs() == [] and list(work.iterdir()) == []
+
+
+def test_a_run_that_broke_off_is_taken_up_unless_something_changed(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clean_locally(checkout)
+    settings(checkout, "dedup", "local", workers=1)
+    dedup.main()
+    wanted = bytes_of(checkout / "data/dedup")
+    assert "done before" not in capfd.readouterr().err
+    whole = dedup.take_out
+
+    def stopped(*arguments: object) -> None:
+        whole(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    for changed in (False, True):
+        monkeypatch.setattr(dedup, "take_out", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            dedup.main()
+        assert list(Path(".store/work/dedup").iterdir())
+        monkeypatch.setattr(dedup, "take_out", whole)
+        capfd.readouterr()
+        if changed:
+            (checkout / "data/clean/web-blogpost.parquet").unlink()
+        dedup.main()
+        said = capfd.readouterr().err
+        assert ("exact: 3 of 3 tasks were done before" in said) != changed
+        assert ("buckets: 14 of 14 tasks were done before" in said) != changed
+        assert "filter" not in said  # its cells went to the out, which DVC may have emptied
+        assert (bytes_of(checkout / "data/dedup") == wanted) != changed
+    assert list(Path(".store/work/dedup").iterdir()) == []
+
+
+def test_a_path_in_which_an_array_can_keep_no_log_is_refused(tmp_path: Path) -> None:
+    data = Data.model_validate({"executor": "slurm", "tasks": 1, "workers": 1, "slurm": {"time": "1"}})
+    with pytest.raises(
+        ConfigError, match=r"100% sure: an array's log cannot lie in a path with '%'; move the checkout"
+    ):
+        executors.ArrayExecutor("clean", "clean", [], 1, data, tmp_path / "100% sure")
+
+
+def test_a_signal_cancels_the_array(corpus: Path, slurm: SlurmCluster) -> None:
     settings(corpus, "clean", "slurm", slurm={"time": "10", "cpus": 2, "extra": ["--begin=now+300"]})
     code = "from stages.clean import main\nfrom stages.errors import run_stage\nrun_stage('clean', main)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

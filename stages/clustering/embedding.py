@@ -15,11 +15,16 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from stages.errors import ConfigError
+from stages.clustering.spans import SpanStep
+from stages.clustering.vectors import table_of_vectors
+from stages.errors import ConfigError, DataError
 from stages.seeds.reading import content_revision, is_local, resolve_revision
+from stages.tables.contracts import EMBEDDING, SOURCE
 
 PACKAGE = "package:"
+NOTE_EVERY = 100  # texts between two notes of a task's progress
 ACCELERATOR_BATCH = 256  # texts
 
 
@@ -94,3 +99,36 @@ class Encoder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._pool.shutdown(cancel_futures=True)
         self._torch.set_num_threads(self._threads)
+
+
+class EmbedTexts(SpanStep):
+    """A vector for each SOURCE row of a span; counts the texts of `max_tokens` tokens as `full`.
+
+    `revision` is the resolved one (of `find_model`), so that tasks on other machines cannot take another model;
+    `DataError` when they would.
+    """
+
+    name = "embed"
+    reads, columns, writes = SOURCE, ("row_id", "text"), EMBEDDING
+
+    def __init__(self, source: Path, parts: Path, notes: Path, model: str, revision: str, max_tokens: int):
+        super().__init__(source, parts, notes)
+        self.model, self.revision, self.max_tokens = model, revision, max_tokens
+
+    def tables(self, batches: Iterator[pa.Table], note: Path) -> Iterator[pa.Table]:
+        done = 0
+        with Encoder(self.model, self.revision, self.max_tokens) as encoder:
+            if encoder.revision != self.revision:
+                raise DataError(
+                    f"{self.model} is {encoder.revision} here, wanted {self.revision}; install the same one"
+                )
+            for batch in batches:
+                blocks = []
+                for block, full in encoder.encode(batch["text"].to_pylist()):
+                    blocks.append(block)
+                    self.stat_update("full", value=full)
+                    if (done + len(block)) // NOTE_EVERY > done // NOTE_EVERY:
+                        note.write_text(str(done + len(block)))
+                    done += len(block)
+                yield table_of_vectors(batch["row_id"], np.concatenate(blocks))
+        note.write_text(str(done))

@@ -5,13 +5,20 @@ id, and similarities are rounded to six digits, far above the error of a float64
 the size of a batch can change a result.
 """
 
+import pickle
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from stages.clustering.spans import SpanStep
+from stages.clustering.vectors import vectors_of
 from stages.errors import DataError
+from stages.tables.contracts import ASSIGNMENT, EMBEDDING
 
 DIGITS = 6  # of similarities
 PLACES = 4  # of map positions
@@ -85,6 +92,44 @@ def assign(
     if fixed is not None:
         near |= fixed >= 0
     return np.where(near, nearest, -1).astype(np.int32), np.where(near, similarity, 0).astype(np.float32)
+
+
+def assignment_rows(table: pa.Table, groups: Groups, place: dict[str, int], min_similarity: float) -> pa.Table:
+    """ASSIGNMENT rows for EMBEDDING rows; `place` finds a sampled row in `groups`."""
+    places = [place.get(row_id) for row_id in table["row_id"].to_pylist()]
+    fixed = np.array([-1 if p is None else groups.clusters[p] for p in places], dtype=np.int32)
+    clusters, similarity = assign(vectors_of(table), groups.centroids, min_similarity, fixed)
+    x, y = ([None if p is None else groups.positions[p, axis] for p in places] for axis in (0, 1))
+    return pa.table(
+        {
+            "row_id": table["row_id"],
+            "cluster": clusters,
+            "similarity": similarity,
+            "in_sample": [p is not None for p in places],
+            "x": pa.array(x, pa.float32()),
+            "y": pa.array(y, pa.float32()),
+        }
+    )
+
+
+class AssignRows(SpanStep):
+    """An ASSIGNMENT row for each EMBEDDING row of a span; `groups` is a pickled `Groups`."""
+
+    name = "assign"
+    reads, columns, writes = EMBEDDING, ("row_id", "embedding"), ASSIGNMENT
+
+    def __init__(self, source: Path, parts: Path, notes: Path, groups: Path, min_similarity: float):
+        super().__init__(source, parts, notes)
+        self.groups, self.min_similarity = groups, min_similarity
+
+    def tables(self, batches: Iterator[pa.Table], note: Path) -> Iterator[pa.Table]:
+        groups = pickle.loads(self.groups.read_bytes())
+        place = {row_id: n for n, row_id in enumerate(groups.ids)}
+        done = 0
+        for batch in batches:
+            yield assignment_rows(batch, groups, place, self.min_similarity)
+            done += batch.num_rows
+            note.write_text(str(done))
 
 
 def _map(vectors: np.ndarray, seed: int, n_neighbors: int, min_dist: float) -> np.ndarray:

@@ -9,11 +9,7 @@ which `CorpusRun.settle` merges into one table by key while it counts them.
 import heapq
 import json
 import shutil
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from types import TracebackType
@@ -21,22 +17,19 @@ from typing import Any, cast
 
 import pyarrow as pa
 from datatrove.data import Document, DocumentsPipeline
-from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.parquet import ParquetWriter
 from datatrove.utils.stats import PipelineStats
-from loguru import logger
 
 from stages.clusters import Data
 from stages.errors import DataError
-from stages.progress import Progress
+from stages.launch.arrays import Arrays
 from stages.tables.accounting import RowAccount
 from stages.tables.contracts import DOCUMENT, REMOVED
 from stages.tables.parquet import TableWriter, count_rows, read_rows, tables_in
 
 ROWS_PER_TASK = 5000  # fewer rows than this are not worth a process of their own
 COUNT_EVERY = 100  # documents between two notes of a task's progress
-logger.disable("datatrove")  # a page of log for each task; failures arrive as exceptions, progress through Progress
 
 
 class ReadCells(PipelineStep):
@@ -77,7 +70,10 @@ class NoteProgress(PipelineStep):
 
 
 class WriteCells(PipelineStep):
-    """Writes the documents that arrive to their cells' files; a cell of which none arrives gets an empty file."""
+    """Writes the documents that arrive to their cells' files; a cell of which none arrives gets an empty file.
+
+    The files reach `out` when all tasks are done (`CorpusRun.run`).
+    """
 
     type = "WRITER"
     name = "cells"
@@ -126,9 +122,10 @@ def removed_writer(folder: Path) -> ParquetWriter:
 
 
 class CorpusRun:
-    """One stage's pass over cells: its executors, its scratch folder, its accounts.
+    """One stage's pass over cells: its arrays of tasks, their scratch folder (outside DVC's outs), its accounts.
 
-    A context manager: empties `out` on entry; on exit removes the scratch folder (a hidden folder in `out`).
+    A context manager: empties `out` on entry; on exit removes the scratch folder, unless tasks failed or the run was
+    stopped (see `Arrays`). Pipelines write to `scratch`, and cells through `WriteCells`.
     """
 
     def __init__(self, stage: str, folder: Path | str, out: Path | str, data: Data):
@@ -136,37 +133,36 @@ class CorpusRun:
         self.cells = tables_in(folder)
         self.rows = sum(_checked_rows(cell) for cell in self.cells)
         self.tasks = max(1, min(data.tasks, len(self.cells), self.rows // ROWS_PER_TASK))
+        self.arrays = Arrays(stage, data, self.tasks)
 
     def __enter__(self) -> "CorpusRun":
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
-        self.scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=self.out.resolve()))
+        self.scratch = self.arrays.__enter__().scratch
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.arrays.__exit__(kind, error, trace)
 
     def run(
         self, name: str, steps: list[PipelineStep | Callable], tasks: int | None = None, total: int | None = None
     ) -> PipelineStats:
         """Run a pipeline through the cluster's executor; datatrove's statistics of its steps.
 
-        `tasks` where the number is fixed by the work itself. `total` documents make a progress bar.
+        `tasks` where the number is fixed by the work itself. `total` documents make a progress bar. `DataError` when
+        a cell that a task should have written is missing.
         """
-        logs, notes = (self.scratch / kind / name.replace(" ", "-") for kind in ("logs", "progress"))
-        notes.mkdir(parents=True)
         if total is not None:
-            steps = [steps[0], NoteProgress(notes), *steps[1:]]
-        count = tasks or self.tasks
-        if self.data.executor == "slurm":
-            from stages.launch.arrays import ArrayExecutor
-
-            executor = ArrayExecutor(f"{self.stage} {name}", steps, count, self.data, logs)
-        else:
-            workers = 1 if self.tasks == 1 else min(count, self.data.workers)
-            executor = LocalPipelineExecutor(steps, tasks=count, workers=workers, logging_dir=str(logs))
-        with _watched(f"{self.stage} {name}" if name != self.stage else name, total, notes):
-            return cast(PipelineStats, executor.run())
+            steps = [steps[0], NoteProgress(self.arrays.notes(name)), *steps[1:]]
+        writers = [step for step in steps if isinstance(step, WriteCells)]
+        for writer in writers:
+            writer.out = self.scratch / "cells"
+        found = self.arrays.run(name, steps, tasks or self.tasks, 1 if self.tasks == 1 else None, total)
+        for cell in (cell for writer in writers for cell in writer.cells):
+            if not (written := self.scratch / "cells" / cell.name).is_file():
+                raise DataError(f"{written}: not written, though its task is marked as done; run {self.stage} again")
+            shutil.move(written, self.out / cell.name)
+        return found
 
     def settle(
         self, parts: list[Path], finish: Callable[[dict], dict] = lambda row: row
@@ -203,8 +199,7 @@ def statistic(stats: PipelineStats, prefix: str) -> dict[str, int]:
         for label, value in step.stats.items():
             if label.startswith(prefix):
                 name = label.removeprefix(prefix)
-                total = value if isinstance(value, int) else value.total  # a file of one task's has plain numbers
-                found[name] = found.get(name, 0) + int(total)
+                found[name] = found.get(name, 0) + int(value.total)
     return dict(sorted(found.items()))
 
 
@@ -216,32 +211,3 @@ def _checked_rows(cell: Path) -> int:
         return count_rows(cell)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{cell}: not a whole parquet file: {error}; run the stage that writes it again") from None
-
-
-@contextmanager
-def _watched(stage: str, total: int | None, notes: Path) -> Iterator[None]:
-    """Show the sum of the tasks' notes as progress while the body runs."""
-    if total is None:
-        yield
-        return
-    stop = threading.Event()
-
-    def show(progress: Progress) -> None:
-        count = sum(int(note.read_text() or 0) for note in notes.iterdir())
-        progress.advance(count - progress.done)
-
-    with Progress(stage, total, "documents") as progress:
-
-        def poll() -> None:
-            while not stop.wait(1.0):
-                show(progress)
-
-        watcher = threading.Thread(target=poll, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()
-            show(progress)
-            sys.stderr.flush()

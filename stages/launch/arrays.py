@@ -1,144 +1,208 @@
-"""Row-parallel work as a Slurm job array: datatrove's Slurm executor, waited for.
+"""A stage's arrays: datatrove pipelines over numbered tasks, run where the cluster file says, resumed after a kill.
 
-The stage's own process submits the array, waits, submits tasks that failed again, and fails with the log of one that
-keeps failing. A task counts as done when datatrove's own marker says so, which it writes after the task's last file.
+DVC empties a stage's outs before it runs it, so tasks write to a folder outside of them,
+`<store>/work/<stage>/<key>.<number>/<attempt>/`. The key says from what they work: what dvc.yaml names as the stage's
+deps, by its bytes, the stage's parameters, the number of tasks. An attempt begins with an empty folder, so that a
+stage need not know of the ones before it. When it comes to an array of which tasks were done in an earlier attempt
+with the same key, what they wrote is copied (a task of a killed driver may still write to the original) and then their
+markers, so that only the others run. A pipeline of one task is always done anew.
 """
 
-import contextlib
+import fcntl
 import json
 import os
-import signal
+import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO
 
-from datatrove.executor.slurm import SlurmPipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
 
 from stages.clusters import Data
 from stages.draws import content_hash
-from stages.errors import ClusterError
-from stages.launch import slurm
+from stages.errors import DataError, InternalError
+from stages.launch.executors import Steps, execute, prepared
+from stages.lineage import hash_files, store_root
+from stages.progress import Progress
+from stages.settings import read_yaml, section
 
-LOOK_SECONDS = 2.0
-MOST_TASKS = 1000  # of one array; Slurm's own bound is 1,001 if nobody changed it
-GRACE_SECONDS = 30.0  # for a task's marker to be seen on a shared file system after the job has ended
-
-
-class ArrayExecutor(SlurmPipelineExecutor):
-    """A pipeline over `tasks` tasks; `run` returns when all are done. `ClusterError` when one keeps failing."""
-
-    def __init__(self, stage: str, steps: list[PipelineStep | Callable], tasks: int, data: Data, logs: Path):
-        assert data.slurm is not None
-        self.stage, self.retries, self.options = stage, data.retries, data.slurm.options()
-        checkout = Path.cwd()
-        super().__init__(
-            steps,
-            tasks=tasks,
-            time=data.slurm.time,
-            partition="",
-            workers=min(data.workers, tasks),
-            job_name=f"cosmo-{stage}-{content_hash(checkout, size=4)}".replace(" ", "-"),
-            max_array_size=MOST_TASKS,
-            env_command=_surroundings(checkout, data.slurm.setup),
-            logging_dir=str(logs.resolve()),
-            requeue_signals=None,
-            with_srun=False,
-        )
-
-    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        """datatrove's, with the cluster file's own where the two say the same."""
-        found = super().get_sbatch_args(max_array)
-        for name in ("mem-per-cpu", "partition", "qos", "cpus-per-task", "nodes", "time"):
-            found.pop(name, None)
-        parts = (option.removeprefix("--").partition("=") for option in self.options)
-        return {**found, **{name: value for name, _, value in parts}}
-
-    def launch_merge_stats(self) -> None:
-        """Not as a job of its own: `run` adds them up."""
-
-    def run(self) -> PipelineStats | None:  # type: ignore[override]
-        """Submit and wait; within a task of the array (where datatrove calls this too) do the task's work."""
-        if "SLURM_ARRAY_TASK_ID" in os.environ:
-            return super().run()
-        slurm.cancel(job.id for job in slurm.queue(name=self.job_name) if not job.ended)  # of a driver that was killed
-        with _ending(lambda: self.job_id):
-            for left in range(self.retries, -1, -1):
-                self.job_id = None
-                self.launch_job()
-                self._wait()
-                missing = self._incomplete()
-                if not missing:
-                    break
-                told = f"{self.stage}: task(s) {missing} of {self.tasks} failed; the end of {self._log(missing[0])}:\n"
-                told += slurm.tail(self._log(missing[0]))
-                if not left:
-                    raise ClusterError(f"{told}\nrun the stage again when it is mended")
-                print(f"warning: {told}\nthey are submitted again", file=sys.stderr, flush=True)
-        return self._statistics()
-
-    def _wait(self) -> None:
-        """Until no task of the array waits or runs."""
-        said = time.monotonic()
-        while waiting := [job for job in slurm.queue(jobs=[str(self.job_id)]) if not job.ended]:
-            if time.monotonic() - said > 60 and all(job.state == "PENDING" for job in waiting):
-                said = time.monotonic()
-                why = ", ".join(sorted({job.reason for job in waiting}))
-                print(f"{self.stage}: job {self.job_id} is pending ({why})", file=sys.stderr, flush=True)
-            time.sleep(LOOK_SECONDS)
-
-    def _incomplete(self) -> list[int]:
-        end = time.monotonic() + GRACE_SECONDS
-        while (missing := self.get_incomplete_ranks()) and time.monotonic() < end and self._ended_well():
-            time.sleep(1.0)
-        return missing
-
-    def _ended_well(self) -> bool:
-        """Whether Slurm says that the array ended well, so that a marker can only be late."""
-        return "FAILED" not in (why := slurm.why_it_ended(str(self.job_id))) and "COMPLETED" in why
-
-    def _log(self, rank: int) -> Path:
-        with self.logging_dir.open("ranks_to_run.json", "r") as file:
-            number = json.load(file).index(rank) % MOST_TASKS
-        return Path(str(self.slurm_logs_folder)) / f"{self.job_id}_{number}.out"
-
-    def _statistics(self) -> PipelineStats:
-        """Those of all tasks, added up."""
-        found = []
-        for name in sorted(self.logging_dir.list_files("stats")):
-            with self.logging_dir.open(name, "r") as file:
-                found.append(PipelineStats.from_json(json.load(file)))
-        return sum(found, start=PipelineStats())
+PIPELINE = Path("dvc.yaml")
 
 
-def _surroundings(checkout: Path, setup: list[str]) -> str:
-    """Lines of shell that make a task find this checkout and its Python."""
-    from shlex import quote
+class Arrays:
+    """A stage's arrays and their folder `scratch`, which `run`'s tasks write to, and nowhere else.
 
-    lines = [*setup, f"cd {quote(str(checkout))}", f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH"]
-    return "\n".join([*lines, f"export PYTHONPATH={quote(str(checkout))}${{PYTHONPATH:+:$PYTHONPATH}}"])
+    A context manager. The folder goes when the body ends well, and when it finds what the tasks wrote to be wrong
+    (`DataError`, `InternalError`); otherwise it stays for the next run of the stage. `identity` is what else decides
+    the results, in words.
+    """
+
+    def __init__(self, stage: str, data: Data, *identity: object):
+        self.stage, self.data, self.identity = stage, data, identity
+
+    def __enter__(self) -> "Arrays":
+        with ExitStack() as stack:
+            stack.enter_context(prepared(self.stage, self.data))
+            self._folder, lock = _claim(store_root().resolve() / "work" / self.stage, self._key())
+            stack.enter_context(lock)
+            earlier = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+            self._earlier = [self._folder / str(number) for number in earlier]
+            self.scratch = self._folder / str(earlier[-1] + 1 if earlier else 0)
+            self.scratch.mkdir()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if kind is None or issubclass(kind, (DataError, InternalError)):
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._stack.__exit__(kind, error, trace)
+
+    def _key(self) -> str:
+        """Runs of the stage with equal keys do the same. Where no dvc.yaml names its deps, no two are equal."""
+        known = read_yaml(PIPELINE)["stages"] if PIPELINE.is_file() else {}
+        if self.stage not in known:
+            return f"alone-{os.getpid()}"
+        found: list[object] = [*self.identity, self.data.tasks, json.dumps(section(self.stage), sort_keys=True)]
+        for dep in sorted(known[self.stage]["deps"]):
+            path = Path(dep)
+            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            found += [f"{file} {hash_files([file]) if file.is_file() else None}" for file in files]
+        return content_hash(*found)
+
+    def notes(self, name: str) -> Path:
+        """The folder in which task `n` of the pipeline `name` keeps the file `n`: how much it has done."""
+        folder = self.scratch / "progress" / _label(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def run(
+        self,
+        name: str,
+        steps: Steps,
+        tasks: int,
+        workers: int | None = None,
+        total: int | None = None,
+        unit: str = "documents",
+    ) -> PipelineStats:
+        """Run a pipeline over `tasks` tasks; datatrove's statistics of its steps, those of earlier attempts included.
+
+        `workers` bounds the processes of a local run, if by less than the cluster file. `total` units (counted in
+        `notes`) make a progress bar. Errors: see `executors.execute`.
+        """
+        logs, notes = self.scratch / "logs" / _label(name), self.notes(name)
+        logs.mkdir(parents=True)
+        (logs / "before.json").write_text(json.dumps({"tasks": tasks, "files": sorted(self._files(self.scratch))}))
+        if tasks > 1:
+            self._take_up(name, tasks)
+        with _watched(f"{self.stage} {name}" if name != self.stage else name, total, unit, notes):
+            found = execute(self.stage, name, steps, tasks, workers or self.data.workers, self.data, logs)
+        (logs / "made.json").write_text(json.dumps(sorted(self._made(self.scratch, name))))
+        return found
+
+    def _files(self, attempt: Path) -> set[str]:
+        """What lies in an attempt's folder, but for the logs."""
+        found = (path.relative_to(attempt) for path in attempt.rglob("*") if path.is_file())
+        return {str(path) for path in found if path.parts[0] != "logs" and path.suffix != ".partial"}
+
+    def _made(self, attempt: Path, name: str) -> set[str]:
+        """What an array's tasks wrote in an attempt."""
+        logs = attempt / "logs" / _label(name)
+        if (made := logs / "made.json").is_file():
+            return set(json.loads(made.read_text()))
+        return self._files(attempt) - set(json.loads((logs / "before.json").read_text())["files"])
+
+    def _take_up(self, name: str, tasks: int) -> None:
+        """Bring what an earlier attempt's tasks finished; of several attempts the one that came farthest."""
+        best: tuple[int, Path, set[str]] = (0, self.scratch, set())
+        for attempt in self._earlier:
+            logs = attempt / "logs" / _label(name)
+            markers = logs / "completions"
+            if not markers.is_dir() or json.loads((logs / "before.json").read_text())["tasks"] != tasks:
+                continue
+            done = {f"logs/{_label(name)}/completions/{path.name}" for path in markers.iterdir()}
+            made = self._made(attempt, name)
+            if len(done) >= max(best[0], 1) and all((attempt / path).is_file() for path in made):
+                best = (len(done), attempt, done)
+        number, attempt, done = best
+        if not number:
+            return
+        stats = {path.replace("completions", "stats") + ".json" for path in done}
+        made = self._made(attempt, name)
+        for path in [*sorted(made), *sorted(stats), *sorted(done)]:  # a marker after what it marks
+            (self.scratch / path).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # a task that goes on without its driver put it away
+                shutil.copyfile(attempt / path, self.scratch / path)
+        print(f"{self.stage} {name}: {number} of {tasks} tasks were done before", file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _ending(job: Callable[[], str | None]) -> Iterator[None]:
-    """Cancel the array when the body does not end well, also after SIGTERM."""
+def _label(name: str) -> str:
+    return name.replace(" ", "-")
 
-    def asked(*_: object) -> None:
-        raise KeyboardInterrupt
 
+def _claim(room: Path, key: str) -> tuple[Path, IO[str]]:
+    """(a folder for `key` in `room`, its open lock file), and no folder of a run that has ended under another key.
+
+    Runs of other checkouts (queued experiments) that go on keep theirs; one with the same key makes another folder.
+    The lock is a POSIX one: it ends with this process, and does not pass to the processes that it forks.
+    """
+    room.mkdir(parents=True, exist_ok=True)
+    for other in room.iterdir():
+        if other.name.rpartition(".")[0] != key and (lock := _locked(other)):
+            with lock:
+                shutil.rmtree(other, ignore_errors=True)
+    for number in count():
+        folder = room / f"{key}.{number}"
+        folder.mkdir(exist_ok=True)
+        if lock := _locked(folder):
+            return folder, lock
+    raise AssertionError
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    """The open and locked lock file of a folder; None when another process has it."""
     try:
-        before = signal.signal(signal.SIGTERM, asked)
-    except ValueError:  # not the main thread
-        before = None
+        file = (folder / "lock").open("a")
+    except OSError:  # somebody is removing the folder
+        return None
     try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (folder / "lock").exists():
+            return file
+    except OSError:
+        pass
+    file.close()
+    return None
+
+
+@contextmanager
+def _watched(what: str, total: int | None, unit: str, notes: Path) -> Iterator[None]:
+    """Show the sum of the tasks' notes as progress while the body runs."""
+    if total is None:
         yield
-    except BaseException:
-        if (number := job()) is not None:
-            slurm.cancel([str(number)])
-        raise
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        return
+    stop = threading.Event()
+
+    def show(progress: Progress) -> None:
+        done = sum(int(note.read_text() or 0) for note in notes.iterdir())
+        progress.advance(done - progress.done)
+
+    with Progress(what, total, unit) as progress:
+
+        def poll() -> None:
+            while not stop.wait(1.0):
+                show(progress)
+
+        watcher = threading.Thread(target=poll, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+            show(progress)
+            sys.stderr.flush()
