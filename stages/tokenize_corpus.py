@@ -3,8 +3,10 @@
 In: data/decontaminate/<source>-<style>.parquet (DOCUMENT), the tokenizer (models/generator/, or as params say).
 Out: data/tokenize_corpus/{train,validation}/NNN_<split>.ds: little-endian uint16 or uint32 tokens, an end-of-text
 token after each document; NNN_<split>.ds.index: uint64 document ends, in tokens; NNN_<split>.ds.metadata: nanotron's;
+{train,validation}/documents.parquet: which completion stands where (completion_id, shard, start, tokens);
 the tokenizer's files; corpus.json (what training needs to know); metrics/tokenize_corpus.json.
-`dataset_hash` in corpus.json is SHA-256 over the names and bytes of all shards and indices.
+In corpus.json `shards` has each shard's SHA-256; `dataset_hash` is SHA-256 over the names and bytes of all shards and
+indices.
 Alone: python -m stages.tokenize_corpus
 """
 
@@ -14,7 +16,7 @@ from pydantic import Field
 
 from stages.clusters import load_cluster
 from stages.corpus.cells import CorpusRun
-from stages.corpus.tokens import GROUPS, SPLITS, check_shards, copy_tokenizer, write_shards
+from stages.corpus.tokens import GROUPS, SPLITS, check_shards, copy_tokenizer, hash_file, write_shards
 from stages.errors import DataError, run_stage
 from stages.lineage import hash_files
 from stages.settings import Params, load
@@ -63,9 +65,13 @@ def main() -> str:
             "eos_token": files.eos_token,
             "tokenizer": params.tokenizer,
             "dataset_hash": hash_files(shards),
+            "shards": {
+                f"{path.parent.name}/{path.name}": hash_file(path) for path in sorted(shards) if path.suffix == ".ds"
+            },
         }
         (run.out / "corpus.json").write_text(json.dumps(corpus, indent=2) + "\n", encoding="utf-8")
-    write_metrics("metrics/tokenize_corpus.json", {**corpus, "tokens_by": by_group(counts)})
+    measured = {name: value for name, value in corpus.items() if name != "shards"}
+    write_metrics("metrics/tokenize_corpus.json", {**measured, "tokens_by": by_group(counts)})
     return (
         f"{splits['train']['tokens']} tokens of {splits['train']['documents']} documents to train on,"
         f" {splits['validation']['tokens']} of {splits['validation']['documents']} to validate"

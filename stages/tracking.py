@@ -1,14 +1,17 @@
 """MLflow, the record of runs: one run a stage, in the main checkout's sqlite file unless MLFLOW_TRACKING_URI is set.
 
-Where a run is recorded changes no result. Telemetry is off, and artefacts stay beside the database.
+Where a run is recorded changes no result. Telemetry is off, and artefacts stay beside the database. A process that is
+killed cannot end its run, so each run names its process, and the next run of that host ends those that were left.
 """
 
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from stages.errors import ClusterError
@@ -18,6 +21,7 @@ from stages.settings import profile_path, read_yaml
 EXPERIMENT = "cosmopedia"
 FLUSH_SECONDS = 5.0
 BATCH, POINTS = 100, 1000  # params and metrics in one request; MLflow's limits
+HOST, PID, STARTED = "process.host", "process.id", "process.started"  # tags that name a run's process
 
 
 def tracking_uri() -> str:
@@ -40,11 +44,31 @@ def _flatten(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, str(node)[:6000]
 
 
+def started(pid: int) -> str:
+    """When a process of this host began, as boot and clock ticks since then: another one of the same id differs in it.
+
+    Empty when there is none, or only one that has ended and waits to be collected (proc(5), `/proc/pid/stat`).
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+
+
+def this_process() -> dict[str, str]:
+    """The tags that name this process; none where there is no /proc to tell whether it still lives."""
+    begun = started(os.getpid())
+    return {HOST: socket.gethostname(), PID: str(os.getpid()), STARTED: begun} if begun else {}
+
+
 class Run:
     """One MLflow run. Metrics are sent at most every five seconds; use as a context manager.
 
     The run ends FINISHED, or FAILED when the block raises. `resume` takes up an earlier run by its id, and leaves out
-    the points of a series that it already holds.
+    the points of a series that it already holds. Runs of this host whose process was killed are set to KILLED when
+    another run begins; one that is taken up is RUNNING again.
     """
 
     def __init__(self, stage: str, tags: dict[str, str], resume: str | None = None):
@@ -60,13 +84,32 @@ class Run:
         self._held: dict[str, int] = {}
         with self._blamed():
             self._client = MlflowClient(tracking_uri())
+            self._bury()
             self.id = self._take_up(resume) or self._create(stage, tags)
+
+    def _bury(self) -> None:
+        """Set the RUNNING runs of processes of this host that are gone to KILLED."""
+        here, token = this_process(), None
+        while here:
+            found = self._client.search_runs(
+                [self._experiment()],
+                f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{here[HOST]}'",
+                page_token=token,
+            )
+            for run in found:
+                if started(int(run.data.tags[PID])) != run.data.tags[STARTED]:
+                    self._client.set_terminated(run.info.run_id, "KILLED")
+            token = found.token
+            if not token:
+                return
 
     def _take_up(self, run_id: str | None) -> str | None:
         """The run's id if the store still has it; a deleted run is begun anew."""
         if run_id is None:
             return None
         try:
+            for name, value in this_process().items():
+                self._client.set_tag(run_id, name, value)
             self._client.update_run(run_id, status="RUNNING")
             for name in self._client.get_run(run_id).data.metrics:
                 self._held[name] = max(point.step for point in self._client.get_metric_history(run_id, name))
@@ -82,6 +125,7 @@ class Run:
             "mlflow.runName": f"{stage} {name}" if name else stage,
             "stage": stage,
             "git_revision": git_revision(),
+            **this_process(),
         }
         run = self._client.create_run(
             self._experiment(), tags=given | ({"dvc_experiment": name} if name else {}) | tags

@@ -1,6 +1,7 @@
 """Promises of the tokenize_corpus stage."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from rows import byte_tokenizer, bytes_of, document, repository, write_documents
 from tokenizers import Tokenizer
 
-from stages.corpus.tokens import check_shards, is_validation
-from stages.errors import DataError
+from stages.corpus.tokens import check_shards, is_validation, write_places
+from stages.errors import DataError, InternalError
 from stages.settings import read_yaml
 from stages.tokenize_corpus import main
+from stages.training.shards import TokenShards, read_corpus
 
 EOS = 1
 TEXTS = [f"Document {i} says that {i} and {i} make {2 * i}, caf\u00e9." for i in range(60)]
@@ -103,6 +105,43 @@ def test_a_shard_ends_where_it_is_full(corpus: Path):
     assert len(shards) > 3 and all(500 * 2 <= shard.stat().st_size < 600 * 2 for shard in shards[:-1])
     assert check_shards(corpus / "data/tokenize_corpus/train", 2) == (counts["tokens"], 61)
     assert counts["validation"] == {"tokens": 0, "documents": 0}
+
+
+@pytest.mark.parametrize("shard_tokens", [500, 10_000_000])
+def test_every_token_of_a_window_is_traced_to_its_document(corpus: Path, shard_tokens: int):
+    tokenise(corpus, shard_tokens=shard_tokens)
+    texts = {document(text=text)["completion_id"]: text for text in [*TEXTS, TRICK]}
+    card, folder = read_corpus(Path("data/tokenize_corpus")), Path("data/tokenize_corpus")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for split in ("train", "validation"):
+        shards, seen = TokenShards(folder / split, getattr(card, split), card, 100), []
+        for index in range(shards.windows):
+            ids = shards.documents(index)
+            parts = [part.tolist() for part in split_at_eos(shards.window(index))]
+            written = [text.strip("\ufffd") for text in tokenizer.decode_batch(parts)]  # a window may cut a letter
+            assert len(ids) == len(written) >= 2
+            assert texts[ids[0]].endswith(written[0]) and texts[ids[-1]].startswith(written[-1])
+            assert [texts[i] for i in ids[1:-1]] == written[1:-1]
+            seen += ids
+        assert len(set(seen)) >= getattr(card, split).documents - 2  # the tail fills no window
+
+
+def split_at_eos(tokens: np.ndarray) -> list[np.ndarray]:
+    """The documents' parts in a window, without their end-of-text tokens; none after a last one."""
+    parts = np.split(tokens, np.flatnonzero(tokens == EOS) + 1)
+    return [part[part != EOS] for part in parts if part.size]
+
+
+def test_the_hashes_in_the_card_are_those_of_the_shards(corpus: Path):
+    counts, folder = tokenise(corpus, shard_tokens=500), corpus / "data/tokenize_corpus"
+    found = {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.ds")}
+    assert counts["shards"] == found and len(found) > 4
+
+
+def test_an_order_that_does_not_fit_the_shards_is_refused(corpus: Path):
+    tokenise(corpus)
+    with pytest.raises(InternalError, match="the order in which datatrove shuffles has changed"):
+        write_places(corpus / "data/tokenize_corpus/train", [], np.empty(0, dtype=np.uint32))
 
 
 def test_a_torn_shard_is_detected(corpus: Path):

@@ -4,15 +4,19 @@ One task a cell and split tokenises and shuffles its documents; datatrove's merg
 random. The number of tasks follows the cells, not the cluster, because it decides where a document lands.
 """
 
+import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.tokens.merger import DocumentTokenizerMerger
@@ -21,11 +25,22 @@ from tokenizers import Tokenizer
 
 from stages.corpus.cells import CorpusRun, ReadCells
 from stages.draws import draw_unit
-from stages.errors import ConfigError, DataError
+from stages.errors import ConfigError, DataError, InternalError
 
 SPLITS = ("train", "validation")
 GROUPS = ("source", "style", "audience")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+ROWS = 10_000  # documents in one row group of documents.parquet
+
+CELL_DOCUMENTS = pa.schema([("completion_id", pa.string()), ("tokens", pa.uint32())])
+DOCUMENTS = pa.schema(  # in the order of the shards; `shard` is the number that a shard's name begins with
+    [
+        pa.field("completion_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),  # the document's first token, counted in its shard
+        pa.field("tokens", pa.uint32(), nullable=False),  # with its end-of-text token
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -60,14 +75,29 @@ class SplitFilter(PipelineStep):
                 yield document
 
 
-class CellTokenizer(DocumentTokenizer):
-    """datatrove's DocumentTokenizer, which also counts tokens by source, style and audience (into `counts`).
+class RecordedDraws:
+    """numpy's generator of a seed, which keeps the last permutation that datatrove drew from it."""
 
-    The whole text is tokenised as text: a special token that a model wrote out does not become one, and truncation or
-    padding that was saved with the tokenizer is off.
+    def __init__(self, seed: int):
+        self._draws = np.random.default_rng(seed)
+        self.order = np.empty(0, dtype=np.int64)
+
+    def permutation(self, of: Any) -> np.ndarray:
+        """A permutation of 0..of-1, or of an array."""
+        self.order = self._draws.permutation(of)
+        return self.order
+
+
+class CellTokenizer(DocumentTokenizer):
+    """datatrove's DocumentTokenizer, which also notes what it wrote.
+
+    `<counts>/<rank>.json`: tokens by source, style and audience; `<documents>/<rank>.parquet`: the completion ids in
+    the order of the cell's shuffled tokens. The ids of one cell are held in memory, as datatrove holds its document
+    ends. The whole text is tokenised as text: a special token that a model wrote out does not become one, and
+    truncation or padding that was saved with the tokenizer is off.
     """
 
-    def __init__(self, output_folder: Path, files: TokenizerFiles, seed: int, counts: Path):
+    def __init__(self, output_folder: Path, files: TokenizerFiles, seed: int, counts: Path, documents: Path):
         super().__init__(
             str(output_folder),
             str(files.path),
@@ -76,8 +106,11 @@ class CellTokenizer(DocumentTokenizer):
             seed=seed,
             save_filename="cell",
         )
-        self.counts = counts
+        self.counts, self.documents = counts, documents
+        self.rand = RecordedDraws(seed)
         self._found: Counter[tuple[str, ...]] = Counter()
+        self._ids: list[str] = []
+        self._lengths: list[int] = []
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -90,12 +123,36 @@ class CellTokenizer(DocumentTokenizer):
     def get_loss_values(self, document: Document, encoded: Any) -> None:
         """datatrove's hook, called for every document with its tokens."""
         self._found[tuple(document.metadata[group] for group in GROUPS)] += len(encoded.ids)
+        self._ids.append(document.id)
+        self._lengths.append(len(encoded.ids))
         self.stat_update("counted")
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         super().run(data, rank, world_size)
         rows = [[*group, tokens] for group, tokens in sorted(self._found.items())]
         (self.counts / f"{rank:05d}.json").write_text(json.dumps(rows))
+        if self._ids:
+            table = pa.table([self._ids, self._lengths], schema=CELL_DOCUMENTS).take(pa.array(self.rand.order))
+            pq.write_table(table, self.documents / f"{rank:05d}.parquet", row_group_size=ROWS)
+
+
+class CellMerger(DocumentTokenizerMerger):
+    """datatrove's DocumentTokenizerMerger, which also saves the order in which it interleaves the cells.
+
+    The file `order` holds for every document of the merged shards the position of its cell among the cells that have
+    documents of the split.
+    """
+
+    def __init__(self, cells: Path, target: Path, split: str, shard_tokens: int, seed: int, order: Path):
+        super().__init__(
+            str(cells), str(target.resolve()), split, max_tokens_per_file=shard_tokens, seed=seed, progress=False
+        )
+        self.order = order
+
+    def get_ordering(self, all_doc_ends: Any) -> np.ndarray:
+        ordering = super().get_ordering(all_doc_ends)
+        np.save(self.order, ordering.astype(np.uint32))
+        return ordering
 
 
 def copy_tokenizer(source: str, folder: Path) -> TokenizerFiles:
@@ -151,24 +208,26 @@ def find_tokenizer(source: str) -> list[Path]:
 def write_shards(
     run: CorpusRun, split: str, files: TokenizerFiles, seed: int, fraction: float, shard_tokens: int
 ) -> dict[tuple[str, ...], int]:
-    """Tokenise one split into `<out>/<split>/NNN_<split>.ds` (+ `.index`, `.metadata`).
+    """Tokenise one split into `<out>/<split>/NNN_<split>.ds` (+ `.index`, `.metadata`) and `documents.parquet`.
 
     Returns tokens by (source, style, audience).
     """
-    cells, counts, target = run.scratch / f"{split}-cells", run.scratch / f"{split}-counts", run.out / split
-    counts.mkdir()
-    target.mkdir()
-    steps = [ReadCells(run.cells), SplitFilter(split, seed, fraction), CellTokenizer(cells, files, seed, counts)]
+    cells, counts, documents = (run.scratch / f"{split}-{kind}" for kind in ("cells", "counts", "documents"))
+    target, order = run.out / split, run.scratch / f"{split}-order.npy"
+    for folder in (counts, documents, target):
+        folder.mkdir()
+    tokenizer = CellTokenizer(cells, files, seed, counts, documents)
+    steps = [ReadCells(run.cells), SplitFilter(split, seed, fraction), tokenizer]
     run.run(f"tokenise {split}", steps, tasks=len(run.cells), total=run.rows)
     for index in sorted(cells.glob("*.ds.index")):
         if index.stat().st_size == 0:  # a cell without documents of this split
             for leftover in cells.glob(f"{index.name.removesuffix('.index')}*"):
                 leftover.unlink()
     if any(cells.glob("*.ds")):
-        merger = DocumentTokenizerMerger(
-            str(cells), str(target.resolve()), split, max_tokens_per_file=shard_tokens, seed=seed, progress=False
-        )
+        merger = CellMerger(cells, target, split, shard_tokens, seed, order)
         run.run(f"merge {split}", [merger], tasks=1)
+    places = np.load(order, mmap_mode="r") if order.exists() else np.empty(0, dtype=np.uint32)
+    write_places(target, sorted(documents.glob("*.parquet")), places)
     for metadata in target.glob("*.metadata"):  # its first line must name a folder that holds the tokenizer
         _, *rest = metadata.read_text(encoding="utf-8").split("\n")
         metadata.write_text("\n".join([f"{run.out}|{files.token_bytes}", *rest]), encoding="utf-8")
@@ -177,6 +236,54 @@ def write_shards(
         for *group, tokens in json.loads(part.read_text()):
             found[tuple(group)] += tokens
     return dict(sorted(found.items()))
+
+
+def write_places(folder: Path, cells: list[Path], order: np.ndarray) -> None:
+    """Write `<folder>/documents.parquet` (DOCUMENTS): which completion stands where in the split's shards.
+
+    `cells` are CELL_DOCUMENTS files, `order[i]` the position in it of document i's cell. Memory does not grow with the
+    documents. `InternalError` when a document's length is not what the shards' indices say.
+    """
+    waiting = [_rows(cell) for cell in cells]
+    with pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, compression="zstd", compression_level=3) as writer:
+        pending: list[tuple[str, int, int, int]] = []
+        place = 0
+        for shard in sorted(folder.glob("*.ds"), key=shard_number):
+            start = 0
+            for end in map(int, np.memmap(f"{shard}.index", dtype="<u8", mode="r")):
+                completion_id, tokens = next(waiting[order[place]], ("", -1)) if place < len(order) else ("", -1)
+                if tokens != end - start:
+                    raise InternalError(
+                        f"{shard}: document {completion_id!r} of {tokens} tokens does not fit {start}-{end};"
+                        " the order in which datatrove shuffles has changed"
+                    )
+                pending.append((completion_id, shard_number(shard), start, tokens))
+                start, place = end, place + 1
+                if len(pending) == ROWS:
+                    writer.write_table(_places(pending))
+                    pending = []
+        if pending:
+            writer.write_table(_places(pending))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, int]]:
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=1000, use_threads=False):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _places(rows: Iterable[tuple[str, int, int, int]]) -> pa.Table:
+    return pa.table([list(column) for column in zip(*rows, strict=True)], schema=DOCUMENTS)
+
+
+def shard_number(path: Path) -> int:
+    """The number that a shard's name begins with: 7 for `007_train.ds`."""
+    return int(path.name.partition("_")[0])
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes; 64 hex characters."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_shards(folder: Path, token_bytes: int) -> tuple[int, int]:

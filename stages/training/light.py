@@ -4,19 +4,24 @@ Checkpoints lie outside DVC's outs, under `<store>/train/<key>`. A checkpoint co
 last, is there; so a kill while one is being written costs no more than the steps since the one before. Training that
 is taken up again gives the same losses and weights as training that was never stopped, since the order of the windows
 is a function of (seed, place) and the optimiser, the schedule and the random state are restored.
+
+On the CPU two parts of the model are computed in another way, to the same result but for rounding: attention over
+short windows as plain matrix products (`causal_products`), and the loss a piece of the logits at a time (`PieceLoss`).
+For a Llama of 3.4M parameters in bf16 this saves a quarter of the CPU time (benchmarks/training.py).
 """
 
 import csv
 import fcntl
 import json
 import math
+import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +29,30 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    AttentionInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
-from stages.errors import ClusterError, ConfigError
+from stages.errors import ClusterError, ConfigError, DataError
+from stages.lineage import hash_files
 from stages.progress import Progress
 from stages.tracking import Run
+from stages.training.initial import initial_weight, shapes
+from stages.training.kernels import PieceLoss, causal_products
 from stages.training.recipe import Recipe
-from stages.training.shards import TokenShards, WindowOrder
+from stages.training.shards import Corpus, TokenShards, WindowOrder
 
 CHECKPOINT_SECONDS = 20.0  # at least this long between checkpoints,
 CHECKPOINT_SHARE = 0.02  # and longer where writing one takes more than this share of the time
 LOSSES = "losses.csv"
+CONTENTS = "contents.json"  # the hash of each file of a checkpoint
+LONGEST_PRODUCT = 512  # tokens of a window up to which all pairs' scores cost less than flash attention's blocks
+SHOWN_DOCUMENTS = 10
 COLUMNS = ("step", "loss", "learning_rate", "gradient_norm")
 
 Step = tuple[int, float, float, float]  # step (from 1), loss in nats a token, learning rate, gradient norm
@@ -48,6 +66,8 @@ class Trained:
     losses: list[Step]
     resumed_at: int  # the step of the checkpoint that this process began from; 0 for a fresh start
     tokens_per_second: float  # of this process
+    validation_loss: float | None = None  # nats a token; None where no window is held out
+    validation_tokens: int = 0
 
 
 def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
@@ -59,11 +79,11 @@ def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
-def new_model(recipe: Recipe, vocab_size: int, eos: int) -> LlamaForCausalLM:
-    """A Llama with fresh weights drawn from the recipe's seed."""
+def new_model(recipe: Recipe, eos: int) -> LlamaForCausalLM:
+    """A Llama with the recipe's initial weights; `eos` is the id of the end-of-text token."""
     shape = recipe.architecture
     config = LlamaConfig(
-        vocab_size=vocab_size,
+        vocab_size=shape.vocabulary,
         hidden_size=shape.width,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
@@ -78,7 +98,10 @@ def new_model(recipe: Recipe, vocab_size: int, eos: int) -> LlamaForCausalLM:
         use_cache=False,
     )
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    weights = {name: initial_weight(recipe.seed, name, size) for name, size in shapes(shape).items()}
+    model.load_state_dict(weights, strict=not shape.tied_embeddings)
+    return model
 
 
 def token_loss(
@@ -90,6 +113,44 @@ def token_loss(
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
+AttentionInterface.register("causal_products", causal_products)
+
+
+@contextmanager
+def quick_attention(model: LlamaForCausalLM, sequence: int, precision: str) -> Iterator[None]:
+    """The attention that is fastest for windows of `sequence` tokens on the model's device; afterwards as before."""
+    before = model.config._attn_implementation or "sdpa"
+    if model.device.type == "cpu" and precision == "bf16" and sequence <= LONGEST_PRODUCT:
+        model.set_attn_implementation("causal_products")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def enough_memory(micro_batch: int, sequence: int) -> Iterator[None]:
+    """`ConfigError` naming train.micro_batch when the block runs out of memory, on the GPU or on the CPU."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = (
+            f"lower train.micro_batch (now {micro_batch})" if micro_batch > 1 else "train.micro_batch is 1 already"
+        )
+        raise ConfigError(
+            f"train: out of memory in a forward pass over {micro_batch} x {sequence} tokens"
+            f" ({' '.join(str(error).split())[:160] or type(error).__name__}); {smaller}, which changes the result"
+            f" only by rounding, or train.sequence (now {sequence}) or the architecture, which do change it"
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python could not get memory; on the CPU torch has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 @torch.no_grad()
 def validation_loss(model: LlamaForCausalLM, shards: TokenShards, batch: int, precision: str) -> tuple[float, int]:
     """Mean loss in nats a token over every whole window of a split, and the tokens it is a mean over (0: nan)."""
@@ -99,9 +160,12 @@ def validation_loss(model: LlamaForCausalLM, shards: TokenShards, batch: int, pr
     for start in range(0, shards.windows, batch):
         rows = np.stack([shards.window(i) for i in range(start, min(start + batch, shards.windows))])
         block = torch.from_numpy(rows).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with (
+            enough_memory(batch, shards.sequence),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
             logits = model(input_ids=block[:, :-1], use_cache=False).logits
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), block[:, 1:].flatten(), reduction="sum")
+            loss = functional.cross_entropy(logits.float().flatten(0, 1), block[:, 1:].flatten(), reduction="sum")
         total += loss.item()
         tokens += block[:, 1:].numel()
     return (total / tokens if tokens else math.nan), tokens
@@ -119,6 +183,11 @@ class Windows(Dataset):
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         tokens = torch.from_numpy(self.shards.window(self.order[place]))
         return {"input_ids": tokens[:-1], "labels": tokens[1:]}
+
+    def documents(self, places: range) -> list[str]:
+        """Completion ids of the documents at these places, in the order of the shards."""
+        windows = sorted({self.order[place] for place in places})
+        return list(dict.fromkeys(name for window in windows for name in self.shards.documents(window)))
 
 
 class WindowTrainer(Trainer):
@@ -142,6 +211,24 @@ class WindowTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # type: ignore[arg-type]
 
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """`token_loss`, on the CPU without ever holding the logits of the batch."""
+        if self.args.device.type != "cpu" or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        llama, labels = self.accelerator.unwrap_model(model), inputs["labels"]
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+            hidden = llama.model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+        with torch.autocast("cpu", enabled=False):
+            total = PieceLoss.apply(hidden, llama.lm_head.weight, labels, dtype)
+        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """All weights decay, as nanotron has it."""
+        return [name for name, _ in model.named_parameters()]
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; its loss is a share of the step's: `token_loss` divides by the whole batch's tokens."""
         loss = super().training_step(*args, **kwargs)
@@ -156,10 +243,7 @@ class WindowTrainer(Trainer):
         loss, norm, rate = self._sum, float(grad_norm), float(kwargs["learning_rate"])
         self._sum = 0.0
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ConfigError(
-                f"train: the loss is {loss} and the gradient's norm {norm} at step {step} of {self.recipe.steps};"
-                " lower train.learning_rate or raise train.warmup_steps"
-            )
+            raise ConfigError(no_number(self.recipe, self.train_dataset, step, loss, norm))  # type: ignore[arg-type]
         self.losses.append((step, loss, rate, norm))
         speed = self.tokens_per_second
         shown = {"step": f"{step}/{self.recipe.steps}", "loss": f"{loss:.4f}", "rate": f"{rate:.2e}"}
@@ -175,9 +259,27 @@ class WindowTrainer(Trainer):
         started = time.monotonic()
         super()._save_checkpoint(*args, **kwargs)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        contents = {path.name: hash_files([path]) for path in sorted(folder.iterdir())}
+        (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
         write_losses(folder / LOSSES, self.losses)
         self.saved = time.monotonic()
         self.interval = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
+
+
+def no_number(recipe: Recipe, data: Windows, step: int, loss: float, norm: float) -> str:
+    """What to say of a step (from 1) whose loss or gradient is no number: where, on which documents, what to do."""
+    try:
+        found = data.documents(range((step - 1) * recipe.batch, step * recipe.batch))
+    except DataError as error:
+        shown = f"unknown, as {error}"
+    else:
+        more = f" and {len(found) - SHOWN_DOCUMENTS} more" if len(found) > SHOWN_DOCUMENTS else ""
+        shown = ", ".join(found[:SHOWN_DOCUMENTS]) + more
+    return (
+        f"train: the loss is {loss} and the gradient's norm {norm} at step {step} of {recipe.steps}; look at the"
+        f" documents of its batch in data/decontaminate ({shown}); if nothing is wrong with them, lower"
+        f" train.learning_rate (now {recipe.learning_rate:g}) or raise train.warmup_steps (now {recipe.warmup_steps})"
+    )
 
 
 def write_losses(path: Path, losses: list[Step]) -> None:
@@ -208,6 +310,25 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
+def check_checkpoint(folder: Path) -> None:
+    """`ClusterError` when a file of a checkpoint is not as it was written, with the file and the way out."""
+    try:
+        contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
+        damaged = [name for name, written in contents.items() if hash_files([folder / name]) != written]
+        damage = f"{' and '.join(damaged)} damaged" if damaged else None
+    except (OSError, ValueError) as error:
+        damage = f"{CONTENTS} or a file that it names cannot be read ({error})"
+    if damage is None:
+        return
+    others = [path for path in folder.parent.glob("checkpoint-*") if path != folder and (path / LOSSES).is_file()]
+    steps = [int(path.name.rpartition("-")[2]) for path in others]
+    goes_on = f"goes on from step {max(steps)}, the checkpoint before it" if steps else "begins anew"
+    raise ClusterError(
+        f"{folder}: {damage}, so training cannot go on from this checkpoint; look at the disk, then remove that folder"
+        f" (rm -r {folder}) and run it again: training then {goes_on}"
+    )
+
+
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Hold a checkpoint folder for this process; `ClusterError` when another one trains in it."""
@@ -233,9 +354,12 @@ def train(
 ) -> Trained:
     """Train `model` on `shards` for the recipe's steps, going on from the newest checkpoint in `folder`.
 
-    `ConfigError` when the loss stops being a number, `ClusterError` after a SIGTERM, which writes a checkpoint first.
+    `ConfigError` when the loss stops being a number or the memory does not suffice, `ClusterError` for a damaged
+    checkpoint and after a SIGTERM, which writes a checkpoint first.
     """
     checkpoint = latest_checkpoint(folder)
+    if checkpoint:
+        check_checkpoint(checkpoint)
     losses = read_losses(checkpoint / LOSSES) if checkpoint else []
     if checkpoint:
         print(f"train: going on from step {len(losses)} of {recipe.steps} ({checkpoint})", file=sys.stderr, flush=True)
@@ -254,7 +378,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     before = signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "terminated", True))
     try:
-        with trainer.progress:
+        memory = enough_memory(recipe.micro_batch, recipe.sequence)
+        with trainer.progress, memory, quick_attention(model, recipe.sequence, precision):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -267,6 +392,7 @@ def train(
 
 def arguments(recipe: Recipe, folder: Path, precision: str) -> TrainingArguments:
     """The recipe in the Trainer's words."""
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # the Trainer sets it, and would read it before the recipe
     gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
@@ -295,3 +421,21 @@ def arguments(recipe: Recipe, folder: Path, precision: str) -> TrainingArguments
         remove_unused_columns=False,
         dataloader_pin_memory=gpu,
     )
+
+
+def fit(
+    recipe: Recipe,
+    corpus: Corpus,
+    shards: TokenShards,
+    validation: TokenShards,
+    folder: Path,
+    out: Path,
+    precision: str,
+    run: Run,
+) -> Trained:
+    """Train in `folder`, going on from what is there; the model is written to `out`."""
+    model = new_model(recipe, corpus.eos)
+    trained = train(recipe, model, shards, folder, precision, run)
+    loss, tokens = validation_loss(model, validation, recipe.micro_batch, precision)
+    model.save_pretrained(out, safe_serialization=True)
+    return replace(trained, validation_loss=loss if tokens else None, validation_tokens=tokens)

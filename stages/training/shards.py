@@ -5,11 +5,14 @@ every document ended by the end-of-text token (datatrove, `pipeline/tokens/token
 of their names and joined end to end, so the windows do not depend on how many shards there are.
 """
 
+import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.draws import draw_u64
@@ -37,6 +40,7 @@ class Corpus(BaseModel):
     token_bytes: int
     eos: int = Field(ge=0)  # id of the end-of-text token
     dataset_hash: str  # over the names and bytes of all shards
+    shards: dict[str, str] = {}  # SHA-256 of each shard, by `<split>/<name>`; none: their bytes cannot be checked
 
 
 def read_corpus(folder: Path) -> Corpus:
@@ -66,6 +70,7 @@ class TokenShards:
 
     def __init__(self, folder: Path, split: Split, corpus: Corpus, sequence: int):
         self.folder, self.sequence, self.vocab_size = folder, sequence, corpus.vocab_size
+        self.hashes = corpus.shards
         self._parts, starts = [], [0]
         for path in sorted(folder.glob("*.ds")):
             size = path.stat().st_size
@@ -91,16 +96,52 @@ class TokenShards:
         return max((self.tokens - 1) // self.sequence, 0)
 
     def check_vocabulary(self) -> None:
-        """`DataError` for a token that the vocabulary does not have, with its file and place."""
+        """One pass over all tokens, a piece at a time, before the first step.
+
+        `DataError` for a token that the vocabulary does not have, with its file and place, and for a shard whose bytes
+        are not those that corpus.json was written for.
+        """
         for part in self._parts:
+            digest = hashlib.sha256()
             for start in range(0, len(part), SCAN):
-                wrong = np.flatnonzero(part[start : start + SCAN] >= self.vocab_size)
+                piece = part[start : start + SCAN]
+                digest.update(piece)
+                wrong = np.flatnonzero(piece >= self.vocab_size)
                 if wrong.size:
                     place = start + int(wrong[0])
                     raise DataError(
                         f"{part.filename}: token {place} is {part[place]}, but corpus.json declares a vocabulary of"
                         f" {self.vocab_size}; the shards were made with another tokenizer: {REMAKE}"
                     )
+            wanted = self.hashes.get(f"{self.folder.name}/{Path(str(part.filename)).name}")
+            if self.hashes and digest.hexdigest() != wanted:
+                raise DataError(
+                    f"{part.filename} is corrupt: corpus.json says SHA-256 {wanted}, its bytes have"
+                    f" {digest.hexdigest()}; {REMAKE}"
+                )
+
+    def documents(self, index: int) -> list[str]:
+        """Completion ids of the documents that window `index` holds tokens of, in their order; read when asked.
+
+        `DataError` when the split's `documents.parquet` is missing or no such table.
+        """
+        path = self.folder / "documents.parquet"
+        start = index * self.sequence
+        stop, found = start + self.sequence + 1, []
+        for part, first in zip(self._parts, map(int, self._starts), strict=False):
+            begin, end = max(start - first, 0), min(stop - first, len(part))
+            if begin >= end:
+                continue
+            number = int(Path(str(part.filename)).name.partition("_")[0])
+            within = (pc.field("start") < end) & (pc.field("start") + pc.field("tokens") > begin)
+            try:
+                rows = pq.read_table(path, columns=["completion_id"], filters=(pc.field("shard") == number) & within)
+            except FileNotFoundError:
+                raise DataError(f"{path} is missing; {REMAKE}") from None
+            except (ValueError, OSError) as error:  # Arrow's own errors are among them
+                raise DataError(f"{path} is no table of documents: {error}; {REMAKE}") from None
+            found += rows.column("completion_id").to_pylist()
+        return found
 
     def span(self, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of the joined shards, as int64."""
