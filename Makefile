@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro cluster-repro status test smoke check lint format lock pin clean distclean
+.PHONY: help setup nanotron doctor repro cluster-repro status test smoke check lint format lock pin clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,21 @@ setup: .venv/installed ## create .venv with the locked dependencies (the other t
 	  python -m pip install -qq --no-deps --require-hashes -r requirements-torch.lock; }
 	@touch .venv/installed && echo "setup: done"
 
+nanotron: setup .nanotron/installed ## create .nanotron, the environment of the nanotron trainer, beside .venv
+
+# Only what .venv has not: nanotron itself must stay out of .venv (lighteval changes its ways where it finds it), and a
+# second torch would take gigabytes. The .pth file lends .venv's packages.
+.nanotron/installed: requirements-nanotron.lock .venv/installed
+	@echo "nanotron: creating .nanotron"
+	@rm -rf .nanotron && python -m venv --without-pip .nanotron
+	@python -m pip --python .nanotron/bin/python install -qq --no-deps --require-hashes -r requirements-nanotron.lock
+	@python -c 'import site; print(site.getsitepackages()[0])' > $$(.nanotron/bin/python -c \
+	  'import site; print(site.getsitepackages()[0])')/cosmopedia.pth
+	@touch .nanotron/installed && echo "nanotron: done"
+
+doctor: setup ## what this machine has and lacks for the chosen profile and cluster file
+	@python -m stages.doctor
+
 repro: setup ## run what is out of date of the whole pipeline (dvc repro), on the profile in params.yaml
 	@dvc repro
 
@@ -36,7 +51,7 @@ cluster-repro: setup ## the same as a Slurm job that survives your logout (COSMO
 status: setup ## what runs where: jobs, endpoints, tokens/s, ETA, GPU hours
 	@python -m stages.launch.driver status
 
-test: setup ## all tests; what this machine cannot have is skipped, with its reason
+test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
 	@log=$$(mktemp); python -m pytest $(SLURM_TESTS) >$$log 2>&1 & slurm=$$!; \
 	  python -m pytest $(SLURM_TESTS:%=--ignore=%); main=$$?; \
 	  wait $$slurm; other=$$?; cat $$log; rm $$log; exit $$((main ? main : other))
@@ -65,4 +80,4 @@ clean: ## remove what the pipeline made, but keep the completion store, DVC's ca
 	@rm -rf data/[!s]* data/sources models/*/ mlflow.db mlruns .pytest_cache .ruff_cache
 
 distclean: clean ## also remove the completion store, DVC's cache and .venv
-	@rm -rf .store .dvc/cache .dvc/tmp .venv
+	@rm -rf .store .dvc/cache .dvc/tmp .venv .nanotron

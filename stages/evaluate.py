@@ -1,16 +1,19 @@
-"""Score the exported model on the nine benchmarks, zero-shot, in cloze form, by lighteval.
+"""Score each exported model on the nine benchmarks, zero-shot, in cloze form, by lighteval.
 
-in   models/export/, data/benchmarks/<task>.parquet (BENCHMARK)
-out  metrics/evaluate.json (a task: acc, acc_norm, their standard errors, chance, items; and the average),
-     data/evaluate/details.parquet (DETAIL, a row an item), metrics/plots/evaluate.csv
-The same model, items and machine give the same scores. The run is recorded in MLflow with all params, the git revision
-and the dataset's hash.
+in   models/export/seed-<n>/, data/benchmarks/<task>.parquet (BENCHMARK)
+out  metrics/evaluate.json (a task: acc, acc_norm, their standard errors, chance, items; and the average; means over
+     seeds, with their standard deviation, and each seed's average), data/evaluate/seed-<n>.parquet (DETAIL, a row an
+     item), metrics/plots/evaluate.csv
+The same models, items and machine give the same scores. Each model is a run in MLflow with all params, the git
+revision and the dataset's hash.
 Alone: python -m stages.evaluate
 """
 
 import csv
 import json
+import math
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from stages.tables.contracts import BENCHMARK
 from stages.tables.parquet import read_table, write_table
 from stages.tracking import Run
 
-MODEL, BENCHMARKS, OUT = Path("models/export"), Path("data/benchmarks"), Path("data/evaluate")
+MODELS, BENCHMARKS, OUT = Path("models/export"), Path("data/benchmarks"), Path("data/evaluate")
 METRICS, BARS = Path("metrics/evaluate.json"), Path("metrics/plots/evaluate.csv")
 
 
@@ -73,32 +76,67 @@ def record(metrics: dict[str, Any], model: Path) -> None:
     training = json.loads((model / "training.json").read_text(encoding="utf-8"))
     weights = hash_files([model / "model.safetensors"])
     tags = {name: str(training[name]) for name in ("dataset_hash", "recipe_hash")} | {"weights_hash": weights}
+    tags |= {"seed": model.name.removeprefix("seed-")}
     with Run("evaluate", tags) as run:
         for task, scores in [*metrics["tasks"].items(), ("average", metrics["average"])]:
             run.metrics({f"{task}/{name}": value for name, value in scores.items() if value is not None})
 
 
-def main() -> str:
-    params = load("evaluate", EvaluateParams)
-    if not (MODEL / "config.json").is_file():
-        raise DataError(f"{MODEL} holds no model; run `dvc repro export`, or dvc pull")
-    items = {task: read_items(task, params) for task in params.tasks}
-    found = run_lighteval(MODEL, items, params.batch_size)
+def over_seeds(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds of every score, and the standard deviation over seeds of the average's.
+
+    A mean's `_stderr` is the mean of the seeds': they answer the same items, so it does not shrink with their number.
+    """
+    first = next(iter(found.values()))
+
+    def mean(of: list[dict[str, Any]]) -> dict[str, Any]:
+        names = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")
+        values = {name: [scores[name] for scores in of] for name in names}
+        means = {n: None if None in v else math.fsum(v) / len(v) for n, v in values.items()}
+        return means | {name: of[0][name] for name in ("chance", "items")}
+
+    metrics: dict[str, Any] = {
+        "average": mean([one["average"] for one in found.values()]),
+        "tasks": {task: mean([one["tasks"][task] for one in found.values()]) for task in first["tasks"]},
+        "seeds": {seed: {n: one["average"][n] for n in ("acc", "acc_norm")} for seed, one in found.items()},
+    }
+    if len(found) > 1:
+        for name in ("acc", "acc_norm"):
+            metrics["average"][f"{name}_sd"] = statistics.stdev(one["average"][name] for one in found.values())
+    return metrics
+
+
+def score(model: Path, params: EvaluateParams, items: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """One model's scores; its details are written."""
+    if not (model / "config.json").is_file():
+        raise DataError(f"{model} holds no model; run `dvc repro export`, or dvc pull")
+    found = run_lighteval(model, items, params.batch_size)
     tasks = {}
     for task in params.tasks:
         tasks[task] = summary([row for row in found["details"] if row["task"] == task])
         check_agreement(task, tasks[task], found["scores"][task])
+    write_table(OUT / f"{model.name}.parquet", found["details"], DETAIL)
     metrics = {"average": average(tasks), "tasks": tasks}
+    record(metrics, model)
+    return metrics
 
+
+def main() -> str:
+    params = load("evaluate", EvaluateParams)
+    models = sorted(MODELS.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    if not models:
+        raise DataError(f"{MODELS} holds no model; run `dvc repro export`, or dvc pull")
+    items = {task: read_items(task, params) for task in params.tasks}
     shutil.rmtree(OUT, ignore_errors=True)
-    write_table(OUT / "details.parquet", found["details"], DETAIL)
+    metrics = over_seeds({model.name.removeprefix("seed-"): score(model, params, items) for model in models})
     write_metrics(METRICS, metrics)
     write_bars(BARS, metrics)
-    record(metrics, MODEL)
     mean = metrics["average"]
+    spread = f", sd over seeds {mean['acc_norm_sd']:.3f}" if "acc_norm_sd" in mean else ""
     return (
-        f"acc {mean['acc']:.3f}, acc_norm {mean['acc_norm']:.3f} ± {mean['acc_norm_stderr'] or 0:.3f} over"
-        f" {len(tasks)} tasks, {mean['items']} items (guessing: {mean['chance']:.3f})"
+        f"{len(models)} model(s): acc {mean['acc']:.3f}, acc_norm {mean['acc_norm']:.3f} ±"
+        f" {mean['acc_norm_stderr'] or 0:.3f}{spread} over {len(metrics['tasks'])} tasks, {mean['items']} items"
+        f" (guessing: {mean['chance']:.3f})"
     )
 
 

@@ -1,10 +1,10 @@
-"""Turn the trained model into a Hugging Face folder that loads with plain `AutoModelForCausalLM`.
+"""Turn each trained model into a Hugging Face folder that loads with plain `AutoModelForCausalLM`.
 
-in   models/train/, the tokenizer files of data/tokenize_corpus/, models/generator/generator.json
-out  models/export/ (model.safetensors, config.json, generation_config.json, tokenizer files, README.md,
+in   models/train/seed-<n>/, the tokenizer files of data/tokenize_corpus/, models/generator/generator.json
+out  models/export/seed-<n>/ (model.safetensors, config.json, generation_config.json, tokenizer files, README.md,
      training.json), metrics/export.json
-The exported model gives the trained one's logits on a fixed input within 1e-4, or the stage fails. Its bytes depend on
-content alone: the git revision stands in MLflow, not in the model card.
+The exported model gives the trained one's logits on a fixed input within 1e-4, or the stage fails. For nanotron the
+logits are those that nanotron itself computed when it had trained (probe.safetensors). Weights keep their precision.
 Alone: python -m stages.export
 """
 
@@ -14,7 +14,10 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from stages.errors import DataError, InternalError, run_stage
+from stages.lineage import git_revision
 from stages.tables.accounting import write_metrics
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ TRAINED, TOKENIZER, OUT = Path("models/train"), Path("data/tokenize_corpus"), Pa
 GENERATOR = Path("models/generator/generator.json")
 METRICS = Path("metrics/export.json")
 TOLERANCE = 1e-4  # largest difference of a logit, both models in fp32 on the same machine
+TRAINER_LOGITS = "probe.safetensors"  # that nanotron left: ids [2, tokens], logits [2, tokens, vocabulary] in fp32
 PROBE = 2 * 64  # tokens of the fixed input: two sequences
 
 CARD = Template("""---
@@ -47,7 +51,7 @@ text and follows no instructions.
 | vocabulary | $vocabulary |
 | training window | $sequence tokens |
 | corpus | $documents documents, $corpus_tokens tokens |
-| trained on | $tokens tokens ($epochs epochs) in $steps steps, $precision |
+| trained on | $tokens tokens ($epochs epochs) in $steps steps by $backend, $precision, seed $seed |
 | training loss (last steps) | $train_loss |
 | validation loss, perplexity | $validation_loss, $validation_perplexity |
 
@@ -57,12 +61,16 @@ text and follows no instructions.
 |---|---|
 | corpus (`data/tokenize_corpus/corpus.json`) | `$dataset_hash` |
 | training recipe (`train` in params.yaml and the profile) | `$recipe_hash` |
+| code (git) | `$git_revision` |
+
+```yaml
+$recipe_text```
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("models/export")
-model = AutoModelForCausalLM.from_pretrained("models/export")
+tokenizer = AutoTokenizer.from_pretrained("models/export/seed-$seed")
+model = AutoModelForCausalLM.from_pretrained("models/export/seed-$seed")
 inputs = tokenizer("The water cycle begins when", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0]))
 ```
@@ -93,7 +101,8 @@ def model_card(training: dict[str, Any], generator: dict[str, Any]) -> str:
         return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
     facts = {k: v for k, v in training.items() if k != "recipe"} | training["recipe"]["architecture"]
-    facts |= {"sequence": training["recipe"]["sequence"]}
+    facts |= {"sequence": training["recipe"]["sequence"], "seed": training["recipe"]["seed"]}
+    facts |= {"git_revision": git_revision(), "recipe_text": yaml.safe_dump(training["recipe"], sort_keys=False)}
     facts |= {"generator": generator["model"], "generator_revision": generator["revision"]}
     return CARD.substitute({name: shown(value) for name, value in facts.items()})
 
@@ -127,17 +136,39 @@ def logits(folder: Path, probe: "torch.Tensor") -> "torch.Tensor":
         return model(input_ids=probe, use_cache=False).logits
 
 
-def main() -> str:
-    training, generator = read_json(TRAINED / "training.json"), read_json(GENERATOR)
+def seeds_in(folder: Path) -> list[Path]:
+    """The folders of the trained models, in the order of their seeds. `DataError` when there is none."""
+    found = sorted(folder.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    if not found:
+        raise DataError(f"{folder} holds no trained model (seed-<n>/); run `dvc repro train`, or dvc pull")
+    return found
+
+
+def difference(trained: Path, out: Path, vocabulary: int) -> float:
+    """The largest difference of a logit between the trained model and the exported one, both in fp32."""
     import torch
+    from safetensors.torch import load_file
+
+    if (trained / TRAINER_LOGITS).is_file():
+        known = load_file(trained / TRAINER_LOGITS)
+        probe, wanted = known["ids"], known["logits"]
+    else:
+        generated = torch.Generator().manual_seed(0)
+        probe = torch.randint(0, vocabulary, (PROBE,), generator=generated).view(2, -1)
+        wanted = logits(trained, probe)
+    return (wanted - logits(out, probe)).abs().max().item()
+
+
+def export(trained: Path, out: Path, generator: dict[str, Any]) -> dict[str, Any]:
+    """Export one model; returns its metrics."""
+    training = read_json(trained / "training.json")
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = read_tokenizer(TOKENIZER, training["vocabulary"])
-    model = AutoModelForCausalLM.from_pretrained(TRAINED, dtype=torch.float32)
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    model = AutoModelForCausalLM.from_pretrained(trained, dtype="auto")
+    out.mkdir(parents=True)
     tokenizer.model_max_length = model.config.max_position_embeddings
-    model.config.update({"eos_token_id": tokenizer.eos_token_id, "use_cache": True, "torch_dtype": torch.float32})
+    model.config.update({"eos_token_id": tokenizer.eos_token_id, "use_cache": True})
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.8,
@@ -145,25 +176,34 @@ def main() -> str:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
-    model.save_pretrained(OUT, safe_serialization=True)
-    tokenizer.save_pretrained(OUT)
-    (OUT / "README.md").write_text(model_card(training, generator), encoding="utf-8")
-    shutil.copyfile(TRAINED / "training.json", OUT / "training.json")
-
-    generated = torch.Generator().manual_seed(0)
-    probe = torch.randint(0, training["vocabulary"], (PROBE,), generator=generated).view(2, -1)
-    difference = (logits(TRAINED, probe) - logits(OUT, probe)).abs().max().item()
-    if not difference <= TOLERANCE:
+    model.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    (out / "README.md").write_text(model_card(training, generator), encoding="utf-8")
+    shutil.copyfile(trained / "training.json", out / "training.json")
+    differ = difference(trained, out, training["vocabulary"])
+    if not differ <= TOLERANCE:
         raise InternalError(
-            f"{OUT}: a logit differs from {TRAINED}'s by {difference:.2g}, more than {TOLERANCE:g};"
+            f"{out}: a logit differs from {trained}'s by {differ:.2g}, more than {TOLERANCE:g};"
             " the exported weights are not the trained ones: please report it"
         )
-    size = sum(path.stat().st_size for path in OUT.iterdir())
-    metrics = {"parameters": model.num_parameters(), "bytes": size, "logits_max_difference": difference}
+    size = sum(path.stat().st_size for path in out.iterdir())
+    return {"parameters": model.num_parameters(), "bytes": size, "logits_max_difference": differ}
+
+
+def main() -> str:
+    found, generator = seeds_in(TRAINED), read_json(GENERATOR)
+    shutil.rmtree(OUT, ignore_errors=True)
+    each = [export(trained, OUT / trained.name, generator) for trained in found]
+    metrics = {
+        "models": len(each),
+        "parameters": each[0]["parameters"],
+        "bytes": sum(one["bytes"] for one in each),
+        "logits_max_difference": max(one["logits_max_difference"] for one in each),
+    }
     write_metrics(METRICS, metrics)
     return (
-        f"{metrics['parameters'] / 1e6:.1f}M parameters in {OUT} ({size / 1e6:.1f} MB), logits within {difference:.1g}"
-        " of the trained model's"
+        f"{len(each)} model(s) of {metrics['parameters'] / 1e6:.1f}M parameters in {OUT}"
+        f" ({metrics['bytes'] / 1e6:.1f} MB), logits within {metrics['logits_max_difference']:.1g} of the trained"
     )
 
 

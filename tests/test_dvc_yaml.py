@@ -22,10 +22,12 @@ EXECUTION = {
     "stages/launch/servers.py",
     "stages/launch/slurm.py",
     "stages/launch/supervisor.py",
+    "stages/launch/training.py",
     "stages/progress.py",
     "stages/serving/budget.py",
     "stages/serving/monitor.py",
     "stages/tracking.py",
+    "stages/training/forecast.py",
 }
 # Params that let a run go or stop it, and change nothing else.
 BOUNDS = {"generate.max_gpu_hours", "generate.max_tokens"}

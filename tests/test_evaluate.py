@@ -78,7 +78,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "profiles/tiny.yaml").write_text(yaml.safe_dump({"evaluate": {"max_items": 3, "batch_size": 32}}))
     for task in ITEMS:
         write_table(tmp_path / f"data/benchmarks/{task}.parquet", rows(task), BENCHMARK)
-    write_export(tmp_path / "models/export", seed=0)
+    write_export(tmp_path / "models/export/seed-0", seed=0)
     return tmp_path
 
 
@@ -97,9 +97,9 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
 
     by_seed = {}
     for seed in (0, 1):  # new weights at the same path: a cached answer would be the old model's
-        write_export(repository / "models/export", seed)
+        write_export(repository / "models/export/seed-0", seed)
         main()
-        details = read_table("data/evaluate/details.parquet", DETAIL).to_pylist()
+        details = read_table("data/evaluate/seed-0.parquet", DETAIL).to_pylist()
         metrics = json.loads(Path("metrics/evaluate.json").read_text())
         items = {row["item_id"]: row for task in ITEMS for row in rows(task)}
         assert [(t, sum(d["task"] == t for d in details)) for t in ITEMS] == [
@@ -109,7 +109,7 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
         ]
         for row in details:
             item = items[row["item_id"]]
-            wanted = direct_logprobs(repository / "models/export", item)
+            wanted = direct_logprobs(repository / "models/export/seed-0", item)
             assert row["logprobs"] == pytest.approx(wanted, abs=1e-3)
             assert row["correct"] == (best(wanted) == item["gold"])
             assert row["correct_norm"] == (best(by_character(wanted, item["choices"])) == item["gold"])

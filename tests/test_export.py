@@ -15,8 +15,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trained model, its corpus's tokenizer with a chat template, and the generator's card; the current folder."""
     monkeypatch.chdir(tmp_path)
     vocabulary = write_tokenizer(tmp_path / "data/tokenize_corpus", chat_template="{{ messages }}")
-    write_model(tmp_path / "models/train", vocabulary)
-    write_training(tmp_path / "models/train", vocabulary)
+    write_model(tmp_path / "models/train/seed-1", vocabulary)
+    write_training(tmp_path / "models/train/seed-1", vocabulary)
     (tmp_path / "models/generator").mkdir()
     (tmp_path / "models/generator/generator.json").write_text(json.dumps({"model": "teacher", "revision": "r1"}))
     return tmp_path
@@ -28,15 +28,16 @@ def test_the_exported_folder_loads_plainly_and_gives_the_trained_logits(trained:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     export.main()
-    tokenizer = AutoTokenizer.from_pretrained("models/export")
+    tokenizer = AutoTokenizer.from_pretrained("models/export/seed-1")
     inputs = tokenizer("Water boils at a lower temperature.", return_tensors="pt")
     with torch.no_grad():
-        exported, original = (AutoModelForCausalLM.from_pretrained(f"models/{n}").eval() for n in ("export", "train"))
+        folders = ("models/export/seed-1", "models/train/seed-1")
+        exported, original = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
         assert (exported(**inputs).logits - original(**inputs).logits).abs().max() < 1e-4
     assert exported.generate(**inputs, max_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
     assert tokenizer.chat_template is None and tokenizer.model_max_length == 128
     assert json.loads(Path("metrics/export.json").read_text())["logits_max_difference"] < 1e-4
-    card = Path("models/export/README.md").read_text()
+    card = Path("models/export/seed-1/README.md").read_text()
     assert "**teacher** (revision `r1`)" in card and "d" * 64 in card and "r" * 32 in card and "| - , - |" not in card
 
 
@@ -45,7 +46,7 @@ def test_the_same_model_is_exported_to_the_same_bytes(trained: Path):
     folders = []
     for _ in range(2):
         export.main()
-        folders.append({path.name: path.read_bytes() for path in Path("models/export").iterdir()})
+        folders.append({path.name: path.read_bytes() for path in Path("models/export/seed-1").iterdir()})
     assert folders[0] == folders[1]
 
 
@@ -54,22 +55,22 @@ def test_weights_that_changed_on_the_way_are_refused(trained: Path, monkeypatch:
     logits = export.logits
 
     def other(folder: Path, probe):
-        return logits(folder, probe) + (1e-3 if folder == export.OUT else 0)
+        return logits(folder, probe) + (1e-3 if folder.parent == export.OUT else 0)
 
     monkeypatch.setattr(export, "logits", other)
-    with pytest.raises(InternalError, match=r"a logit differs from models/train's by 0\.001"):
+    with pytest.raises(InternalError, match=r"a logit differs from models/train/seed-1's by 0\.001"):
         export.main()
 
 
 @pytest.mark.slow
 def test_a_tokenizer_of_another_vocabulary_is_refused(trained: Path):
-    training = json.loads(Path("models/train/training.json").read_text())
-    Path("models/train/training.json").write_text(json.dumps(training | {"vocabulary": 300}))
+    training = json.loads(Path("models/train/seed-1/training.json").read_text())
+    Path("models/train/seed-1/training.json").write_text(json.dumps(training | {"vocabulary": 300}))
     with pytest.raises(DataError, match="the tokenizer has 257 tokens, but models/train was trained with 300"):
         export.main()
 
 
 def test_a_missing_model_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"models/train/training\.json is missing; run the stage that writes it"):
+    with pytest.raises(DataError, match=r"models/train holds no trained model"):
         export.main()

@@ -119,8 +119,8 @@ def test_repro_goes_from_seed_sources_to_an_evaluated_model(repro: tuple[Path, P
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "models/export")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "models/export")
+    model = AutoModelForCausalLM.from_pretrained(folder / "models/export/seed-1")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "models/export/seed-1")
     written = model.generate(**tokenizer("The rocks", return_tensors="pt"), max_new_tokens=4, do_sample=False)
     assert written.shape[1] > 4
 
@@ -154,7 +154,7 @@ def test_a_second_checkout_gives_the_same_bytes_from_the_same_completions(
 
 def test_on_slurm_the_pipeline_gives_the_bytes_of_a_local_run(
     repro: tuple[Path, Path],
-    slurm: SlurmCluster,  # noqa: F811
+    slurm: SlurmCluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

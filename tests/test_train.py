@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,76 +13,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from training_repository import (  # noqa: F401  (the fixture)
+    RECIPE,
+    ROOT,
+    VOCABULARY,
+    recipe_of,
+    repository,
+    set_recipe,
+    write_corpus,
+)
 
 from stages.errors import ClusterError, ConfigError, DataError
 from stages.settings import check
-from stages.training.recipe import Architecture, Recipe
+from stages.tracking import STARTED, Run, started
+from stages.train import TrainParams
+from stages.training.recipe import Architecture
 from stages.training.shards import Corpus, Split, TokenShards, WindowOrder, read_corpus
 
-ROOT = Path(__file__).parent.parent
-VOCABULARY, STEPS = 64, 24
-RECIPE = {
-    "backend": "transformers",
-    "architecture": {
-        "layers": 1,
-        "heads": 2,
-        "kv_heads": 1,
-        "width": 16,
-        "intermediate": 32,
-        "max_positions": 32,
-        "rope_theta": 10000,
-        "tied_embeddings": True,
-    },
-    "sequence": 16,
-    "batch": 4,
-    "micro_batch": 2,
-    "steps": STEPS,
-    "learning_rate": 0.01,
-    "warmup_steps": 2,
-    "seed": 1,
-    "final_rate_share": 0.1,
-    "betas": [0.9, 0.95],
-    "epsilon": 1e-8,
-    "weight_decay": 0.1,
-    "gradient_clip": 1.0,
-    "precision": "fp32",
-}
-
-
-def write_corpus(folder: Path, tokens: int = 1500, parts: int = 2) -> None:
-    """Shards of a text that can be learned: a noisy count upwards."""
-    draws = np.random.default_rng(0).integers(1, 3, tokens)
-    text = (np.cumsum(draws) % VOCABULARY).astype("<u2")
-    for split, content in (("train", text), ("validation", text[: tokens // 10])):
-        (folder / split).mkdir(parents=True)
-        for i, part in enumerate(np.array_split(content, parts)):
-            part.tofile(folder / split / f"{i:03d}_{split}.ds")
-    splits = {"train": {"tokens": tokens, "documents": 9}, "validation": {"tokens": tokens // 10, "documents": 1}}
-    card = {**splits, "vocab_size": VOCABULARY, "token_bytes": 2, "eos": 0, "dataset_hash": "d" * 64}
-    (folder / "corpus.json").write_text(json.dumps(card))
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A small repository with a corpus, as the current folder."""
-    for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "COSMO_STORE", "COSMO_CLUSTER"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "clusters").mkdir()
-    (tmp_path / "params.yaml").write_text("profile: tiny\n")
-    cluster = yaml.safe_load((ROOT / "clusters/local.yaml").read_text())
-    cluster["training"]["threads"] = 1
-    (tmp_path / "clusters/local.yaml").write_text(yaml.safe_dump(cluster))
-    set_recipe(tmp_path)
-    write_corpus(tmp_path / "data/tokenize_corpus")
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-
-
-def set_recipe(folder: Path, **changes: object) -> None:
-    (folder / "profiles/tiny.yaml").write_text(yaml.safe_dump({"train": {**RECIPE, **changes}}))
+STEPS = RECIPE["steps"]
 
 
 def train() -> str:
@@ -91,8 +45,13 @@ def train() -> str:
 
 def result(folder: Path) -> tuple[bytes, str, dict]:
     """Weights, loss log and metrics."""
-    weights, losses = folder / "models/train/model.safetensors", folder / "models/train/losses.csv"
-    return weights.read_bytes(), losses.read_text(), json.loads((folder / "metrics/train.json").read_text())
+    model, metrics = folder / "models/train/seed-1", json.loads((folder / "metrics/train.json").read_text())
+    return (model / "model.safetensors").read_bytes(), (model / "losses.csv").read_text(), metrics
+
+
+def forget(folder: Path) -> None:
+    """Remove what training left in the store, finished models too."""
+    shutil.rmtree(folder / ".store/train")
 
 
 def shards_of(folder: Path, sequence: int = 16) -> TokenShards:
@@ -150,10 +109,15 @@ def test_too_few_tokens_for_one_batch_are_refused(repository: Path):
         train()
 
 
-def test_nanotron_is_refused_until_it_can_be_launched(repository: Path):
-    set_recipe(repository, backend="nanotron")
-    with pytest.raises(ConfigError, match=r"train\.backend is nanotron"):
-        train()
+def test_a_flipped_bit_inside_the_vocabulary_is_refused_with_its_file(tmp_path: Path):
+    write_corpus(tmp_path)
+    shards_of(tmp_path).check_vocabulary()
+    shard = tmp_path / "train/001_train.ds"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"001_train\.ds is corrupt: corpus\.json says SHA-256 [0-9a-f]{64}"):
+        shards_of(tmp_path).check_vocabulary()
 
 
 @pytest.mark.parametrize(
@@ -167,36 +131,63 @@ def test_nanotron_is_refused_until_it_can_be_launched(repository: Path):
 )
 def test_a_recipe_that_cannot_be_is_refused(changes: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        check({**RECIPE, **changes}, Recipe, "train")
+        recipe_of(**changes)
 
 
 @pytest.mark.parametrize("profile", ["rehearsal", "laptop", "cluster"])
 def test_every_profile_holds_a_recipe(profile: str):
     recipe, scale = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", f"profiles/{profile}.yaml"))
-    check(recipe["train"] | scale["train"], Recipe, "train")
+    check(recipe["train"] | scale["train"], TrainParams, "train")
 
 
 def test_the_number_of_parameters_is_known_before_the_first_step():
     from stages.training.light import new_model
 
     for changes in ({}, {"tied_embeddings": False, "kv_heads": 2, "layers": 3}):
-        recipe = check({**RECIPE, "architecture": {**RECIPE["architecture"], **changes}}, Recipe, "train")
-        assert new_model(recipe, VOCABULARY, 0).num_parameters() == recipe.architecture.parameters(VOCABULARY)
+        recipe = recipe_of(architecture={**RECIPE["architecture"], **changes})
+        assert new_model(recipe, 0).num_parameters() == recipe.parameters
     cluster = yaml.safe_load((ROOT / "profiles/cluster.yaml").read_text())["train"]["architecture"]
-    assert Architecture(**cluster).parameters(32_000) == 1_741_785_088
+    assert Architecture(**cluster).parameters == 1_741_785_088
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_the_cpu_s_attention_and_loss_are_the_models_own_but_for_rounding(kv_heads: int, monkeypatch):
+    import torch
+
+    from stages.training import kernels, light
+
+    monkeypatch.setattr(kernels, "PIECE", 10)  # several pieces, the last one short
+    recipe = recipe_of(architecture={**RECIPE["architecture"], "kv_heads": kv_heads, "layers": 2})
+    model = light.new_model(recipe, 0)
+    tokens = torch.randint(0, VOCABULARY, (3, 17), generator=torch.Generator().manual_seed(0))
+    inputs, labels = tokens[:, :-1], tokens[:, 1:]
+    plain = light.token_loss(model(input_ids=inputs), labels)
+    plain.backward()
+    gradients = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+    model.zero_grad()
+    with light.quick_attention(model, 16, "bf16"):  # which works in float32 as well
+        assert model.config._attn_implementation == "causal_products"
+        hidden = model.model(input_ids=inputs).last_hidden_state
+        quick = kernels.PieceLoss.apply(hidden, model.lm_head.weight, labels, torch.float32) / labels.numel()  # type: ignore
+    quick.backward()
+    assert model.config._attn_implementation != "causal_products"  # what is exported does not know of it
+    assert quick.item() == pytest.approx(plain.item(), abs=1e-6)
+    for weight, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.allclose(weight.grad, gradient, atol=1e-6)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
 def test_the_same_corpus_and_recipe_give_the_same_weights(repository: Path):
     train()
     first = result(repository)
+    forget(repository)
     train()
     assert result(repository) == first
     losses = [float(line.split(",")[1]) for line in first[1].splitlines()[1:]]
     assert len(losses) == STEPS and losses[-1] < losses[0] - 0.5
     assert first[2]["train_loss"] == pytest.approx(losses[-1], rel=1e-4)  # 5% of 24 steps is one
     assert first[2]["tokens"] == STEPS * 4 * 16
-    assert not list((repository / ".store/train").iterdir())
+    assert [path.name for path in repository.glob(".store/train/*/*")] == ["finished"]  # no checkpoints
 
     set_recipe(repository, micro_batch=4)  # the same batches in one piece: the same model but for the last digits
     train()
@@ -206,7 +197,7 @@ def test_the_same_corpus_and_recipe_give_the_same_weights(repository: Path):
 
 KILLED = """
 import sys
-from stages.training import light
+from stages.training import kernels, light
 light.CHECKPOINT_SECONDS, light.CHECKPOINT_SHARE = 0.0, 1e9  # a checkpoint after every step
 from stages.train import main
 main()
@@ -215,8 +206,10 @@ main()
 
 @pytest.mark.slow
 def test_a_killed_training_gives_the_weights_of_an_undisturbed_one(repository: Path):
+    set_recipe(repository, precision="bf16")
     train()
     undisturbed = result(repository)
+    forget(repository)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen([sys.executable, "-c", KILLED], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -264,5 +257,136 @@ def test_sigterm_writes_a_checkpoint_first(repository: Path, monkeypatch: pytest
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_training(repository: Path):
     set_recipe(repository, learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(ConfigError, match=r"the loss is .* at step \d+ of 24; lower train.learning_rate"):
+    with pytest.raises(ConfigError, match=r"the loss is .* at step \d+ of 24; .*documents\.parquet is missing"):
         train()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_names_the_documents_of_its_batch(repository: Path):
+    set_recipe(repository, learning_rate=1e30, warmup_steps=0)
+    names, split = [f"completion-{i:03d}" for i in range(150)], repository / "data/tokenize_corpus/train"
+    starts = [*range(0, 750, 10), *range(0, 750, 10)]  # documents of ten tokens, 75 in each of two shards
+    columns = {"completion_id": names, "shard": [0] * 75 + [1] * 75, "start": starts, "tokens": [10] * 150}
+    pq.write_table(pa.table(columns), split / "documents.parquet")
+    with pytest.raises(ConfigError) as error:
+        train()
+    step = int(re.findall(r"at step (\d+) of 24", str(error.value))[0])
+    order = WindowOrder((1500 - 1) // 16, 1)
+    windows = sorted(order[place] for place in range((step - 1) * 4, step * 4))
+    named = list(dict.fromkeys(names[token // 10] for w in windows for token in range(w * 16, w * 16 + 17)))
+    assert f"({', '.join(named[:10])} and {len(named) - 10} more)" in str(error.value) or len(named) <= 10
+    assert "lower train.learning_rate (now 1e+30) or raise train.warmup_steps (now 0)" in str(error.value)
+
+
+@pytest.mark.slow
+def test_out_of_memory_names_the_micro_batch_and_other_defects_stay_defects(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+    from transformers import LlamaModel
+
+    exhausted = (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    )
+    for error in (*exhausted, RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
+
+        def forward(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(LlamaModel, "forward", forward)
+        wanted, message = ConfigError, r"forward pass over 2 x 16 tokens .* lower train\.micro_batch \(now 2\)"
+        if error not in exhausted:
+            wanted, message = RuntimeError, "cannot be multiplied"
+        with pytest.raises(wanted, match=message):
+            train()
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from stages.training import light
+
+    monkeypatch.setattr(light, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(light, "CHECKPOINT_SHARE", 1e9)
+    step, calls = light.WindowTrainer.training_step, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 9:  # the first half of step 5
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(light.WindowTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    (last,) = repository.glob(".store/train/*/checkpoint-4")
+    for name in ("model.safetensors", "optimizer.pt", "trainer_state.json", "contents.json"):
+        content = (last / name).read_bytes()
+        (last / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(ClusterError, match=rf"checkpoint-4: {name}.*(damaged|cannot be read).*from step 3"):
+            train()
+        (last / name).write_bytes(content)
+    shutil.rmtree(last)
+    assert "resumed at step 3" in train()
+
+
+ENDLESS = """
+import time
+from stages.tracking import Run
+with Run("train", {}) as run:
+    print(run.id, flush=True)
+    time.sleep(600)
+"""
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    """Run id -> status, in MLflow's database."""
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        return dict(database.execute("select run_uuid, status from runs"))
+
+
+@pytest.fixture
+def endless(repository: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A process that is in the middle of a run, and the run's id."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield process, process.stdout.readline().strip()
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_the_run_of_a_killed_process_is_marked_and_taken_up_again(
+    repository: Path, endless: tuple[subprocess.Popen, str]
+):
+    process, killed = endless
+    with Run("evaluate", {}):
+        assert statuses(repository)[killed] == "RUNNING"  # its process lives
+    process.send_signal(signal.SIGKILL)
+    while started(process.pid):
+        time.sleep(0.01)
+    with Run("evaluate", {}) as other:
+        assert statuses(repository) == {killed: "KILLED", other.id: "RUNNING"} | {
+            run: "FINISHED" for run in statuses(repository) if run not in (killed, other.id)
+        }
+    with Run("train", {}, resume=killed) as again:
+        assert again.id == killed and statuses(repository)[killed] == "RUNNING"
+        with Run("evaluate", {}):
+            assert statuses(repository)[killed] == "RUNNING"
+    assert statuses(repository)[killed] == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_process_that_got_the_number_of_a_killed_one_is_not_taken_for_it(
+    repository: Path, endless: tuple[subprocess.Popen, str]
+):
+    process, run = endless
+    with sqlite3.connect(repository / "mlflow.db") as database:  # as if the live process had begun after the run's
+        database.execute("update tags set value = value || '0' where key = ? and run_uuid = ?", (STARTED, run))
+    with Run("evaluate", {}):
+        assert process.poll() is None and statuses(repository)[run] == "KILLED"

@@ -48,6 +48,7 @@ def write_training(folder: Path, vocabulary: int) -> None:
     """training.json as the train stage writes it."""
     architecture = {"layers": 2, "heads": 2, "kv_heads": 2, "width": 16}
     facts = {
+        "backend": "transformers",
         "parameters": 6000,
         "vocabulary": vocabulary,
         "steps": 3,
@@ -58,5 +59,5 @@ def write_training(folder: Path, vocabulary: int) -> None:
     facts |= {"precision": "fp32", "validation_loss": None, "validation_perplexity": None, "documents": 4}
     facts |= {"dataset_hash": "d" * 64, "recipe_hash": "r" * 32, "corpus_tokens": 700}
     (folder / "training.json").write_text(
-        json.dumps(facts | {"recipe": {"sequence": 16, "architecture": architecture}})
+        json.dumps(facts | {"recipe": {"sequence": 16, "seed": 1, "architecture": architecture}})
     )

@@ -1,0 +1,347 @@
+"""nanotron on GPUs, in one go: correctness on a tiny model, then the 1B recipe's speed. For a bare CUDA machine.
+
+    python -m benchmarks.gpu_training                 # one GPU or more; about ten minutes
+    python -m benchmarks.gpu_training --wheels DIR    # packages that are missing come from wheels in DIR
+    python -m benchmarks.gpu_training --small         # every step of it on the CPU, to try the script itself
+
+What it does, in order, each with its own line; nothing else must be prepared:
+
+1. what the machine has, and torch's bf16 rate on large matrices (the floor that MFU is told beside)
+2. tiny: loss falls; kill -9 after a checkpoint, resume, losses beside an undisturbed run's; export, logits in fp32
+   beside nanotron's (1e-4)
+3. the 1B preset at several micro-batches, twenty steps each: tokens/s, MFU of the stated peak and of the measured rate
+4. the best of them for `--steps` steps: loss, tokens/s (median of the second half), logits of the export
+
+The corpus is made here (a noisy count, which a model can learn). Figures also go to `--out` as JSON; the last line is
+a summary.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+NEEDED = (
+    "nanotron==0.2",
+    "dacite",
+    "pydantic",
+    "pyyaml",
+    "numpy",
+    "safetensors",
+    "packaging",
+    "tqdm",
+    "pyarrow",
+)
+IMPORTED = {"nanotron==0.2": "nanotron", "pyyaml": "yaml"}
+H100_TFLOPS = 989.4  # dense bf16 of an H100 SXM and an H200 (NVIDIA's data sheets)
+
+
+def install(wheels: str | None, folder: Path) -> None:
+    """Put what cannot be imported into a folder of the Python path. Its own dependencies are left as they are."""
+    missing = []
+    for name in NEEDED:
+        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({IMPORTED.get(name, name)!r}) is None)"
+        if subprocess.run([sys.executable, "-c", code]).returncode:
+            missing.append(name)
+    if missing:
+        source = ["--no-index", "--find-links", wheels] if wheels else []
+        options = ["--quiet", "--target", str(folder), *source]
+        if "nanotron==0.2" in missing:  # it asks for a torch that is already here
+            subprocess.run(
+                [sys.executable, "-m", "pip", "install", "--no-deps", *options, "nanotron==0.2"], check=True
+            )
+            missing.remove("nanotron==0.2")
+        if missing:
+            subprocess.run([sys.executable, "-m", "pip", "install", *options, *missing], check=True)
+
+
+def matmul_tflops(size: int, rounds: int) -> float:
+    """torch's bf16 rate on square matrices, in TFLOPS."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(3):
+        a @ b
+    wait()
+    began = time.perf_counter()
+    for _ in range(rounds):
+        a @ b
+    wait()
+    return 2 * size**3 * rounds / (time.perf_counter() - began) / 1e12
+
+
+def write_corpus(folder: Path, vocabulary: int, tokens: int) -> None:
+    """Shards as the tokenise stage writes them."""
+    import numpy as np
+
+    size = 2 if vocabulary <= 1 << 16 else 4
+    for split, count in (("train", tokens), ("validation", tokens // 50)):
+        (folder / split).mkdir(parents=True)
+        text = np.cumsum(np.random.default_rng(len(split)).integers(1, 4, count)) % vocabulary
+        text.astype(f"<u{size}").tofile(folder / split / "00000_corpus.ds")
+    splits = {s: {"tokens": n, "documents": 1} for s, n in (("train", tokens), ("validation", tokens // 50))}
+    card = splits | {"vocab_size": vocabulary, "token_bytes": size, "eos": 0, "dataset_hash": "0" * 64}
+    (folder / "corpus.json").write_text(json.dumps(card))
+
+
+class Trial:
+    """Trainings in a scratch folder."""
+
+    def __init__(self, scratch: Path, packages: Path, processes: int, precision: str):
+        self.scratch, self.processes, self.precision = scratch, processes, precision
+        path = os.pathsep.join([str(ROOT), str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.environment = os.environ | {"PYTHONPATH": path, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+
+    def prepare(self, name: str, preset: str, changes: dict[str, Any], checkpoint_seconds: float = 1e9) -> Path:
+        """A job's folder."""
+        from stages.clusters import Layout
+        from stages.training.nano.job import Job
+        from stages.training.presets import PRESETS
+        from stages.training.recipe import Recipe
+
+        preset_values = PRESETS[preset]
+        shape = preset_values["architecture"] | {"vocabulary": 32000} | changes.pop("architecture", {})
+        tokens = self.scratch / f"tokens-{shape['vocabulary']}"
+        if not tokens.exists():
+            write_corpus(tokens, shape["vocabulary"], changes.pop("corpus", 20_000_000))
+        changes.pop("corpus", None)
+        fixed = {"backend": "nanotron", "preset": None, "seed": 1, "final_rate_share": 0.1, "betas": (0.9, 0.95)}
+        fixed |= {"epsilon": 1e-8, "weight_decay": 0.1, "gradient_clip": 1.0, "precision": self.precision}
+        recipe = Recipe(**(preset_values | fixed | changes | {"architecture": shape}))
+        folder = self.scratch / name
+        folder.mkdir()
+        job = Job(
+            recipe=recipe,
+            layout=Layout(dp=self.processes),
+            tokens=tokens,
+            precision=self.precision,  # type: ignore[arg-type]
+            checkpoint_seconds=checkpoint_seconds,
+            peak_tflops=H100_TFLOPS,
+        )
+        (folder / "job.json").write_text(job.model_dump_json())
+        return folder
+
+    def start(self, folder: Path) -> "subprocess.Popen[bytes]":
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(self.processes),
+        ]
+        with (folder / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                [*command, "-m", "stages.training.nano.worker", str(folder)],
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,
+            )
+
+    def run(self, folder: Path, may_fail: bool = False) -> bool:
+        """Train to the end."""
+        status = self.start(folder).wait()
+        if status and not may_fail:
+            text = (folder / "log.txt").read_text(errors="replace").splitlines()
+            raise SystemExit(f"{folder.name} failed with status {status}:\n" + "\n".join(text[-40:]))
+        return not status
+
+    def kill_after_checkpoint(self, folder: Path) -> int:
+        """Start, wait for a checkpoint, kill -9; the checkpoint's step."""
+        process = self.start(folder)
+        while not (found := list((folder / "checkpoints").glob("*/losses.csv"))):
+            if process.poll() is not None:
+                raise SystemExit(
+                    f"{folder.name} ended before its first checkpoint:\n{(folder / 'log.txt').read_text()[-3000:]}"
+                )
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(5)  # the workers die with it; the GPU's memory is given back
+        return int(found[0].parent.name)
+
+
+def steps_of(folder: Path) -> list[Any]:
+    from stages.training.nano.job import read_steps
+
+    return read_steps(folder / "steps.csv")
+
+
+def median_speed(folder: Path) -> float:
+    """Tokens/s, median over the second half of the steps."""
+    steps = steps_of(folder)
+    return statistics.median(step.tokens_per_second for step in steps[len(steps) // 2 :])
+
+
+def logits_difference(folder: Path) -> float | None:
+    """The exported model's logits against nanotron's, in fp32; None without transformers."""
+    import torch
+    from safetensors.torch import load_file
+
+    from stages.training.nano.job import Job
+    from stages.training.nano.layout import read_checkpoint
+
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        return None
+    job = Job.model_validate_json((folder / "job.json").read_text())
+    shape = job.recipe.architecture
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.max_positions,
+        rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tied_embeddings,
+    )
+    model = LlamaForCausalLM(config).eval()
+    found = read_checkpoint(folder / f"checkpoints/{job.recipe.steps}", shape)
+    model.load_state_dict({name: weight.float() for name, weight in found.items()}, strict=False)
+    known = load_file(folder / "probe.safetensors")
+    with torch.no_grad():
+        return (model(input_ids=known["ids"]).logits - known["logits"]).abs().max().item()
+
+
+def tiny(trial: Trial, steps: int) -> dict[str, Any]:
+    """Correctness on a model of a few million parameters."""
+    shape = {"architecture": {"vocabulary": 4096, "heads": 4, "kv_heads": 2, "width": 256}, "steps": steps}
+    shape |= {"corpus": 400_000, "warmup_steps": steps // 10}
+    whole = trial.prepare("tiny-whole", "rehearsal", dict(shape))
+    trial.run(whole)
+    broken = trial.prepare("tiny-killed", "rehearsal", dict(shape), checkpoint_seconds=1e-3)
+    at = trial.kill_after_checkpoint(broken)
+    trial.run(broken)
+    one, two = steps_of(whole), steps_of(broken)
+    found = {
+        "loss_first": one[0].loss,
+        "loss_last": one[-1].loss,
+        "killed_after_step": at,
+        "largest_loss_difference_after_resume": max(abs(a.loss - b.loss) for a, b in zip(one, two, strict=True)),
+        "logits_difference": logits_difference(broken),
+    }
+    assert one[-1].loss < one[0].loss - 0.5, "the loss did not fall"
+    return found
+
+
+def sizes(trial: Trial, preset: str, changes: dict[str, Any], micro: list[int], rate: float) -> list[dict[str, Any]]:
+    """Speed at several micro-batches."""
+    from stages.training.nano.job import Job
+    from stages.training.recipe import flops_per_token
+
+    found = []
+    for size in micro:
+        batch = size * trial.processes * 4
+        folder = trial.prepare(
+            f"micro-{size}", preset, {"steps": 20, "warmup_steps": 5, "batch": batch, "micro_batch": size, **changes}
+        )
+        fits = trial.run(folder, may_fail=True)
+        if fits:
+            job = Job.model_validate_json((folder / "job.json").read_text())
+            speed = median_speed(folder)
+            tflops = speed * flops_per_token(job.recipe) / trial.processes / 1e12
+            one = {"micro_batch": size, "tokens_per_second": speed, "tflops": tflops}
+            found.append(one | {"mfu_stated": tflops / H100_TFLOPS, "mfu_measured": tflops / rate})
+            told = (
+                f"{speed:,.0f} tokens/s, {tflops:.3g} TFLOPS a GPU, MFU {tflops / H100_TFLOPS:.1%} of the stated peak"
+            )
+            print(f"3. micro-batch {size}: {told}, {tflops / rate:.1%} of the measured rate", flush=True)
+        else:
+            print(f"3. micro-batch {size}: does not fit or fails; see {folder}/log.txt", flush=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheels", help="a folder of wheels, for a machine without a registry")
+    parser.add_argument("--steps", type=int, default=200, help="of the 1B recipe (200)")
+    parser.add_argument("--micro-batches", default="2,4,8,16", help="to try (2,4,8,16)")
+    parser.add_argument("--processes", type=int, help="GPUs (all)")
+    parser.add_argument("--out", type=Path, help="figures as JSON")
+    parser.add_argument("--small", action="store_true", help="a tiny model in place of 1B, on the CPU if need be")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="gpu-training-") as name:
+        scratch = Path(name)
+        install(options.wheels, scratch / "packages")
+        sys.path.insert(0, str(scratch / "packages"))
+        import torch
+
+        cuda = torch.cuda.is_available()
+        if not cuda and not options.small:
+            raise SystemExit("torch sees no GPU; --small tries the script on the CPU")
+        processes = options.processes or (torch.cuda.device_count() if cuda else 1)
+        device = torch.cuda.get_device_name(0) if cuda else "CPU"
+        rate = statistics.median(matmul_tflops(8192 if cuda else 512, 50 if cuda else 5) for _ in range(3))
+        print(f"1. {processes} x {device}, torch {torch.__version__}; bf16 matrices: {rate:.4g} TFLOPS", flush=True)
+        trial = Trial(scratch, scratch / "packages", processes, "bf16")
+        found: dict[str, Any] = {"device": device, "processes": processes, "torch": torch.__version__, "tflops": rate}
+        found["tiny"] = tiny(trial, 60 if options.small else 200)
+        print(
+            "2. tiny: " + ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} -" for k, v in found["tiny"].items()),
+            flush=True,
+        )
+        preset, changes = ("rehearsal", {"architecture": {"vocabulary": 4096}}) if options.small else ("1b", {})
+        micro = [1, 2] if options.small else [int(size) for size in options.micro_batches.split(",")]
+        found["sizes"] = sizes(trial, preset, changes, micro, rate)
+        best = max(found["sizes"], key=lambda one: one["tokens_per_second"])
+        steps = 20 if options.small else options.steps
+        batch = best["micro_batch"] * processes * 8
+        folder = trial.prepare(
+            "long",
+            preset,
+            {
+                "steps": steps,
+                "warmup_steps": steps // 5,
+                "batch": batch,
+                "micro_batch": best["micro_batch"],
+                **changes,
+            },
+        )
+        trial.run(folder)
+        one = steps_of(folder)
+        speed = median_speed(folder)
+        mfu = best["mfu_stated"] * speed / best["tokens_per_second"]
+        found["long"] = {
+            "steps": steps,
+            "loss_first": one[0].loss,
+            "loss_last": one[-1].loss,
+            "tokens_per_second": speed,
+            "mfu_stated": mfu,
+            "logits_difference": logits_difference(folder),
+        }
+        print(
+            "4. " + ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} -" for k, v in found["long"].items()),
+            flush=True,
+        )
+        if options.out:
+            options.out.write_text(json.dumps(found, indent=2) + "\n")
+        what = "tiny" if options.small else "1B"
+        logits = found["tiny"]["logits_difference"] or 0
+        print(
+            f"summary: {what} on {processes} x {device}: {speed:,.0f} tokens/s, MFU {mfu:.1%} of {H100_TFLOPS:g}"
+            f" TFLOPS, loss {one[0].loss:.2f} -> {one[-1].loss:.2f}, logits within {logits:.1g}"
+        )
+
+
+if __name__ == "__main__":
+    main()

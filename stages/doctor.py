@@ -1,0 +1,165 @@
+"""What this machine has and lacks for the chosen profile and cluster file: `make doctor`.
+
+Prints a line a check: `ok`, `-` for what is absent and not needed here, or `MISSING` with what to do. Ends with
+status 2 when something that is needed is missing. Nothing is installed, started or trained.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.clusters import Cluster, cluster_path, load_cluster
+from stages.errors import ConfigError, CosmoError, run_stage
+from stages.lineage import store_root
+from stages.settings import load, profile_path
+from stages.train import TrainParams
+from stages.training.nano.patches import VERSION
+
+LEAST_DISK = 5e9  # bytes for the rehearsal: its caches, models and the store
+
+
+class Finding(NamedTuple):
+    """One check."""
+
+    name: str
+    ok: bool
+    found: str  # what is there, or what to do
+    needed: bool = True
+
+    def line(self) -> str:
+        mark = "ok" if self.ok else "MISSING" if self.needed else "-"
+        return f"{mark:<8}{self.name:<14}{self.found}"
+
+
+def check_python() -> Iterator[Finding]:
+    version = platform.python_version()
+    ok = (3, 11) <= sys.version_info[:2] < (3, 13)
+    yield Finding("Python", ok, version if ok else f"{version}; 3.11 or 3.12 is needed: make PYTHON=python3.11 setup")
+    wrong = []
+    for line in Path("requirements.lock").read_text(encoding="utf-8").splitlines():
+        name, equal, rest = line.partition("==")
+        if not equal or ";" in rest or line.startswith(" "):  # packages of other platforms are not looked for
+            continue
+        try:
+            if metadata.version(name) != rest.split()[0]:
+                wrong.append(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(name)
+    told = f"{', '.join(wrong[:5])} not as locked: remove .venv/installed and run `make setup`"
+    yield Finding("packages", not wrong, "as in requirements.lock" if not wrong else told)
+
+
+def check_tools() -> Iterator[Finding]:
+    """git, and DVC beside this Python (make puts it on the PATH)."""
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    for name, what in (("git", "install it: DVC and the lineage need it"), ("dvc", "run `make setup`")):
+        path = shutil.which(name, path=beside)
+        yield Finding(name, path is not None, path or what)
+
+
+def check_disk() -> Iterator[Finding]:
+    for name, path in (("checkout", Path.cwd()), ("store", store_root())):
+        while not path.exists():
+            path = path.parent
+        free = shutil.disk_usage(path).free
+        writable = os.access(path, os.W_OK)
+        told = f"{free / 1e9:,.0f} GB free" + ("" if writable else f"; {path} cannot be written")
+        yield Finding(name, writable and free > LEAST_DISK, told)
+
+
+def check_torch(params: TrainParams, cluster: Cluster) -> Iterator[Finding]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    found = torch.__version__
+    if cuda:
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        found += f", {len(names)} GPU(s): {', '.join(sorted(set(names)))}"
+    large = params.architecture.parameters * params.steps > 1e12  # hours on a CPU
+    needed = large and params.backend == "transformers"
+    yield Finding("torch", True, found)
+    yield Finding("GPU", cuda, "seen by torch" if cuda else "torch sees none here", needed)
+
+
+def check_nanotron(params: TrainParams, cluster: Cluster) -> Iterator[Finding]:
+    """nanotron's own environment: asked in a process of its own."""
+    needed = params.backend == "nanotron"
+    if cluster.training.container is not None:
+        yield Finding("nanotron", True, f"in {cluster.training.container.image}; not looked into", needed)
+        return
+    path = Path(cluster.training.python)
+    if not path.exists():
+        yield Finding("nanotron", False, f"{path} is not there; run `make nanotron`", needed)
+        return
+    script = "from stages.training.nano import patches; print(sorted(patches.groups()), *patches.load())"
+    done = subprocess.run([str(path), "-c", script], capture_output=True, text=True, env=os.environ | {"RANK": "0"})
+    if done.returncode:
+        yield Finding("nanotron", False, done.stderr.strip().splitlines()[-1][:200], needed)
+        return
+    groups = done.stdout.splitlines()[-1].partition("]")[0].strip("[")
+    flash = "torch's kernels in flash-attn's place" if "A" in groups else "flash-attn"
+    device = "on the CPU" if "B" in groups else "on GPUs"
+    yield Finding("nanotron", True, f"{VERSION}, {device}, {flash}", needed)
+
+
+def check_slurm(cluster: Cluster) -> Iterator[Finding]:
+    uses = "slurm" in (cluster.serving.launcher, cluster.data.executor, cluster.training.launcher)
+    missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol") if shutil.which(name) is None]
+    if missing:
+        yield Finding("Slurm", False, f"{', '.join(missing)} not on the PATH; load your site's module", uses)
+        return
+    try:
+        done = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, timeout=30)
+        said = " ".join(done.stderr.split())[:120] or "the controller answers"
+        yield Finding("Slurm", done.returncode == 0, said, uses)
+    except subprocess.TimeoutExpired:
+        yield Finding("Slurm", False, "squeue does not answer within 30 s", uses)
+
+
+def check_secrets(cluster: Cluster) -> Iterator[Finding]:
+    for endpoint in cluster.serving.endpoints:
+        if endpoint.token_env:
+            there = bool(os.environ.get(endpoint.token_env))
+            yield Finding("token", there, f"${endpoint.token_env} for {endpoint.url}{'' if there else ': export it'}")
+
+
+def findings() -> Iterator[Finding]:
+    """All checks; a wrong file ends them with its own sentence."""
+    yield from check_python()
+    yield from check_tools()
+    yield from check_disk()
+    try:
+        params, cluster = load("train", TrainParams), load_cluster()
+    except CosmoError as error:
+        yield Finding("settings", False, str(error))
+        return
+    yield Finding("settings", True, f"{profile_path()} and {cluster_path()} are well-formed")
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        lambda: check_torch(params, cluster),
+        lambda: check_nanotron(params, cluster),
+        lambda: check_slurm(cluster),
+        lambda: check_secrets(cluster),
+    ]
+    for check in checks:
+        yield from check()
+
+
+def main() -> str:
+    missing = []
+    for finding in findings():
+        print(finding.line(), flush=True)
+        if finding.needed and not finding.ok:
+            missing.append(finding.name)
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} missing for {profile_path()} on {cluster_path()}; see above")
+    return f"nothing is missing for {profile_path()} on {cluster_path()}"
+
+
+if __name__ == "__main__":
+    run_stage("doctor", main)

@@ -1,0 +1,69 @@
+"""What a training will take, said before its first step: parameters, tokens, FLOPs, time, disk.
+
+The rate is the one that this store measured for the same model, trainer and precision; else, on GPUs whose peak the
+cluster file states, `USUAL_MFU` of it.
+"""
+
+import json
+from pathlib import Path
+
+from stages.clusters import load_cluster
+from stages.lineage import store_root
+from stages.training.recipe import Recipe, flops_per_token
+
+USUAL_MFU = 0.4  # of a Llama of one to a few billion parameters on H100s in bf16 (nanotron's and torchtitan's reports)
+BYTES = 14  # a parameter in a checkpoint: bf16 weights, fp32 master weights and two moments; 12 in fp32
+
+
+def _rates() -> Path:
+    return store_root() / "train" / "rates.json"
+
+
+def _name(recipe: Recipe) -> str:
+    layout = load_cluster().training.layout
+    processes = layout.processes if recipe.backend == "nanotron" else 1
+    return f"{recipe.backend} {recipe.parameters} x{processes}"
+
+
+def remember(recipe: Recipe, tokens_per_second: float) -> None:
+    """Keep a measured rate for the next forecast."""
+    if tokens_per_second > 0:
+        known = read_rates()
+        known[_name(recipe)] = round(tokens_per_second, 1)
+        _rates().parent.mkdir(parents=True, exist_ok=True)
+        _rates().write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_rates() -> dict[str, float]:
+    """Measured tokens/s by trainer, parameters and processes; nothing where the file is missing or damaged."""
+    try:
+        return json.loads(_rates().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def rate(recipe: Recipe) -> tuple[float, str] | None:
+    """(tokens/s, where that is from), or None where nobody knows."""
+    if measured := read_rates().get(_name(recipe)):
+        return measured, "measured here"
+    training = load_cluster().training
+    if training.peak_tflops and recipe.backend == "nanotron":
+        peak = training.peak_tflops * 1e12 * training.layout.processes
+        return USUAL_MFU * peak / flops_per_token(recipe), f"{USUAL_MFU:.0%} of {training.peak_tflops:g} TFLOPS a GPU"
+    return None
+
+
+def describe(recipe: Recipe, seeds: int) -> str:
+    """The forecast in a sentence."""
+    flops = recipe.tokens * flops_per_token(recipe)
+    told = f"train: {recipe.parameters / 1e6:,.1f}M parameters, {recipe.tokens:,} tokens, {flops:.2g} FLOPs"
+    told += f" for each of {seeds} seeds" if seeds > 1 else ""
+    if known := rate(recipe):
+        speed, source = known
+        hours = recipe.tokens / speed / 3600 * seeds
+        shown = f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+        told += f"; about {shown} at {speed:,.0f} tokens/s ({source})"
+        training = load_cluster().training
+        if recipe.backend == "nanotron" and (training.peak_tflops or (training.slurm and training.slurm.gpus)):
+            told += f", {hours * training.layout.processes:,.1f} GPU hours"
+    return told + f"; checkpoints up to {3 * BYTES * recipe.parameters / 1e9:.2g} GB"  # two kept, one being written

@@ -1,0 +1,78 @@
+"""The heavy trainer, nanotron: hand it a job, follow it, take the weights back as transformers has them.
+
+The processes themselves (stages/training/nano/worker.py) run in an environment of their own.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+from stages.clusters import load_cluster
+from stages.launch import training as launch
+from stages.tracking import Run
+from stages.training.light import Trained, new_model
+from stages.training.nano import job as jobs
+from stages.training.nano import worker
+from stages.training.nano.layout import read_checkpoint
+from stages.training.recipe import Recipe
+from stages.training.shards import Corpus, TokenShards
+
+
+def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
+    """bf16 where the processes have GPUs, else fp32: on a CPU nanotron's bf16 is slower and coarser."""
+    if wanted != "auto":
+        return wanted
+    training = load_cluster().training
+    if training.launcher == "slurm":
+        return "bf16" if training.slurm is not None and training.slurm.gpus else "fp32"
+    import torch
+
+    return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def fit(
+    recipe: Recipe,
+    corpus: Corpus,
+    shards: TokenShards,
+    validation: TokenShards,
+    folder: Path,
+    out: Path,
+    precision: Literal["bf16", "fp32"],
+    run: Run,
+) -> Trained:
+    """Train in `folder`, going on from what is there; the model is written to `out`."""
+    training = load_cluster().training
+    job = jobs.job_of(recipe, shards.folder.parent, precision, training)
+    (folder / "job.json").write_text(job.model_dump_json(indent=2), encoding="utf-8")
+    checkpoint = jobs.latest_checkpoint(folder)
+    first = len(jobs.read_steps(checkpoint / jobs.LOSSES)) if checkpoint else 0
+    if first:
+        print(f"train: going on from step {first} of {recipe.steps} ({checkpoint})", file=sys.stderr, flush=True)
+    speeds: list[float] = []
+    with launch.progress(recipe.steps, first) as advance:
+
+        def booked(steps: list[jobs.Step]) -> None:
+            for step in steps:
+                point = {"loss": step.loss, "learning_rate": step.learning_rate, "gradient_norm": step.gradient_norm}
+                point |= {"tokens_per_second": step.tokens_per_second} | ({"mfu": step.mfu} if step.mfu else {})
+                run.metrics(point, step=step.step)
+                if step.step > first:
+                    speeds.append(step.tokens_per_second)
+                    advance(step)
+
+        if not (folder / "result.json").is_file():
+            launch.follow(job, folder, training, booked)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    losses = jobs.read_steps(folder / result["checkpoint"] / jobs.LOSSES)
+    model = new_model(recipe, corpus.eos)
+    model.load_state_dict(read_checkpoint(folder / result["checkpoint"], recipe.architecture), strict=False)
+    if precision == "bf16":
+        model.bfloat16()
+    model.save_pretrained(out, safe_serialization=True)
+    if result["probe"]:
+        shutil.copyfile(folder / worker.PROBE_FILE, out / worker.PROBE_FILE)
+    speed = sorted(speeds)[len(speeds) // 2] if speeds else 0.0
+    steps = [(s.step, s.loss, s.learning_rate, s.gradient_norm) for s in losses]
+    return Trained(model, steps, first, speed, result["validation_loss"], result["validation_tokens"])

@@ -1,0 +1,163 @@
+"""One nanotron training as a folder: what is to be trained, and the files in which it says how far it is.
+
+The folder lies outside DVC's outs, under `<store>/train/<key>`, on a file system that the nodes share:
+
+    job.json                    what to train (`Job`); written by the stage
+    config.yaml                 nanotron's own config, as it runs
+    log.txt                     what the processes print
+    steps.csv                   a line a step, while it runs
+    checkpoints/<step>/         nanotron's checkpoints; one counts when its losses.csv, written last, is there
+    stop                        somebody wants a checkpoint and the end (SIGTERM, Slurm's warning)
+    error.json                  why the processes ended: an error class of stages/errors.py and a message
+    result.json, probe.safetensors   the end: validation loss; logits on a fixed input, for the export to compare
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError, model_validator
+
+from stages import errors
+from stages.clusters import Layout, Training, cluster_path
+from stages.errors import ConfigError
+from stages.settings import Params
+from stages.training.recipe import Recipe
+
+LOSSES = "losses.csv"  # in a checkpoint
+
+
+class Step(NamedTuple):
+    """One optimiser step."""
+
+    step: int  # from 1
+    loss: float  # nats a token, mean over the batch
+    learning_rate: float  # that the step was made with
+    gradient_norm: float  # before clipping
+    seconds: float  # that the step took
+    tokens_per_second: float  # of all processes
+    mfu: float | None  # model FLOPs utilisation; None where the processor's peak is not stated
+
+
+class Job(Params):
+    """What one set of processes trains."""
+
+    recipe: Recipe
+    layout: Layout
+    tokens: Path  # data/tokenize_corpus, absolute
+    precision: Literal["bf16", "fp32"]
+    checkpoint_seconds: float = Field(gt=0)
+    peak_tflops: float | None = Field(default=None, gt=0)  # of one processor in this precision, for MFU
+    threads: int = Field(default=0, ge=0)
+
+    @property
+    def micro_batch(self) -> int:
+        return self.layout.micro_batch or self.recipe.micro_batch
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one process in one step."""
+        return self.recipe.batch // (self.micro_batch * self.layout.dp)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Job":
+        shape, layout = self.recipe.architecture, self.layout
+        if self.recipe.batch % (self.micro_batch * layout.dp):
+            raise ValueError(
+                f"train.batch {self.recipe.batch} must be a multiple of micro_batch {self.micro_batch} x dp"
+                f" {layout.dp}"
+            )
+        for name, size in {
+            "heads": shape.heads,
+            "kv_heads": shape.kv_heads,
+            "intermediate": shape.intermediate,
+            "vocabulary": shape.vocabulary,
+        }.items():
+            if size % layout.tp:
+                raise ValueError(f"train.architecture.{name} {size} must be a multiple of tp {layout.tp}")
+        if shape.layers < layout.pp:
+            raise ValueError(f"train.architecture.layers {shape.layers} is less than pp {layout.pp}")
+        if shape.rope_theta != 10000:
+            raise ValueError(
+                f"nanotron's training has rotary positions of base 10000 only, not rope_theta {shape.rope_theta:g}"
+            )
+        return self
+
+
+def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], training: Training) -> Job:
+    """The job on the cluster file's layout. `ConfigError` where the model does not divide by it."""
+    try:
+        return Job(
+            recipe=recipe,
+            layout=training.layout,
+            tokens=tokens.resolve(),
+            precision=precision,
+            checkpoint_seconds=training.checkpoint_minutes * 60,
+            peak_tflops=training.peak_tflops,
+            threads=training.threads,
+        )
+    except ValidationError as error:
+        told = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise ConfigError(f"{told} (training.layout in {cluster_path()})") from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_steps(path: Path) -> list[Step]:
+    """The steps of a file; a line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = [line for line in stream if line.endswith("\n")][1:]
+    return [as_step(row) for row in csv.reader(rows)]
+
+
+def as_step(row: list[str]) -> Step:
+    number, loss, rate, norm, seconds, speed, mfu = row
+    return Step(
+        int(number), float(loss), float(rate), float(norm), float(seconds), float(speed), float(mfu) if mfu else None
+    )
+
+
+def step_line(step: Step) -> str:
+    """A step as a line of steps.csv and losses.csv, with every digit."""
+    return ",".join("" if value is None else repr(value) for value in step) + "\n"
+
+
+def write_steps(path: Path, steps: list[Step]) -> None:
+    """A file of steps, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(",".join(Step._fields) + "\n" + "".join(map(step_line, steps)), encoding="utf-8")
+    part.replace(path)
+
+
+def latest_checkpoint(folder: Path, tidy: bool = False) -> Path | None:
+    """The newest whole checkpoint of a job's folder; `tidy` removes those that a kill left unfinished."""
+    whole = []
+    for path in (folder / "checkpoints").glob("*"):
+        if (path / LOSSES).is_file():
+            whole.append(path)
+        elif tidy and path.is_dir():
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name), default=None)
+
+
+def write_error(folder: Path, error: errors.CosmoError) -> None:
+    """Leave an error for the stage that started the processes."""
+    write_json(folder / "error.json", {"kind": type(error).__name__, "message": str(error)})
+
+
+def read_error(folder: Path) -> errors.CosmoError | None:
+    """The error that the processes left."""
+    path = folder / "error.json"
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return getattr(errors, content["kind"])(content["message"])

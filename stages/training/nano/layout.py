@@ -1,0 +1,144 @@
+"""Between transformers' names and shapes of a Llama's weights and nanotron's.
+
+nanotron keeps q, k and v in one matrix (`qkv_proj`: q's rows, then k's, then v's) and gate and up in another
+(`gate_up_proj`). Its rotary positions turn neighbouring rows of a head (0 and 1, 2 and 3, ...), transformers' turn a
+row of the first half with one of the second, so the rows of q and k change their order. A checkpoint holds a file a
+weight and tensor-parallel rank, with the slices of the whole that it is, in its metadata.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from stages.errors import DataError
+from stages.training.initial import shapes
+from stages.training.recipe import Architecture
+
+LAYER = re.compile(r"model\.decoder\.(\d+)\.pp_block\.(.+)\.weight")
+PLAIN = {
+    "model.token_position_embeddings.pp_block.token_embedding.weight": "model.embed_tokens.weight",
+    "model.final_layer_norm.pp_block.weight": "model.norm.weight",
+    "model.lm_head.pp_block.weight": "lm_head.weight",
+}
+IN_LAYER = {
+    "input_layernorm": ["input_layernorm"],
+    "attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attn.o_proj": ["self_attn.o_proj"],
+    "post_attention_layernorm": ["post_attention_layernorm"],
+    "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"],
+    "mlp.down_proj": ["mlp.down_proj"],
+}
+
+
+def parts_of(name: str) -> list[str]:
+    """transformers' names of the weights that make up nanotron's weight `name`, in the order of its rows."""
+    if name in PLAIN:
+        return [PLAIN[name]]
+    match = LAYER.fullmatch(name)
+    if match is None or match[2] not in IN_LAYER:
+        raise ValueError(f"{name} is no weight of nanotron's Llama")
+    return [f"model.layers.{match[1]}.{part}.weight" for part in IN_LAYER[match[2]]]
+
+
+def names_of(architecture: Architecture) -> Iterator[str]:
+    """nanotron's names of all weights; tied output heads are left out."""
+    for name, (part) in PLAIN.items():
+        if part != "lm_head.weight" or not architecture.tied_embeddings:
+            yield name
+    for layer in range(architecture.layers):
+        yield from (f"model.decoder.{layer}.pp_block.{part}.weight" for part in IN_LAYER)
+
+
+def _turned(weight: torch.Tensor, heads: int, inner: tuple[int, int]) -> torch.Tensor:
+    """The rows of each head, seen as `inner`, transposed."""
+    return weight.view(heads, *inner, -1).transpose(1, 2).reshape(weight.shape)
+
+
+def _heads(name: str, architecture: Architecture) -> int:
+    """How many heads' rows are to be turned; 0 for a weight whose rows stay."""
+    return {"q_proj": architecture.heads, "k_proj": architecture.kv_heads}.get(name.split(".")[-2], 0)
+
+
+def to_nanotron(name: str, weight: Callable[[str], torch.Tensor], architecture: Architecture) -> torch.Tensor:
+    """nanotron's whole weight `name` from transformers' weights, which `weight` gives by name."""
+    half = architecture.width // architecture.heads // 2
+    found = []
+    for part in parts_of(name):
+        heads = _heads(part, architecture)
+        found.append(_turned(weight(part), heads, (2, half)) if heads else weight(part))
+    return torch.cat(found)
+
+
+def to_transformers(name: str, weight: torch.Tensor, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """transformers' weights, by name, that nanotron's whole weight `name` is made of."""
+    half = architecture.width // architecture.heads // 2
+    parts, sizes = parts_of(name), shapes(architecture)
+    found = {}
+    for part, rows in zip(parts, weight.split([sizes[p][0] for p in parts]), strict=True):
+        heads = _heads(part, architecture)
+        found[part] = (_turned(rows, heads, (half, 2)) if heads else rows).contiguous()
+    return found
+
+
+def _slices(text: str) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """(slices of the shard, slices of the whole) as nanotron writes them: `a,b,step|...#a,b,step|...;...`."""
+
+    def one(side: str) -> tuple[slice, ...]:
+        bounds = ([None if x == "None" else int(x) for x in s.split(",")] for s in side.split("|"))
+        return tuple(slice(*b) for b in bounds)
+
+    pairs = (pair.split("#") for pair in text.split(";"))
+    return [(one(local), one(whole)) for local, whole in pairs]
+
+
+def read_weight(checkpoint: Path, name: str) -> torch.Tensor:
+    """A whole weight of a nanotron checkpoint, joined from its shards. `DataError` when it is not whole."""
+    *folders, last = name.split(".")
+    folder = checkpoint.joinpath("model", *folders)
+    files = sorted(folder.glob(f"model_{last}*.safetensors"))
+    if not files:
+        raise DataError(f"{folder} holds no {last}; the checkpoint is not whole: remove {checkpoint} and train again")
+    whole: torch.Tensor | None = None
+    filled = 0
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                data, facts = file.get_tensor("data"), file.metadata() or {}
+        except SafetensorError as error:
+            raise DataError(f"{path} is damaged: {error}; remove {checkpoint} and train again") from None
+        if "local_global_slices_pairs" not in facts:
+            return data
+        if whole is None:
+            shape = [int(size) for size in facts["unsharded_shape"].strip("()").split(",") if size.strip()]
+            whole = torch.empty(shape, dtype=data.dtype)
+        for local, target in _slices(facts["local_global_slices_pairs"]):
+            whole[target] = data[local]
+            filled += data[local].numel()
+    assert whole is not None
+    if filled != whole.numel():
+        raise DataError(
+            f"{folder}: {len(files)} shard(s) hold {filled} of {whole.numel()} values of {last}; a shard is missing:"
+            f" remove {checkpoint} and train again"
+        )
+    return whole
+
+
+def read_checkpoint(checkpoint: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """transformers' weights of a nanotron checkpoint of any tensor and data parallelism, as they were trained.
+
+    `DataError` when the checkpoint is not whole, or of another architecture.
+    """
+    wanted, found = shapes(architecture), {}
+    for name in names_of(architecture):
+        weight = read_weight(checkpoint, name)
+        size = (sum(wanted[part][0] for part in parts_of(name)), *wanted[parts_of(name)[0]][1:])
+        if tuple(weight.shape) != size:
+            raise DataError(
+                f"{checkpoint}: {name} is {list(weight.shape)}, but the recipe makes it {list(size)}; the checkpoint"
+                " is of another model"
+            )
+        found |= to_transformers(name, weight, architecture)
+    return found

@@ -1,0 +1,331 @@
+"""One process of a nanotron training, under torchrun: python -m stages.training.nano.worker <job's folder>
+
+In: the folder's job.json and the token shards. Out: steps.csv, checkpoints, result.json (stages/training/nano/job.py).
+The batches are those of the light trainer, whatever the layout: the places of a step are dealt to data-parallel ranks,
+so that no window is seen twice or left out. Begins from the newest whole checkpoint.
+"""
+
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# nanotron has an environment of its own, which the type checker does not see
+
+import ctypes
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.errors import ConfigError, CosmoError, DataError, run_stage
+from stages.training.initial import initial_weight, shapes
+from stages.training.nano import patches
+from stages.training.nano.config import check, render, write
+from stages.training.nano.job import (
+    LOSSES,
+    Job,
+    Step,
+    latest_checkpoint,
+    read_steps,
+    step_line,
+    write_error,
+    write_json,
+    write_steps,
+)
+from stages.training.nano.layout import to_nanotron
+from stages.training.recipe import flops_per_token
+from stages.training.shards import TokenShards, WindowOrder, read_corpus
+
+KEPT = 2  # checkpoints
+PROBE = 64  # tokens of the fixed input
+PROBE_FILE = "probe.safetensors"
+GO_ON, SAVE, STOP = 0, 1, 2
+
+
+class Stopped(Exception):
+    """A checkpoint was written because somebody asked for the end."""
+
+
+def places(step: int, job: Job, dp_rank: int, micro: int) -> range:
+    """Places in training of one micro-batch: step from 0, data-parallel rank, number of the micro-batch."""
+    start = step * job.recipe.batch + (micro * job.layout.dp + dp_rank) * job.micro_batch
+    return range(start, start + job.micro_batch)
+
+
+def block(windows: list[Any]) -> dict[str, torch.Tensor]:
+    """A micro-batch as nanotron takes it, each [micro_batch, sequence]: ids and next tokens, nothing masked."""
+    import numpy as np
+
+    tokens = torch.from_numpy(np.stack(windows))
+    ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return {"input_ids": ids, "input_mask": mask, "label_ids": labels, "label_mask": mask}
+
+
+def batches(
+    job: Job, shards: TokenShards, order: WindowOrder, dp_rank: int, first: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The micro-batches of one data-parallel rank from step `first` (from 0) to the end."""
+    for step in range(first, job.recipe.steps):
+        for micro in range(job.accumulation):
+            yield block([shards.window(order[place]) for place in places(step, job, dp_rank, micro)])
+
+
+def build(job: Job, folder: Path, checkpoint: Path | None, config: str) -> Any:
+    """nanotron's trainer with our initial weights, step log and checkpoints. nanotron must be loaded."""
+    from nanotron import distributed as dist
+    from nanotron.models.llama import LlamaForTraining
+    from nanotron.trainer import DistributedTrainer
+
+    recipe = job.recipe
+
+    class Llama(LlamaForTraining):
+        """Begins from the weights that the light trainer begins from, whatever the layout."""
+
+        @torch.no_grad()
+        def init_model_randomly(self, **_: Any) -> None:
+            wanted = shapes(recipe.architecture)
+            for name, param in self.named_parameters():
+                whole = to_nanotron(
+                    name, lambda part: initial_weight(recipe.seed, part, wanted[part]), recipe.architecture
+                )
+                if param.is_sharded:  # type: ignore[attr-defined]
+                    for pair in param.get_sharded_info().local_global_slices_pairs:  # type: ignore[attr-defined]
+                        param[pair.local_slices].copy_(whole[pair.global_slices])
+                else:
+                    param.copy_(whole)
+
+    class Trainer(DistributedTrainer):
+        """Books every step, writes checkpoints by time, when asked and at the end, and stops when asked."""
+
+        def post_init(self) -> None:
+            check(self.config, checkpoint)
+            self.steps = read_steps(checkpoint / LOSSES) if checkpoint else []
+            if len(self.steps) != self.start_iteration_step:
+                raise DataError(
+                    f"{checkpoint} is of step {self.start_iteration_step}, but its {LOSSES} has {len(self.steps)}"
+                    " steps; remove it and go on from the one before"
+                )
+            self.rank = dist.get_rank(self.parallel_context.world_pg)
+            self.logs = self.rank in self.logger_ranks  # holds the loss
+            self.saved, self.interval = time.monotonic(), job.checkpoint_seconds
+            if self.rank == self.logger_ranks[0]:
+                write_steps(folder / "steps.csv", self.steps)
+
+        def training_step(self, dataloader: Any) -> Any:
+            self.rate = self.optimizer.get_base_optimizer().param_groups[0]["lr"]
+            return super().training_step(dataloader)
+
+        def train_step_logs(self, outputs: Any, loss_avg: torch.Tensor | None) -> None:
+            """Called by nanotron after each step."""
+            if loss_avg is not None:
+                self._book(loss_avg.item())
+            if order := self._decide():
+                self._save()
+            if order == STOP:
+                raise Stopped
+
+        def _book(self, loss: float) -> None:
+            norm, seconds = float(self.grad_norm_unclipped), time.time() - self.iteration_start_time
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise NotANumber(self.iteration_step, loss, norm)
+            speed = recipe.batch * recipe.sequence / seconds
+            mfu = None
+            if job.peak_tflops:
+                mfu = speed * flops_per_token(recipe) / (job.peak_tflops * 1e12 * job.layout.processes)
+            step = Step(self.iteration_step, loss, self.rate, norm, seconds, speed, mfu)
+            self.steps.append(step)
+            if self.rank == self.logger_ranks[0]:
+                with (folder / "steps.csv").open("a", encoding="utf-8") as stream:
+                    stream.write(step_line(step))
+
+        def _decide(self) -> int:
+            """Whether all processes save now, or stop; rank 0 decides."""
+            order = GO_ON
+            if self.rank == 0:
+                if (folder / "stop").exists() and self.iteration_step < recipe.steps:
+                    order = STOP
+                elif self.iteration_step == recipe.steps or time.monotonic() - self.saved >= self.interval:
+                    order = SAVE
+            told = torch.tensor(order, device="cuda")
+            dist.broadcast(told, 0)
+            return int(told)
+
+        def _save(self) -> None:
+            started = time.monotonic()
+            path = self.save_checkpoint()
+            dist.barrier(self.parallel_context.world_pg)
+            if self.rank == self.logger_ranks[0]:
+                write_steps(path / LOSSES, self.steps)
+                old = sorted((folder / "checkpoints").glob("*/" + LOSSES), key=lambda p: int(p.parent.name))[:-KEPT]
+                for losses in old:
+                    losses.unlink()  # from here on it does not count
+                    shutil.rmtree(losses.parent)
+            self.saved = time.monotonic()
+            self.interval = max(job.checkpoint_seconds, 50 * (self.saved - started))  # at most 2% of the time
+
+        def setup_log_writers(self) -> None:
+            return None
+
+    return Trainer(config, model_class=Llama)
+
+
+class NotANumber(Exception):
+    """The loss or the gradient is no number any more."""
+
+    def __init__(self, step: int, loss: float, norm: float):
+        super().__init__(step, loss, norm)
+        self.step, self.loss, self.norm = step, loss, norm
+
+
+def not_a_number(job: Job, shards: TokenShards, order: WindowOrder, stop: NotANumber) -> ConfigError:
+    """The error for a step whose loss is no number, with the documents of its batch."""
+    from stages.training.light import Windows, no_number
+
+    windows = Windows(shards, order, job.recipe.steps * job.recipe.batch)
+    return ConfigError(no_number(job.recipe, windows, stop.step, stop.loss, stop.norm))
+
+
+@torch.no_grad()
+def forward(trainer: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [batch, sequence, vocabulary] in fp32 of ids [batch, sequence], joined over tensor-parallel ranks."""
+    from nanotron import distributed as dist
+
+    ids = ids.to("cuda")
+    sharded = trainer.unwrapped_model.model(input_ids=ids, input_mask=torch.ones_like(ids, dtype=torch.bool))
+    group = trainer.parallel_context.tp_pg
+    if group.size() > 1:
+        parts = [torch.empty_like(sharded) for _ in range(group.size())]
+        dist.all_gather(parts, sharded.contiguous(), group=group)
+        sharded = torch.cat(parts, -1)
+    return sharded.transpose(0, 1).float()
+
+
+def validate(trainer: Any, job: Job, shards: TokenShards) -> tuple[float | None, int]:
+    """Mean loss in nats a token over every whole window of a split, and the tokens it is a mean over."""
+    from nanotron import distributed as dist
+    from torch.nn import functional
+
+    group = trainer.parallel_context.dp_pg
+    sums = torch.zeros(2, dtype=torch.float64)
+    mine = range(dist.get_rank(group), shards.windows, group.size())
+    for start in range(0, len(mine), job.micro_batch):
+        data = block([shards.window(i) for i in mine[start : start + job.micro_batch]])
+        found, labels = forward(trainer, data["input_ids"]), data["label_ids"].to("cuda")
+        sums[0] += functional.cross_entropy(found.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        sums[1] += labels.numel()
+    told = sums.to("cuda")
+    dist.all_reduce(told, group=group)
+    total, tokens = told.tolist()
+    return (total / tokens if tokens else None), int(tokens)
+
+
+def probe(vocabulary: int, sequence: int) -> torch.Tensor:
+    """The fixed input on which exports are compared, [2, tokens]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, (2, min(PROBE, sequence)), generator=generator)
+
+
+def in_fp32(model: torch.nn.Module) -> None:
+    """Compute in fp32 from here on: in bf16 a wrong order of rows would drown in the rounding."""
+    from nanotron.models import llama
+
+    for param in model.parameters():
+        param.data = param.data.float()
+    llama.flash_attn_varlen_func = patches.attention  # flash-attn has no fp32
+
+
+def finish(trainer: Any, job: Job, folder: Path, validation: TokenShards) -> None:
+    """Validation loss and the probe's logits; then result.json, which says that all is there."""
+    from safetensors.torch import save_file
+
+    found: dict[str, Any] = {"validation_loss": None, "validation_tokens": 0, "probe": job.layout.pp == 1}
+    trainer.model.eval()
+    if job.layout.pp == 1:  # a pipeline's stages cannot be asked without its engine
+        found["validation_loss"], found["validation_tokens"] = validate(trainer, job, validation)
+        ids = probe(job.recipe.architecture.vocabulary, job.recipe.sequence)
+        in_fp32(trainer.unwrapped_model)
+        logits = forward(trainer, ids)
+        if trainer.rank == 0:
+            save_file({"ids": ids, "logits": logits.contiguous().cpu()}, folder / PROBE_FILE)
+    if trainer.rank == trainer.logger_ranks[0]:
+        write_json(folder / "result.json", found | {"checkpoint": f"checkpoints/{job.recipe.steps}"})
+
+
+def run(folder: Path, without: Collection[str] = ()) -> str:
+    """Train what job.json says; returns a line about it."""
+    job = Job.model_validate(json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    corpus = read_corpus(job.tokens)
+    shards = TokenShards(job.tokens / "train", corpus.train, corpus, job.recipe.sequence)
+    validation = TokenShards(job.tokens / "validation", corpus.validation, corpus, job.recipe.sequence)
+    order = WindowOrder(shards.windows, job.recipe.seed)
+    patches.load(without)
+    from nanotron import distributed as dist
+
+    first = os.environ["RANK"] == "0"
+    checkpoint = latest_checkpoint(folder, tidy=first)
+    config = render(job, folder, corpus.eos, checkpoint)
+    if first:
+        write(folder / "config.yaml", config)  # for people; every process reads its own, so that none waits for it
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as own:
+        write(Path(own.name), config)
+        trainer = build(job, folder, checkpoint, own.name)
+    if trainer.start_iteration_step < job.recipe.steps:
+        data = batches(job, shards, order, dist.get_rank(trainer.parallel_context.dp_pg), trainer.start_iteration_step)
+        try:
+            trainer.train(data)
+        except NotANumber as stop:
+            raise not_a_number(job, shards, order, stop) from None
+        except Stopped:
+            return f"stopped at step {trainer.iteration_step} of {job.recipe.steps}, with a checkpoint"
+    finish(trainer, job, folder, validation)
+    dist.barrier()
+    return f"{job.recipe.steps} steps"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is used up; torch's CPU allocator has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def out_of_memory(job_file: Path, error: Exception) -> ConfigError:
+    job = Job.model_validate(json.loads(job_file.read_text(encoding="utf-8")))
+    return ConfigError(
+        f"out of memory with micro_batch {job.micro_batch} and sequence {job.recipe.sequence}: lower"
+        " training.micro_batch in the cluster file (null: train.micro_batch), or raise its tp;"
+        f" {' '.join(str(error).split())[:200]}"
+    )
+
+
+def _leash() -> None:
+    """End with torchrun, also if that is killed (1 = PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def main() -> str:
+    folder = Path(sys.argv[1])
+    _leash()
+    try:
+        return run(folder)
+    except CosmoError as error:
+        write_error(folder, error)
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise  # its traceback is in the log
+        told = out_of_memory(folder / "job.json", error)
+        write_error(folder, told)
+        raise told from None
+
+
+if __name__ == "__main__":
+    run_stage("train", main)

@@ -1,0 +1,108 @@
+"""Train a few steps with each patch left out, and write what happened: run by tests/test_nanotron.py in .nanotron.
+
+Each try is a fork of this process, which has imported torch but not nanotron.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from training_repository import recipe_of, write_corpus
+
+from stages.clusters import Layout
+from stages.training.nano import patches, worker
+from stages.training.nano.job import Job
+
+
+def job(folder: Path, steps: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = recipe_of(steps=steps, warmup_steps=1)
+    made = Job(
+        recipe=recipe, layout=Layout(), tokens=folder.parent / "tokens", precision="fp32", checkpoint_seconds=1e-9
+    )
+    (folder / "job.json").write_text(made.model_dump_json())
+
+
+def attempt(folder: Path, without: set[str]) -> str:
+    """Train in a fork; what it raised, or "well"."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            said = metadata(without) if "shard_metadata" in without else worker.run(folder, without)
+            said = said if "shard_metadata" in without else "well"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode()[:2000])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    return said
+
+
+def metadata(without: set[str]) -> str:
+    """The metadata that a shard of a numpy-sized tensor gets."""
+    patches.load(without)
+    import numpy as np
+    from nanotron.constants import CHECKPOINT_VERSION
+    from nanotron.serialize.metadata import TensorMetadata
+
+    return str(TensorMetadata(CHECKPOINT_VERSION, (), (np.int64(3), 4)).to_str_dict())
+
+
+def same_end(folder: Path) -> bool:
+    """Whether the last weights are those that the first run had (kept in end.pt)."""
+    from stages.training.nano.layout import read_checkpoint
+
+    recipe = Job.model_validate_json((folder / "job.json").read_text()).recipe
+    found = read_checkpoint(folder / "checkpoints/12", recipe.architecture)
+    kept = folder / "end.pt"
+    if not kept.exists():
+        torch.save(found, kept)
+        return True
+    known = torch.load(kept)
+    return all(torch.equal(found[name], known[name]) for name in known)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    write_corpus(folder / "tokens")
+    found = {}
+    for name in ("", *patches.BEFORE, *patches.AFTER):
+        if name == "rate_after_resume":
+            continue
+        job(folder / (name or "all"), 3)
+        found[name] = attempt(folder / (name or "all"), {name})
+    found["rate_after_resume"] = resume_twice(folder / "resume")
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+def resume_twice(folder: Path) -> str:
+    """A resume with all patches must change nothing; without the repair it must."""
+    job(folder, 12)
+    attempt(folder, set())
+    same_end(folder)
+    for without in (set(), {"rate_after_resume"}):
+        (folder / "result.json").unlink()
+        shutil.rmtree(folder / "checkpoints/12")
+        said = attempt(folder, without)
+        if said != "well":
+            return said
+        if not same_end(folder):
+            return "other losses after the resume" if without else "a resume with all patches changed the weights"
+    return "well"
+
+
+if __name__ == "__main__":
+    main()

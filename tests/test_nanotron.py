@@ -1,0 +1,368 @@
+"""nanotron trains what the light trainer trains, on any layout, through kills, and its model comes back whole."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_repository import ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+
+from stages.clusters import Layout
+from stages.errors import ClusterError, ConfigError, DataError
+from stages.training.nano.job import Job, Step, read_steps, write_steps
+from stages.training.recipe import learning_rate
+
+NANOTRON = ROOT / ".nanotron/bin/python"
+SHAPE = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "intermediate": 48, "tied_embeddings": False}
+TRAINING = {"architecture": SHAPE, "batch": 8, "steps": 12, "warmup_steps": 3}
+needs_nanotron = pytest.mark.skipif(not NANOTRON.exists(), reason="no .nanotron; run `make nanotron`")
+
+
+def train() -> str:
+    from stages.train import main
+
+    return main()
+
+
+def losses(seed: int = 1) -> list[list[float]]:
+    """Step, loss, learning rate, gradient norm of what was trained last."""
+    with Path(f"models/train/seed-{seed}/losses.csv").open(newline="") as stream:
+        return [[float(value) for value in row] for row in list(csv.reader(stream))[1:]]
+
+
+def weights(seed: int = 1) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(f"models/train/seed-{seed}/model.safetensors")
+
+
+def assert_exported(tolerance: float = 1e-4) -> None:
+    """The model in models/train gives nanotron's own logits when plain transformers loads it."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    known = load_file("models/train/seed-1/probe.safetensors")
+    model = AutoModelForCausalLM.from_pretrained("models/train/seed-1", dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = model(input_ids=known["ids"], use_cache=False).logits
+    assert known["logits"].std() > 1e-3 and (found - known["logits"]).abs().max() < tolerance
+
+
+# --- without nanotron ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_weights_come_back_as_they_went(kv_heads: int) -> None:
+    import torch
+
+    from stages.training.initial import initial_weight, shapes
+    from stages.training.nano.layout import names_of, parts_of, to_nanotron, to_transformers
+
+    shape = recipe_of(architecture=SHAPE | {"kv_heads": kv_heads}).architecture
+    before = {name: initial_weight(1, name, size) + 0.1 for name, size in shapes(shape).items()}
+    after = {}
+    for name in names_of(shape):
+        whole = to_nanotron(name, before.__getitem__, shape)
+        assert whole.numel() == sum(before[part].numel() for part in parts_of(name))
+        after |= to_transformers(name, whole, shape)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    q = "model.layers.0.self_attn.q_proj.weight"
+    turned = to_nanotron("model.decoder.0.pp_block.attn.qkv_proj.weight", before.__getitem__, shape)
+    assert torch.equal(turned[0], before[q][0]) and torch.equal(turned[1], before[q][4])  # rows 0 and d/2 of a head
+
+
+def test_shards_are_joined_and_a_missing_or_damaged_one_is_told(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from stages.training.nano.layout import read_weight
+
+    name, whole = "model.decoder.0.pp_block.mlp.gate_up_proj.weight", torch.arange(48.0).view(12, 4)
+    folder = tmp_path / "model/model/decoder/0/pp_block/mlp/gate_up_proj"
+    folder.mkdir(parents=True)
+    files = []
+    for rank in range(2):  # gate's six rows and up's six are halved one by one
+        at = rank * 3
+        rows = torch.cat([whole[at : at + 3], whole[6 + at : 9 + at]])
+        slices = f"0,3,None|None,None,None#{at},{at + 3},None|None,None,None;"
+        slices += f"3,6,None|None,None,None#{6 + at},{9 + at},None|None,None,None"
+        files.append(folder / f"model_weight_pp-rank-0-of-1_tp-rank-{rank}-of-2.safetensors")
+        save_file({"data": rows}, files[-1], {"local_global_slices_pairs": slices, "unsharded_shape": "(12, 4)"})
+    assert torch.equal(read_weight(tmp_path, name), whole)
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[:-5])
+    with pytest.raises(DataError, match=r"tp-rank-1-of-2\.safetensors is damaged"):
+        read_weight(tmp_path, name)
+    files[1].unlink()
+    with pytest.raises(DataError, match=r"1 shard\(s\) hold 24 of 48 values of weight; a shard is missing"):
+        read_weight(tmp_path, name)
+    with pytest.raises(DataError, match="holds no weight; the checkpoint is not whole"):
+        read_weight(tmp_path, "model.lm_head.pp_block.weight")
+
+
+def test_the_first_weights_depend_on_seed_and_name_alone() -> None:
+    import torch
+
+    from stages.training.initial import STD, initial_weight
+
+    one = initial_weight(1, "a", (300, 50))
+    assert torch.equal(one, initial_weight(1, "a", (300, 50)))
+    assert not torch.equal(one, initial_weight(1, "b", (300, 50)))
+    assert not torch.equal(one, initial_weight(2, "a", (300, 50)))
+    assert one.std() == pytest.approx(STD, rel=0.03) and abs(one.mean()) < 1e-3
+    assert initial_weight(1, "a", (4,)).tolist() == [1.0] * 4
+
+
+def test_every_place_of_training_goes_to_one_rank_once() -> None:
+    from stages.training.nano.worker import places
+
+    for dp, micro in ((1, 2), (2, 2), (4, 1), (2, 4)):
+        job = Job(
+            recipe=recipe_of(batch=8),
+            layout=Layout(dp=dp, micro_batch=micro),
+            tokens=Path("/t"),
+            precision="fp32",
+            checkpoint_seconds=1,
+        )
+        seen = [
+            p for s in range(3) for m in range(job.accumulation) for rank in range(dp) for p in places(s, job, rank, m)
+        ]
+        assert seen == list(range(24))
+
+
+@pytest.mark.parametrize(
+    ("layout", "recipe", "said"),
+    [
+        ({"dp": 3}, {}, "train.batch 8 must be a multiple of micro_batch 2 x dp 3"),
+        ({"tp": 4}, {}, "train.architecture.kv_heads 2 must be a multiple of tp 4"),
+        ({"pp": 3}, {}, "train.architecture.layers 2 is less than pp 3"),
+        ({}, {"architecture": SHAPE | {"rope_theta": 5e5}}, "rotary positions of base 10000 only"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(
+    layout: dict,
+    recipe: dict,
+    said: str,
+    repository: Path,
+) -> None:
+    set_recipe(repository, backend="nanotron", **{**TRAINING, **recipe})
+    set_cluster(repository, layout=layout)
+    with pytest.raises(ConfigError, match=said):
+        train()
+
+
+def test_without_its_environment_the_way_there_is_told(repository: Path) -> None:
+    set_recipe(repository, backend="nanotron", **TRAINING)
+    set_cluster(repository, python=".nanotron/bin/python")
+    with pytest.raises(ConfigError, match="nanotron has an environment of its own; run `make nanotron`"):
+        train()
+
+
+def test_a_line_that_a_kill_cut_short_is_no_step(tmp_path: Path) -> None:
+    steps = [Step(n, 1.5 / n, 1e-3, 0.25, 0.5, 100.0, None if n % 2 else 0.4) for n in (1, 2, 3)]
+    write_steps(tmp_path / "steps.csv", steps)
+    assert read_steps(tmp_path / "steps.csv") == steps
+    text = (tmp_path / "steps.csv").read_text()
+    (tmp_path / "steps.csv").write_text(text[:-4])
+    assert read_steps(tmp_path / "steps.csv") == steps[:2]
+
+
+def test_steps_are_booked_once_also_when_a_resume_writes_them_again(tmp_path: Path) -> None:
+    from stages.launch.training import Tail
+
+    steps = [Step(n, 1.0, 1e-3, 0.25, 0.5, 100.0, None) for n in range(1, 8)]
+    tail = Tail(tmp_path / "steps.csv")
+    assert tail.new() == []
+    write_steps(tmp_path / "steps.csv", steps[:3])
+    assert tail.new() == steps[:3] and tail.new() == []
+    with (tmp_path / "steps.csv").open("a") as stream:
+        stream.write("4,1.0,0.001,0.25,")
+        stream.flush()
+        assert tail.new() == []
+        stream.write("0.5,100.0,\n")
+    assert tail.new() == steps[3:4]
+    write_steps(tmp_path / "steps.csv", steps[:2])  # a resume from step 2
+    with (tmp_path / "steps.csv").open("a") as stream:
+        stream.writelines(f"{n},1.0,0.001,0.25,0.5,100.0,\n" for n in (3, 4, 5))
+    assert tail.new() == steps[4:5]
+
+
+# --- with it ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@needs_nanotron
+def test_both_trainers_agree(repository: Path) -> None:
+    """Parameters, initial loss, schedule, the first losses and the weights, from one recipe."""
+    import torch
+
+    set_recipe(repository, **TRAINING)
+    train()
+    light, light_weights, light_metrics = losses(), weights(), json.loads(Path("metrics/train.json").read_text())
+    set_recipe(repository, backend="nanotron", **TRAINING)
+    train()
+    heavy, heavy_metrics = losses(), json.loads(Path("metrics/train.json").read_text())
+    assert light_metrics["parameters"] == heavy_metrics["parameters"] == sum(w.numel() for w in weights().values())
+    assert heavy[0][1] == pytest.approx(math.log(64), abs=0.05)
+    recipe = recipe_of(**TRAINING)
+    for (step, loss, rate, norm), (_, other, other_rate, other_norm) in zip(light, heavy, strict=True):
+        assert rate == pytest.approx(learning_rate(recipe, int(step))) == pytest.approx(other_rate)
+        assert loss == pytest.approx(other, abs=1e-5) and norm == pytest.approx(other_norm, abs=1e-4)
+    assert heavy[-1][1] < heavy[0][1] - 0.3  # they learn
+    assert heavy_metrics["validation_loss"] == pytest.approx(light_metrics["validation_loss"], abs=1e-4)
+    assert all(torch.allclose(light_weights[name], weight, atol=1e-3) for name, weight in weights().items())
+    assert_exported()
+
+
+@pytest.mark.slow
+@needs_nanotron
+def test_the_layout_changes_no_result(repository: Path) -> None:
+    shared = {**TRAINING, "architecture": SHAPE | {"tied_embeddings": True}}
+    set_recipe(repository, **shared)
+    train()
+    one = [step[1] for step in losses()]
+    set_recipe(repository, backend="nanotron", **shared)
+    set_cluster(repository, layout={"tp": 2})
+    train()
+    assert [step[1] for step in losses()] == pytest.approx(one, abs=1e-4)
+    assert_exported()
+    set_recipe(repository, backend="nanotron", precision="bf16", **shared)
+    set_cluster(repository, layout={"dp": 2, "micro_batch": 1})
+    train()
+    assert [step[1] for step in losses()] == pytest.approx(one, abs=0.02)
+    assert_exported()
+
+
+STAGE = "from stages.errors import run_stage\nfrom stages.train import main\nrun_stage('train', main)"
+
+
+def start() -> "subprocess.Popen[str]":
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", STAGE], stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(pattern: str, process: "subprocess.Popen[str]", besides: Path | None = None) -> Path:
+    """The first file of the store that fits, once it is there."""
+    end = time.monotonic() + 120
+    while not (found := [path for path in Path(".store/train").glob(pattern) if path != besides]):
+        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return found[0]
+
+
+def workers() -> list[int]:
+    """Processes that train in this folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"stages.training.nano.worker" in words and any(str(Path.cwd()).encode() in word for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@needs_nanotron
+def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(repository: Path) -> None:
+    steps = {**TRAINING, "steps": 150, "batch": 4}
+    set_recipe(repository, backend="nanotron", **steps)
+    set_cluster(repository, checkpoint_minutes=1e-6)
+    train()
+    whole, whole_weights = losses(), Path("models/train/seed-1/model.safetensors").read_bytes()
+    whole_metrics = Path("metrics/train.json").read_bytes()
+    Path(".store").rename(".store-whole")
+
+    process = start()
+    first = wait_for("*/checkpoints/*/losses.csv", process)
+    process.kill()  # nothing is told to the workers
+    process.communicate()
+    end = time.monotonic() + 60
+    while workers():
+        assert time.monotonic() < end, "workers outlive their stage"
+        time.sleep(0.1)
+    process = start()
+    assert int(wait_for("*/checkpoints/*/losses.csv", process, besides=first).parent.name) > int(first.parent.name)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == ClusterError.status, err
+    assert "stopped by a signal at step" in err and "going on from step" in err
+    told = train()
+    assert "resumed at step" in told
+    assert losses() == whole  # every digit
+    assert Path("models/train/seed-1/model.safetensors").read_bytes() == whole_weights
+    assert Path("metrics/train.json").read_bytes() == whole_metrics
+    assert not workers()
+
+
+@pytest.mark.slow
+@needs_nanotron
+def test_a_loss_that_is_no_number_stops_with_the_step(repository: Path) -> None:
+    set_recipe(repository, backend="nanotron", **{**TRAINING, "learning_rate": 1e38, "gradient_clip": 1e30})
+    with pytest.raises(ConfigError, match=r"norm nan at step 3 of 12; look at .* lower train.learning_rate"):
+        train()
+
+
+PATCHES = ROOT / "tests/nanotron_patches.py"
+
+
+@pytest.fixture(scope="module")
+def without_patches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What happened without each patch (tests/nanotron_patches.py)."""
+    if not NANOTRON.exists():
+        pytest.skip("no .nanotron; run `make nanotron`")
+    folder = tmp_path_factory.mktemp("patches")
+    done = subprocess.run(
+        [str(NANOTRON), str(PATCHES), str(folder)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("left_out", "fails_with"),
+    [
+        ("", "well"),
+        ("flash_attention", "flash_attn"),
+        ("flash_rotary", "No module named 'flash_attn.layers'"),
+        ("flash_norm", "No module named 'flash_attn.ops'"),
+        ("cuda_calls", "_cuda_setDevice"),
+        ("gloo", "CUDA was not found"),
+        ("all_reduce", "requires grad"),
+        ("rotary_buffer", "AssertionError"),
+        ("device_names", "CUDA"),
+        ("rate_after_resume", "other losses after the resume"),
+        ("shard_metadata", "np.int64"),
+    ],
+)
+def test_without_a_patch_training_fails(left_out: str, fails_with: str, without_patches: dict[str, str]) -> None:
+    assert fails_with in without_patches[left_out]
+
+
+def test_every_patch_is_tested() -> None:
+    from stages.training.nano import patches
+
+    (mark,) = (m for m in test_without_a_patch_training_fails.pytestmark if m.name == "parametrize")
+    assert {name for name, _ in mark.args[1]} == {"", *patches.BEFORE, *patches.AFTER}
+
+
+def test_another_version_of_nanotron_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.training.nano import patches
+
+    monkeypatch.setattr(patches.importlib.metadata, "version", lambda _: "0.4")
+    with pytest.raises(ConfigError, match=r"nanotron 0\.4 is installed .* made for 0\.2"):
+        patches.load()

@@ -1,0 +1,125 @@
+"""The training recipe: presets, forecast, and what `make doctor` says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from training_repository import RECIPE, ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+
+from stages import doctor
+from stages.errors import ConfigError
+from stages.settings import load
+from stages.train import TrainParams, check_seeds, over_seeds
+from stages.training import forecast
+from stages.training.presets import PRESETS
+from stages.training.recipe import flops_per_token, learning_rate
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("130m", 125e6, 140e6), ("360m", 350e6, 370e6), ("1b", 1e9, 2e9)])
+def test_a_preset_takes_the_place_of_the_profile(name: str, least: float, most: float, repository: Path) -> None:
+    set_recipe(repository, preset=name, architecture={"vocabulary": 32000})
+    params = load("train", TrainParams)
+    assert least < params.architecture.parameters < most
+    for key, value in PRESETS[name].items():
+        found = params.model_dump()[key]
+        assert found == ({**value, "vocabulary": 32000} if key == "architecture" else value)
+    assert params.recipe(1).architecture == params.architecture
+
+
+@pytest.mark.parametrize(("profile", "preset"), [("cluster", "1b"), ("rehearsal", "rehearsal")])
+def test_the_profiles_state_their_presets_in_full(profile: str, preset: str) -> None:
+    train = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text())["train"]
+    assert train["preset"] is None
+    for key, value in PRESETS[preset].items():
+        assert {k: v for k, v in train[key].items() if k != "vocabulary"} == value if key == "architecture" else True
+        assert key == "architecture" or train[key] == value
+
+
+def test_an_unknown_preset_names_those_that_are_there(repository: Path) -> None:
+    set_recipe(repository, preset="7b")
+    with pytest.raises(ConfigError, match="'7b' is not known; choose one of rehearsal, 130m, 360m, 1b, or null"):
+        load("train", TrainParams)
+
+
+def test_seeds_are_different() -> None:
+    with pytest.raises(ConfigError, match="names 2 twice"):
+        check_seeds([1, 2, 2])
+
+
+def test_metrics_over_seeds_are_means_with_their_spread() -> None:
+    one = {"steps": 3, "train_loss": 2.0, "validation_loss": 3.0, "validation_perplexity": 20.0}
+    two = {"steps": 3, "train_loss": 4.0, "validation_loss": None, "validation_perplexity": None}
+    found = over_seeds({1: one, 2: two})
+    assert found["train_loss"] == 3.0 and found["train_loss_sd"] == pytest.approx(2**0.5)
+    assert found["validation_loss"] is None and "validation_loss_sd" not in found
+    assert found["seeds"]["2"]["train_loss"] == 4.0 and found["steps"] == 3
+    assert "train_loss_sd" not in over_seeds({1: one})
+
+
+def test_the_rate_rises_in_a_line_and_falls_in_half_a_cosine() -> None:
+    recipe = recipe_of(steps=100, warmup_steps=10, learning_rate=1.0, final_rate_share=0.1)
+    rates = [learning_rate(recipe, step) for step in range(1, 101)]
+    assert rates[0] == 0 and rates[5] == pytest.approx(0.5) and max(rates) == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_flops_count_what_multiplies() -> None:
+    """A matrix costs 6 FLOPs a weight and token, the output head too, the embedding table nothing."""
+    tied, untied = (recipe_of(architecture={"tied_embeddings": tied}) for tied in (True, False))
+    shape = tied.architecture
+    matrices = 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 32 + shape.vocabulary * 16
+    assert flops_per_token(tied) == flops_per_token(untied) == 6 * matrices + 6 * 1 * 16 * 16
+
+
+def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> None:
+    recipe = recipe_of(backend="nanotron")
+    assert "tokens/s" not in forecast.describe(recipe, 1)
+    set_cluster(repository, peak_tflops=989.4, layout={"dp": 4})
+    told = forecast.describe(recipe, 3)
+    assert "each of 3 seeds" in told and "40% of 989.4 TFLOPS a GPU" in told and "GPU hours" in told
+    forecast.remember(recipe, 512.0)
+    assert "at 512 tokens/s (measured here)" in forecast.describe(recipe, 1)
+    forecast._rates().write_text("no json")
+    assert "40% of" in forecast.describe(recipe, 1)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
+    """What the doctor printed: name -> (mark, what)."""
+    printed = capsys.readouterr().out.splitlines()
+    return {line[8:22].strip(): (line[:8].strip(), line[22:]) for line in printed}
+
+
+@pytest.fixture
+def checked(repository: Path) -> Path:
+    (repository / "requirements.lock").write_text("pytest==0.1\n")
+    return repository
+
+
+def test_the_doctor_names_what_is_missing(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_recipe(checked, backend="nanotron")
+    set_cluster(checked, python="nowhere/python")
+    with pytest.raises(ConfigError, match=r"packages, nanotron missing for profiles/tiny\.yaml"):
+        doctor.main()
+    found = lines(capsys)
+    assert found["packages"] == ("MISSING", "pytest not as locked: remove .venv/installed and run `make setup`")
+    assert found["nanotron"] == ("MISSING", "nowhere/python is not there; run `make nanotron`")
+    assert found["Python"][0] == found["git"][0] == found["settings"][0] == "ok"
+
+
+def test_the_doctor_does_not_mind_what_is_not_needed(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checked / "requirements.lock").write_text(f"pytest=={pytest.__version__}\n")
+    set_cluster(checked, python="nowhere/python")
+    assert doctor.main().startswith("nothing is missing")
+    assert lines(capsys)["nanotron"][0] == "-"
+
+
+def test_the_doctor_passes_a_wrong_setting_on(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checked / "requirements.lock").write_text("")
+    set_recipe(checked, learning_rate=-1)
+    with pytest.raises(ConfigError, match="settings missing"):
+        doctor.main()
+    assert "train.learning_rate: input should be greater than 0" in lines(capsys)["settings"][1]
+
+
+def test_the_recipe_of_the_tests_is_a_recipe() -> None:
+    assert recipe_of().tokens == RECIPE["steps"] * RECIPE["batch"] * RECIPE["sequence"]

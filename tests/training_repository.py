@@ -1,0 +1,96 @@
+"""A small repository with token shards, for the tests of training."""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from stages.settings import check
+from stages.training.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent
+VOCABULARY = 64
+RECIPE: dict[str, Any] = {
+    "backend": "transformers",
+    "preset": None,
+    "architecture": {
+        "vocabulary": VOCABULARY,
+        "layers": 1,
+        "heads": 2,
+        "kv_heads": 1,
+        "width": 16,
+        "intermediate": 32,
+        "max_positions": 32,
+        "rope_theta": 10000,
+        "tied_embeddings": True,
+    },
+    "sequence": 16,
+    "batch": 4,
+    "micro_batch": 2,
+    "steps": 24,
+    "learning_rate": 0.01,
+    "warmup_steps": 2,
+    "seeds": [1],
+    "final_rate_share": 0.1,
+    "betas": [0.9, 0.95],
+    "epsilon": 1e-8,
+    "weight_decay": 0.1,
+    "gradient_clip": 1.0,
+    "precision": "fp32",
+}
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    """The recipe of one seed; `architecture` changes single fields."""
+    shape = {**RECIPE["architecture"], **changes.pop("architecture", {})}
+    shared = {name: value for name, value in RECIPE.items() if name != "seeds"}
+    return check({**shared, "architecture": shape, "seed": 1, **changes}, Recipe, "train")
+
+
+def write_corpus(folder: Path, tokens: int = 1500, parts: int = 2) -> None:
+    """Shards of a text that can be learned: a noisy count upwards."""
+    draws = np.random.default_rng(0).integers(1, 3, tokens)
+    text = (np.cumsum(draws) % VOCABULARY).astype("<u2")
+    for split, content in (("train", text), ("validation", text[: tokens // 10])):
+        (folder / split).mkdir(parents=True)
+        for i, part in enumerate(np.array_split(content, parts)):
+            part.tofile(folder / split / f"{i:03d}_{split}.ds")
+    splits = {"train": {"tokens": tokens, "documents": 9}, "validation": {"tokens": tokens // 10, "documents": 1}}
+    card: dict[str, Any] = {**splits, "vocab_size": VOCABULARY, "token_bytes": 2, "eos": 0, "dataset_hash": "d" * 64}
+    card["shards"] = {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.ds")}
+    (folder / "corpus.json").write_text(json.dumps(card))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A small repository with a corpus, as the current folder."""
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "COSMO_STORE", "COSMO_CLUSTER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "clusters").mkdir()
+    (tmp_path / "params.yaml").write_text("profile: tiny\n")
+    set_cluster(tmp_path)
+    set_recipe(tmp_path)
+    write_corpus(tmp_path / "data/tokenize_corpus")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def set_cluster(folder: Path, **training: Any) -> None:
+    """The local cluster file, with other settings of its section `training`."""
+    cluster = yaml.safe_load((ROOT / "clusters/local.yaml").read_text())
+    cluster["training"] |= {"threads": 1, "python": str(ROOT / ".nanotron/bin/python"), **training}
+    (folder / "clusters/local.yaml").write_text(yaml.safe_dump(cluster))
+
+
+def set_recipe(folder: Path, **changes: Any) -> None:
+    """The profile's `train` section; `architecture` changes single fields."""
+    shape = {**RECIPE["architecture"], **changes.pop("architecture", {})}
+    train = {**RECIPE, "architecture": shape, **changes}
+    (folder / "profiles/tiny.yaml").write_text(yaml.safe_dump({"train": train}))
