@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from training_repository import recipe_of, write_corpus
 
 from stages.clusters import Layout
 from stages.training.nano import patches, worker
+from stages.training.nano.config import check, render, write
 from stages.training.nano.job import Job
 
 
@@ -27,8 +29,8 @@ def job(folder: Path, steps: int) -> None:
     (folder / "job.json").write_text(made.model_dump_json())
 
 
-def attempt(folder: Path, without: set[str]) -> str:
-    """Train in a fork; what it raised, or "well"."""
+def attempt(folder: Path, without: Collection[str], what: Callable[..., object] | None = None) -> str:
+    """`what`, else a training, in a fork: what it said, "well" if nothing, or what it raised."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         try:
@@ -37,8 +39,9 @@ def attempt(folder: Path, without: set[str]) -> str:
                 port = free.getsockname()[1]
             os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            said = metadata(without) if "shard_metadata" in without else worker.run(folder, without)
-            said = said if "shard_metadata" in without else "well"
+            if what is None:
+                worker.run(folder, without)
+            said = str(what(folder, without)) if what else "well"
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
         os.write(writer, said.encode()[:2000])
@@ -50,7 +53,7 @@ def attempt(folder: Path, without: set[str]) -> str:
     return said
 
 
-def metadata(without: set[str]) -> str:
+def metadata(folder: Path, without: Collection[str]) -> str:
     """The metadata that a shard of a numpy-sized tensor gets."""
     patches.load(without)
     import numpy as np
@@ -58,6 +61,27 @@ def metadata(without: set[str]) -> str:
     from nanotron.serialize.metadata import TensorMetadata
 
     return str(TensorMetadata(CHECKPOINT_VERSION, (), (np.int64(3), 4)).to_str_dict())
+
+
+def mistyped_key(folder: Path, without: Collection[str]) -> None:
+    """nanotron itself makes a dict of a model_config with a key that it does not know, and goes on."""
+    _checked(folder, lambda config: config["model"]["model_config"].update(num_hiden_layers=2), None)
+
+
+def no_checkpoint(folder: Path, without: Collection[str]) -> None:
+    """nanotron itself begins anew."""
+    _checked(folder, lambda config: None, folder / "checkpoints/7")
+
+
+def _checked(folder: Path, change: Callable[[dict], object], checkpoint: Path | None) -> None:
+    patches.load()
+    from nanotron.config import get_config_from_file
+
+    made = Job.model_validate_json((folder / "job.json").read_text())
+    config = render(made, folder, 0, checkpoint)
+    change(config)
+    write(folder / "config.yaml", config)
+    check(get_config_from_file(str(folder / "config.yaml")), checkpoint)
 
 
 def same_end(folder: Path) -> bool:
@@ -83,7 +107,9 @@ def main() -> None:
         if name == "rate_after_resume":
             continue
         job(folder / (name or "all"), 3)
-        found[name] = attempt(folder / (name or "all"), {name})
+        found[name] = attempt(folder / (name or "all"), {name}, metadata if name == "shard_metadata" else None)
+    for wrong in (mistyped_key, no_checkpoint):
+        found[wrong.__name__] = attempt(folder / "all", (), wrong)
     found["rate_after_resume"] = resume_twice(folder / "resume")
     (folder / "found.json").write_text(json.dumps(found))
 

@@ -353,6 +353,19 @@ def test_without_a_patch_training_fails(left_out: str, fails_with: str, without_
     assert fails_with in without_patches[left_out]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("mistyped_key", "InternalError: nanotron does not take model_config for a Llama: num_hiden_layers"),
+        ("no_checkpoint", "ConfigError: {folder}/all/checkpoints/7 is no checkpoint of nanotron"),
+    ],
+)
+def test_what_nanotron_would_pass_over_is_refused(wrong: str, said: str, without_patches: dict[str, str]) -> None:
+    assert said.partition("{folder}")[2] in without_patches[wrong]
+    assert without_patches[wrong].startswith(said.partition("{folder}")[0])
+
+
 def test_every_patch_is_tested() -> None:
     from stages.training.nano import patches
 
