@@ -4,6 +4,7 @@ requirements.lock            everything but torch
 requirements-torch.lock      torch as the registry has it, with the CUDA packages that its Linux build needs
 requirements-torch-cpu.lock  torch's CPU build (a local version, "+cpu"), where a machine's pip can find one
 requirements-nanotron.lock   what the nanotron trainer needs beyond all that (`make nanotron`)
+requirements-uv.lock         the installer
 
 `make` installs the first, then tries the CPU build, then the ordinary one. Run as `make lock`.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from stages.errors import ConfigError, run_stage
 
+INSTALLER = re.compile(r"uv==")
 TORCH = re.compile(r"(torch==|nvidia-|cuda-|triton)")
 CPU_BUILD = (
     "torch==2.13.0+cpu \\\n    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b\n"
@@ -29,7 +31,10 @@ def split(compiled: str) -> dict[str, str]:
     """The three lock files' contents by name."""
     entries = ENTRY.findall(compiled)
     return {
-        "requirements.lock": "".join(entry for entry in entries if not TORCH.match(entry)),
+        "requirements.lock": "".join(
+            entry for entry in entries if not TORCH.match(entry) and not INSTALLER.match(entry)
+        ),
+        "requirements-uv.lock": "".join(entry for entry in entries if INSTALLER.match(entry)),
         "requirements-torch.lock": "".join(entry for entry in entries if TORCH.match(entry)),
         "requirements-torch-cpu.lock": CPU_BUILD,
     }

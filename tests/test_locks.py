@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ["requirements.lock", "requirements-torch.lock", "requirements-torch-cpu.lock"]
+LOCKS = [
+    "requirements.lock",
+    "requirements-uv.lock",
+    "requirements-torch.lock",
+    "requirements-torch-cpu.lock",
+    "requirements-nanotron.lock",
+]
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -20,7 +26,8 @@ def test_a_lock_holds_no_addresses_and_a_hash_for_each_package(name: str) -> Non
 
 def test_every_dependency_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    groups = project["dependency-groups"]
+    wanted = [*project["project"]["dependencies"], *groups["dev"], *groups["nanotron"]]
     names = {re.match(r"[A-Za-z0-9_.\-]+", line)[0].lower().replace("_", "-") for line in wanted}
     text = "".join((ROOT / name).read_text(encoding="utf-8") for name in LOCKS)
     assert names <= set(re.findall(r"^([a-z0-9_.\-]+)==", text, re.MULTILINE))

@@ -82,7 +82,7 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
 
 def test_faults_are_drawn_and_counted() -> None:
     options = ("--speed", "0", "--p429", "0.2", "--p500", "0.2", "--preset", "0.2", "--pstall", "0.1")
-    outcomes, _, report = asyncio.run(exchange(200, *options))
+    outcomes, _, report = asyncio.run(exchange(200, *options, timeout_s=5.0))  # time out by the stall alone
     faults = report["faults"]
     assert (outcomes[429], outcomes[500], outcomes["timeout"]) == (faults["429"], faults["500"], faults["stall"])
     assert outcomes["reset"] == faults["reset"] > 20 and outcomes[200] == report["answered"] > 20
