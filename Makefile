@@ -20,7 +20,7 @@ setup: .venv/installed ## create .venv with the locked dependencies (the other t
 .venv/installed: requirements-uv.lock requirements.lock requirements-torch.lock requirements-torch-cpu.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v < (3, 13); sys.exit(None if ok else \
 	  f"Python {v[0]}.{v[1]} found; 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
-	@echo "setup: creating .venv and installing $$(grep -c == requirements.lock) locked packages; this takes some minutes"
+	@echo "setup: creating .venv and installing $$(grep -c == requirements.lock) locked packages"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@python -m pip install -qq --no-deps --require-hashes -r requirements-uv.lock
 	@uv pip install -q --no-deps --require-hashes -r requirements.lock 2>/dev/null || { \

@@ -67,6 +67,17 @@ class Instances(Params):
         return self
 
 
+def without_secrets(section: str, environment: dict[str, str]) -> dict[str, str]:
+    """The environment as it is. `ConfigError` for what looks like a secret: job scripts can be read by others."""
+    for name, value in environment.items():
+        if SECRET_NAME.search(name) or SECRET_VALUE.search(value):  # the message must not show the value
+            raise ConfigError(
+                f"{section}.environment.{name} looks like a secret; take it out of the file and export it before you"
+                " start the run: jobs inherit it"
+            )
+    return environment
+
+
 class Ports(Params):
     """The ports that a site's firewall leaves open between its nodes, both ends included."""
 
@@ -171,13 +182,7 @@ class Serving(Params):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name, value in environment.items():
-            if SECRET_NAME.search(name) or SECRET_VALUE.search(value):  # the message must not show the value
-                raise ConfigError(
-                    f"serving.environment.{name} looks like a secret; take it out of the file and export it before you"
-                    " start the run: jobs inherit it"
-                )
-        return environment
+        return without_secrets("serving", environment)
 
     @model_validator(mode="after")
     def _together(self) -> "Serving":
@@ -233,6 +238,11 @@ class Training(Params):
     environment: dict[str, str] = Field(default_factory=dict)  # of the processes (NCCL_SOCKET_IFNAME)
     restarts: int = Field(default=3, ge=0)  # of a job that failed; requeued jobs do not count
     warn_seconds: int = Field(default=300, ge=10)  # before its time limit a job writes a checkpoint and is requeued
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
+        return without_secrets("training", environment)
 
     @model_validator(mode="after")
     def _together(self) -> "Training":

@@ -56,6 +56,15 @@ def changed(folder: Path, monkeypatch: pytest.MonkeyPatch, base: str, **changes:
         ("slurm-h100", {"serving__container__image": "vllm/vllm-openai:latest"}, "an image is named by its digest"),
         ("slurm-h100", {"serving__container__runtime": "podman"}, "serving.container.runtime"),
         ("endpoints", {"serving__endpoints": ["gpu12:8080"]}, "serving.endpoints.0.url"),
+        ("slurm-h100", {"training__slurm": None}, "launcher slurm needs the section training.slurm"),
+        ("slurm-h100", {"training__layout": {"dp": 4}}, "4 processes, but training.slurm asks for 2 nodes x 8 GPUs"),
+        ("slurm-h100", {"training__layout": {"dp": 3}}, "3 processes do not fill 2 nodes evenly"),
+        ("slurm-h100", {"training__warn_seconds": 90_000}, "warn_seconds 90000 leaves nothing of time '24:00:00'"),
+        (
+            "slurm-h100",
+            {"training__container": {"runtime": "docker", "image": "a@sha256:" + "0" * 64}},
+            "training runs in pyxis or apptainer",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_key(
@@ -78,8 +87,10 @@ def test_slurms_notation_of_time(time: str, seconds: int) -> None:
 def test_a_secret_is_refused_and_not_repeated(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = changed(tmp_path, monkeypatch, "slurm-h100", serving__environment=environment)
-    assert "looks like a secret" in said and "hf_abcdefghijklmnop" not in said
+    for section in ("serving", "training"):
+        said = changed(tmp_path, monkeypatch, "slurm-h100", **{f"{section}__environment": environment})
+        assert f"{section}.environment." in said and "looks like a secret" in said
+        assert "hf_abcdefghijklmnop" not in said
 
 
 @pytest.mark.parametrize(

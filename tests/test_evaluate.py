@@ -155,3 +155,27 @@ def test_the_average_counts_every_task_the_same():
     assert both["acc"] == pytest.approx((0.25 + 0.5) / 2)
     assert both["acc_stderr"] == pytest.approx((large["acc_stderr"] ** 2 + small["acc_stderr"] ** 2) ** 0.5 / 2)
     assert both["acc_norm_stderr"] == 0
+
+
+def test_scores_of_several_seeds_are_means_with_their_spread():
+    from stages.evaluate import over_seeds
+
+    def one(acc: float) -> dict:
+        scores = {"acc": acc, "acc_stderr": 0.1, "acc_norm": acc + 0.1, "acc_norm_stderr": None, "chance": 0.25}
+        return {"average": scores | {"items": 8}, "tasks": {"boolq": scores | {"items": 8}}}
+
+    found = over_seeds({"1": one(0.2), "2": one(0.4)})
+    assert found["average"]["acc"] == pytest.approx(0.3) and found["average"]["acc_sd"] == pytest.approx(0.02**0.5)
+    assert found["average"]["acc_stderr"] == pytest.approx(0.1) and found["average"]["acc_norm_stderr"] is None
+    assert found["tasks"]["boolq"]["items"] == 8 and found["seeds"]["2"]["acc_norm"] == pytest.approx(0.5)
+    assert "acc_sd" not in over_seeds({"1": one(0.2)})["average"]
+
+
+@pytest.mark.slow
+def test_every_exported_seed_is_scored(repository: Path):
+    from stages.evaluate import main
+
+    write_export(repository / "models/export/seed-1", seed=1)
+    assert main().startswith("2 model(s)")
+    assert sorted(path.name for path in Path("data/evaluate").iterdir()) == ["seed-0.parquet", "seed-1.parquet"]
+    assert set(json.loads(Path("metrics/evaluate.json").read_text())["seeds"]) == {"0", "1"}

@@ -175,6 +175,27 @@ def test_a_line_that_a_kill_cut_short_is_no_step(tmp_path: Path) -> None:
     assert read_steps(tmp_path / "steps.csv") == steps[:2]
 
 
+def test_the_status_says_how_far_a_training_is(tmp_path: Path) -> None:
+    from stages.launch.training import describe_trainings
+
+    job = Job(
+        recipe=recipe_of(batch=8, steps=100),
+        layout=Layout(dp=2),
+        tokens=Path("/t"),
+        precision="fp32",
+        checkpoint_seconds=1,
+        peak_tflops=989.4,
+    )
+    for name in ("one", "none", "damaged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.json").write_text("{" if name == "damaged" else job.model_dump_json())
+    write_steps(tmp_path / "one/steps.csv", [Step(n, 3.0 / n, 1e-3, 0.25, 6.0, 21.3, 0.41) for n in range(1, 41)])
+    waiting, running = describe_trainings(tmp_path)
+    assert waiting == "train seed 1: step 0 of 100"
+    wanted = "step 40 of 100, loss 0.075, 21 tokens/s, MFU 41.0%, 0.13 GPU hours, ETA 6 min"
+    assert running == f"train seed 1: {wanted}"
+
+
 def test_steps_are_booked_once_also_when_a_resume_writes_them_again(tmp_path: Path) -> None:
     from stages.launch.training import Tail
 

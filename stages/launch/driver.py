@@ -23,6 +23,7 @@ from stages.draws import content_hash
 from stages.errors import ClusterError, ConfigError, run_stage
 from stages.launch import slurm
 from stages.launch.servers import COMES_BACK, TEMPLATES, end_fleet, in_use, known_fleets
+from stages.launch.training import describe_trainings
 from stages.launch.turn import read_status, stop_mark
 from stages.lineage import store_root
 
@@ -93,6 +94,8 @@ def status(_: list[str]) -> str:
         alive = found["state"] != "running" or time.time() - path.stat().st_mtime < STALE_SECONDS
         lines += ["", describe(found, alive)]
         shown += found["state"] == "running" and alive
+    if trainings := describe_trainings(store_root() / "train"):
+        lines += ["", *trainings]
     print("\n".join(lines))
     return f"{len(jobs)} jobs, {shown} stages that ask for completions"
 

@@ -24,7 +24,7 @@ from stages.draws import content_hash
 from stages.errors import ClusterError, ConfigError
 from stages.launch import slurm
 from stages.progress import Progress
-from stages.training.nano.job import Job, Step, as_step, read_error
+from stages.training.nano.job import Job, Step, as_step, read_error, read_steps
 
 LOOK_SECONDS = 0.5  # between two looks at a training
 QUEUE_SECONDS = 2.0  # between two looks at Slurm's queue
@@ -311,3 +311,31 @@ def progress(steps: int, first: int) -> Iterator[Callable[[Step], None]]:
             shown.advance(1, **told, tokens_per_s=f"{step.tokens_per_second:,.0f}")
 
         yield advance
+
+
+def describe_trainings(train: Path) -> list[str]:
+    """A line for each nanotron training under `<store>/train` that is not finished, from its steps."""
+    found = []
+    for path in sorted(train.glob("*/job.json")):
+        try:
+            job, steps = (
+                Job.model_validate_json(path.read_text(encoding="utf-8")),
+                read_steps(path.parent / "steps.csv"),
+            )
+        except (OSError, ValueError):  # it ends, or is being written, just now
+            continue
+        recipe, layout = job.recipe, job.layout
+        told = f"train seed {recipe.seed}: step {len(steps):,} of {recipe.steps:,}"
+        if steps:
+            recent = steps[-20:]
+            seconds = sum(step.seconds for step in recent) / len(recent)
+            speed = recipe.batch * recipe.sequence / seconds
+            hours = sum(step.seconds for step in steps) * layout.processes / 3600
+            told += f", loss {steps[-1].loss:.3f}, {speed:,.0f} tokens/s"
+            told += f", MFU {steps[-1].mfu:.1%}" if steps[-1].mfu else ""
+            told += f", {hours:,.2f} {'GPU' if job.peak_tflops else 'process'} hours"
+            told += f", ETA {(recipe.steps - len(steps)) * seconds / 60:,.0f} min"
+            idle = time.time() - (path.parent / "steps.csv").stat().st_mtime
+            told += f"; no step for {idle / 60:,.0f} min" if idle > max(60.0, 10 * seconds) else ""
+        found.append(told)
+    return found
