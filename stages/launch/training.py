@@ -91,7 +91,7 @@ class LocalProcesses:
 
     def __init__(self, job: Job, folder: Path, training: Training):
         python = python_of(training)
-        threads = training.threads or max((os.cpu_count() or 1) // (2 * job.layout.processes), 1)
+        threads = training.threads or max((os.cpu_count() or 1) // job.layout.processes, 1)
         environment = (
             os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": _python_path()} | training.environment
         )

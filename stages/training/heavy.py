@@ -45,7 +45,7 @@ def fit(
     """Train in `folder`, going on from what is there; the model is written to `out`."""
     training = load_cluster().training
     job = jobs.job_of(recipe, shards.folder.parent, precision, training)
-    (folder / "job.json").write_text(job.model_dump_json(indent=2), encoding="utf-8")
+    jobs.write_json(folder / "job.json", job.model_dump(mode="json"))  # a job that was left may read it just now
     checkpoint = jobs.latest_checkpoint(folder)
     first = len(jobs.read_steps(checkpoint / jobs.LOSSES)) if checkpoint else 0
     if first:
