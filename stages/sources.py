@@ -1,26 +1,30 @@
 """sources: read, filter and normalise one seed source.
 
+One row after the other, in memory that grows by 25 to 50 bytes a row (its fingerprints), so ten million rows need less
+than 1 GB.
 In: a hub dataset at a pinned revision, or a local file or folder of the same schema (profile: sources.<name>).
 Out: data/sources/<name>.parquet (SOURCE), data/sources/rejected/<name>.parquet (REJECTED: every row left out, with its
-reason), metrics/sources/<name>.json.
+reason), metrics/sources/<name>.json; for ultrachat with `concepts`: the kept questions by what they are about.
 Alone: python -m stages.sources web
 """
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stages.draws import content_hash
 from stages.errors import ConfigError, DataError, run_stage
-from stages.seeds.readers import READERS, Reader, Rejected, Seed
+from stages.seeds.duplicates import Fingerprints, fingerprint
+from stages.seeds.readers import READERS, Reader, Rejected, Seed, UltrachatFilter, concepts_of
 from stages.seeds.reading import Record, is_local, read_records
 from stages.settings import Params, check, section
 from stages.tables.accounting import RowAccount, write_metrics
 from stages.tables.contracts import REJECTED, SOURCE
-from stages.tables.parquet import write_table
+from stages.tables.parquet import TableWriter
+from stages.tables.sorting import SortingWriter
 
 
 class SourceParams(Params):
@@ -44,36 +48,44 @@ def seeds_of(record: Record, reader: Reader, keep: Params) -> Iterator[Seed | Re
         yield from reader.read(record.values, keep)
     except KeyError as error:
         yield Rejected("malformed", f"{record.place}: column {error} is missing; found {sorted(record.values)}")
-    except (TypeError, AttributeError, IndexError) as error:
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
         yield Rejected("malformed", f"{record.place}: {error}")
 
 
 def normalise(
-    source: str, records: Iterator[Record], params: SourceParams, revision: str
-) -> tuple[list[dict], list[dict], RowAccount]:
-    """(SOURCE rows, REJECTED rows, the account). Of rows with the same id or the same content the first stays."""
-    reader, account = READERS[source], RowAccount(f"sources/{source}")
-    keep = check(params.keep, reader.keep, f"sources.{source}.keep")
-    kept: dict[str, dict] = {}
-    contents: set[str] = set()
-    rejected: list[dict] = []
+    source: str, records: Iterator[Record], params: SourceParams, keep: Params, revision: str, account: RowAccount
+) -> Iterator[tuple[dict | None, dict | None]]:
+    """(SOURCE row, None) or (None, REJECTED row) for each row found, in the dataset's order, counted in `account`.
+
+    Of rows with the same id or the same content the first stays; a row left out does not make a later one a duplicate.
+    """
+    ids, contents = Fingerprints(), Fingerprints()
     for record in records:
-        for found in seeds_of(record, reader, keep):
+        raw = record.raw
+        for found in seeds_of(record, READERS[source], keep):
             account.rows_in += 1
-            row_id = f"{source}/{found.original_id}" if isinstance(found, Seed) else ""
             if isinstance(found, Seed):
+                row_id = f"{source}/{found.original_id}"
                 context = json.dumps(found.context, ensure_ascii=False, sort_keys=True)
-                content = content_hash(found.title, found.text, context)
-                if row_id in kept or content in contents:
-                    found = Rejected("duplicate_id" if row_id in kept else "duplicate_text", row_id)
+                try:
+                    own, content = fingerprint(row_id), fingerprint(found.title, found.text, context)
+                    (found.url or "").encode()
+                except UnicodeEncodeError:
+                    found = Rejected("unreadable", f"{record.place}: half a surrogate pair, which is no text")
+                else:
+                    if own in ids or content in contents:
+                        found = Rejected("duplicate_id" if own in ids else "duplicate_text", row_id)
             if isinstance(found, Rejected):
+                raw = raw or json.dumps(record.values, ensure_ascii=False, default=str)[:10_000]
+                place = f"{source}/{sum(account.removed.values()):09d}"
                 account.remove(found.reason)
-                raw = record.raw or json.dumps(record.values, ensure_ascii=False, default=str)
-                place = f"{source}/{len(rejected):09d}"
-                rejected.append({"row_id": place, "reason": found.reason, "detail": found.detail, "row": raw[:10_000]})
+                detail, row = (text.encode("utf-8", "replace").decode() for text in (found.detail, raw[:10_000]))
+                yield None, {"row_id": place, "reason": found.reason, "detail": detail, "row": row}
                 continue
+            ids.add(own)
             contents.add(content)
-            kept[row_id] = {
+            account.kept += 1
+            row = {
                 "row_id": row_id,
                 "source": source,
                 "original_id": found.original_id,
@@ -84,8 +96,7 @@ def normalise(
                 "licence": params.licence,
                 "revision": revision,
             }
-    account.kept = len(kept)
-    return list(kept.values()), rejected, account
+            yield row, None
 
 
 def main(source: str) -> str:
@@ -93,21 +104,44 @@ def main(source: str) -> str:
     if source not in READERS:
         raise ConfigError(f"unknown source {source!r}; known sources: {', '.join(READERS)}")
     params = check(section(f"sources.{source}"), SourceParams, f"sources.{source}")
+    keep = check(params.keep, READERS[source].keep, f"sources.{source}.keep")
     records, revision = iter(()), "none"
     if params.dataset is not None:
         records, revision = read_records(params.dataset, params.subset, params.split, params.revision)
     if params.dataset is not None and is_local(params.dataset) and not params.dataset.startswith("data/samples/"):
         print(f"note: DVC does not watch {params.dataset}; when its content changes: dvc repro -f sources@{source}")
-    rows, rejected, account = normalise(source, islice(records, params.limit), params, revision)
-    if params.dataset is not None and not rows:
-        first = f"; the first: {rejected[0]['reason']} ({rejected[0]['detail']})" if rejected else ""
-        raise DataError(f"{params.dataset}: not one of {account.rows_in} rows could be used for {source}{first}")
-    write_table(Path("data/sources") / f"{source}.parquet", rows, SOURCE)
-    write_table(Path("data/sources/rejected") / f"{source}.parquet", rejected, REJECTED)
-    origin = {"dataset": params.dataset, "revision": revision, "local": is_local(params.dataset or ".")}
-    write_metrics(f"metrics/sources/{source}.json", {**account.metrics(), **origin, "licence": params.licence})
+    account, concepts, causes = RowAccount(f"sources/{source}"), Counter(), {}
+    kept_path, rejected_path = (
+        Path(folder) / f"{source}.parquet" for folder in ("data/sources", "data/sources/rejected")
+    )
+    with SortingWriter(kept_path, SOURCE) as kept, TableWriter(rejected_path, REJECTED) as rejected:
+        for row, out in normalise(source, islice(records, params.limit), params, keep, revision, account):
+            if row:
+                kept.write(row)
+                if isinstance(keep, UltrachatFilter):
+                    question = json.loads(row["context"]).get("question", row["text"])
+                    concepts.update(concepts_of(question, keep.concepts))
+            elif out:
+                rejected.write(out)
+                causes.setdefault(out["reason"], out["detail"])
+        if params.dataset is not None and not account.kept:
+            raise DataError(nothing_kept(params.dataset, source, account, causes))
+    metrics = {**account.metrics(), "dataset": params.dataset, "revision": revision}
+    metrics |= {"local": is_local(params.dataset or "."), "licence": params.licence}
+    if isinstance(keep, UltrachatFilter):
+        metrics["concepts"] = {name: concepts[name] for name in (*keep.concepts, "other")}
+    write_metrics(f"metrics/sources/{source}.json", metrics)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(account.removed.items()))
     return f"{account.kept} rows from {params.dataset}" + (f"; set aside: {reasons}" if reasons else "")
+
+
+def nothing_kept(dataset: str, source: str, account: RowAccount, causes: dict[str, str]) -> str:
+    """The message for a dataset that gave no row: why most rows were left out, and the first of those in detail."""
+    message = f"{dataset}: not one of {account.rows_in} rows could be used for {source}"
+    if not account.removed:
+        return message
+    reason, count = account.removed.most_common(1)[0]
+    return f"{message}; {count} {reason}, the first: {causes[reason]}; correct sources.{source} or the dataset"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_every_unpinned_hub_reference_gets_its_commit_and_comments_stay(tmp_path
 def test_every_hub_id_of_a_profile_has_a_revision_that_can_be_pinned(profile: str) -> None:
     content = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text(encoding="utf-8"))
     found = {name for _, _, name in references(content)}
-    assert {"HuggingFaceFW/fineweb", "stingning/ultrachat", "teknium/OpenHermes-2.5", "cais/mmlu"} <= found
+    assert {"HuggingFaceFW/fineweb", "math-ai/AutoMathText", "teknium/OpenHermes-2.5", "cais/mmlu"} <= found
     assert content["generator"]["model"] in found and content["embed"]["model"] in found
 
 

@@ -146,7 +146,12 @@ def test_a_second_checkout_gives_the_same_bytes_from_the_same_completions(
     folder, store = repro
     other = checkout(tmp_path / "second")
     dvc(other, store, "repro", "tokenize_corpus")
-    patterns = ("data/prompts/*", "data/cluster/*", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
+    patterns = (
+        "data/prompts/**/*.parquet",
+        "data/cluster/*",
+        "data/decontaminate/**/*.parquet",
+        "data/tokenize_corpus/**/*.ds*",
+    )
     first, second = bytes_of(folder, *patterns), bytes_of(other, *patterns)
     assert first.keys() == second.keys() and len(first) > 45
     assert [name for name in first if first[name] != second[name]] == []

@@ -1,27 +1,53 @@
 """Prompts: templates are data, draws belong to rows, nothing in the data can break a template."""
 
+import json
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
 
+from stages import prompts
+from stages.draws import draw_u64
 from stages.errors import ConfigError
+from stages.prompting.near_duplicates import Alikes, near_duplicates, sketch
 from stages.prompting.slots import SLOTS, covered_sentence, slot_columns
 from stages.prompting.templates import parse_template, read_template
 from stages.prompts import PromptsParams, Style, build_cell, drawn
+from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
+from stages.tables.parquet import write_table
 
 ROOT = Path(__file__).parents[1]
 STYLES = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["prompts"]["styles"]
+CELLS = [(source, style) for sources in STYLES.values() for source, styles in sources.items() for style in styles]
 ODD = [
     'He said "no" {x} ${y} $z %s',
     "\U0001f600 emoji",
     "\u0645\u0631\u062d\u0628\u0627 rtl",
     "w" * 100_000,
     "tail\nlines",
+    "# no header {{ nor }} $$5 'single' \\n \\",
+    "many words" * 9_000 + " of 90 kB",
+    ("many words " * 9_000).strip(),
 ]
+OPENINGS = (
+    "Once upon a time",
+    "The sun hung low in the sky",
+    "Welcome",
+    "Have you ever",
+    "In today's",
+    "In recent years",
+    "A few years",
+    "A few months",
+    "It was a",
+    "Hello",
+    "Here is",
+    "Here are",
+)  # fmt: skip  (what instruction-tuned models begin with when nobody forbids it)
 
 
 def seeds(texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
@@ -35,7 +61,8 @@ def seeds(texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
 
 def params(**changes) -> PromptsParams:
     return PromptsParams(
-        **{"seed": 1, "topic_probability": 0.5, "extract_chars": 200, "per_cell": None, "styles": {}, **changes}
+        **{"seed": 1, "topic_probability": 0.5, "extract_chars": 200, "per_cell": None, "near_duplicate": 0.8}
+        | {"goal_rate": 0.01, "presets": ["cosmopedia"], "styles": {}, **changes}
     )
 
 
@@ -45,9 +72,70 @@ def build(rows: pl.DataFrame, settings: PromptsParams) -> pl.DataFrame:
     return build_cell(slot_columns("web", rows, settings.extract_chars), "wikihow", style, template, settings)
 
 
-@pytest.mark.parametrize(
-    ("source", "style"), [(source, style) for source, styles in STYLES.items() for style in styles]
-)
+def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
+    """SOURCE rows of any source whose every field is odd."""
+    rows = []
+    for n, text in enumerate(texts):
+        name = text[:200].strip()
+        context = dict.fromkeys(("course", "section", "unit", "chapter", "book", "format", "audience"), name)
+        lists = {f"covered_{part}s": [name] for part in ("unit", "section", "chapter", "lesson")}
+        lists["trail"] = [name]
+        context = json.dumps({**context, **lists, "seed_data": name}, ensure_ascii=False)
+        row = {"row_id": f"{source}/{n:04d}", "source": source, "original_id": str(n), "title": name, "text": text}
+        rows.append({**row, "context": context, "url": None, "licence": "CC0-1.0", "revision": "r", "topic": topic})
+    return pl.DataFrame(rows, schema_overrides={"topic": pl.String, "url": pl.String})
+
+
+@pytest.mark.parametrize(("source", "style"), CELLS)
+def test_every_template_carries_odd_data_unharmed(source: str, style: str) -> None:
+    template = read_template(source, style, ROOT / "prompts")
+    header = (ROOT / "prompts" / source / f"{style}.txt").read_text(encoding="utf-8").splitlines()[0]
+    settings = params(extract_chars=1000, topic_probability=1.0)
+    for topic in ('A "topic"', "", None):
+        rows = slot_columns(source, odd_rows(source, ODD, topic), 1000)
+        cell = build_cell(rows, style, Style(format="f", audience="a", share=1.0), template, settings)
+        for row, seed in zip(cell.iter_rows(named=True), rows.iter_rows(named=True), strict=True):
+            held = {slot: seed[f"slot.{slot}"] for slot in template.slots if slot != "in_topic"}
+            clause = ', within the context of "A "topic""' if topic and "in_topic" in template.slots else ""
+            assert row["prompt"] == template.render({**held, "in_topic": clause})
+            assert (row["topic_named"], row["prompt"].count(", within the context of")) == (bool(clause), bool(clause))
+            assert header.startswith("# ") and header not in row["prompt"]
+            if "extract" in held:
+                whole, extract = seed["text"].strip(), held["extract"]
+                assert f'"{extract}"' in row["prompt"] and whole.startswith(extract) and len(extract) <= 1000
+                assert whole == extract or len(whole.split()) == 1 or whole[len(extract)].isspace()
+            elif "covered" not in held:
+                assert row["seed_data"] in row["prompt"]
+
+
+@pytest.mark.parametrize(("source", "style"), [cell for cell in CELLS if cell[0] != "ready"])
+def test_every_template_says_how_not_to_begin(source: str, style: str) -> None:
+    text = read_template(source, style, ROOT / "prompts").render(dict.fromkeys(SLOTS[source], ""))
+    assert sum(f'"{opening}' in text for opening in OPENINGS) >= 2
+
+
+def test_the_grid_has_every_format_for_every_audience() -> None:
+    audiences = {"young_children", "high_school_students", "college_students", "researchers"}
+    cells = {(name.split("_")[0], style["audience"]) for name, style in STYLES["grid"]["web"].items()}
+    assert cells == {(f, a) for f in ("textbook", "blogpost", "wikihow") for a in audiences}
+    books = {*STYLES["cosmopedia"]["openstax"], *STYLES["grid"]["openstax"]}
+    quoting = {name for name in books if "extract" in read_template("openstax", name, ROOT / "prompts").slots}
+    assert len(books) == 8 and books - quoting == {f"{name}_no_reference" for name in quoting}
+
+
+def test_templates_of_one_format_share_little_but_the_format() -> None:
+    bodies = {c: set(_lines(read_template("web", c, ROOT / "prompts").pieces)) for c in STYLES["grid"]["web"]}
+    frame = set.intersection(*bodies.values())
+    for one in bodies:
+        for two in bodies:
+            assert one == two or bodies[one] & bodies[two] == frame
+
+
+def _lines(pieces: tuple[str, ...]) -> list[str]:
+    return [line.strip() for piece in pieces for line in piece.splitlines() if len(line.strip()) > 30]
+
+
+@pytest.mark.parametrize(("source", "style"), CELLS)
 def test_every_style_has_a_template_that_uses_only_its_sources_slots(source: str, style: str) -> None:
     template = read_template(source, style, ROOT / "prompts")
     rendered = template.render({slot: f"<{slot}>" for slot in SLOTS[source]})
@@ -82,11 +170,17 @@ def test_the_topic_is_named_at_the_set_rate_and_recorded() -> None:
     clause = rows["prompt"].str.contains(', within the context of "Geology"', literal=True)
     assert clause.to_list() == rows["topic_named"].to_list()
     assert abs(clause.sum() - 1200) < 3.3 * (4000 * 0.3 * 0.7) ** 0.5
-    assert (
-        build(seeds(["No topic here at all."], topic=None), params(topic_probability=1.0))["prompt"]
-        .is_not_null()
-        .all()
-    )
+    untold = build(seeds(["No topic here at all."], topic=None), params(topic_probability=1.0))
+    assert untold["prompt"].is_not_null().all() and not untold["topic_named"].any()
+
+
+def test_each_template_names_the_topic_as_often() -> None:
+    rows = slot_columns("web", seeds([f"Row {n} of a large set." for n in range(3000)]), 200)
+    for name in (style for source, style in CELLS if source == "web"):
+        template = read_template("web", name, ROOT / "prompts")
+        cell = build_cell(rows, name, Style(format="f", audience="a", share=1.0), template, params())
+        expected = 1500 if "in_topic" in template.slots else 0
+        assert abs(cell["topic_named"].sum() - expected) <= bool(expected) * 4 * (3000 * 0.25) ** 0.5, name
 
 
 def test_a_share_or_limit_takes_the_same_rows_of_any_order() -> None:
@@ -144,7 +238,7 @@ def test_templates_may_change_without_another_prompt_id() -> None:
 
 def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    content["prompts"]["styles"]["news"] = {}
+    content["prompts"]["styles"]["cosmopedia"]["news"] = {}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     command = [sys.executable, "-m", "stages.prompts"]
@@ -152,3 +246,158 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True
     )
     assert result.returncode == ConfigError.status and "unknown source 'news'" in result.stderr
+
+
+def repository(folder: Path, sources: dict[str, list[dict]], **changes: object) -> None:
+    """Templates, settings and seed tables (web rows of one topic) in a folder."""
+    (folder / "prompts").symlink_to(ROOT / "prompts")
+    (folder / "profiles").mkdir()
+    section = {**params().model_dump(), "styles": STYLES, **changes}
+    (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "p", "prompts": section}), encoding="utf-8")
+    (folder / "profiles/p.yaml").write_text("{prompts: {}}", encoding="utf-8")
+    for source, rows in {**{source: [] for source in SLOTS}, **sources}.items():
+        write_table(folder / f"data/sources/{source}.parquet", rows, SOURCE)
+    topics = [{"row_id": row["row_id"], "cluster": 0, "topic": "Geology"} for row in sources.get("web", [])]
+    write_table(folder / "data/topics/web.parquet", topics, TOPIC_OF_ROW)
+
+
+def source_rows(source: str, texts: list[str]) -> list[dict]:
+    return odd_rows(source, texts).drop("topic").to_dicts()
+
+
+def passage(number: int, words: int = 60) -> list[str]:
+    """Words that no other number shares more than a few of."""
+    return [f"w{draw_u64(7, number, n) % 5000}" for n in range(words)]
+
+
+def with_duplicates(count: int) -> list[str]:
+    """Texts of which the last three repeat the first: as it is, in capitals, with another word at the end."""
+    texts = [" ".join(passage(n)) for n in range(count)]
+    return [*texts, texts[0], texts[0].upper(), f"{texts[0]} more"]
+
+
+def test_counts_add_up_from_source_row_to_prompt(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    web, books = source_rows("web", with_duplicates(40)), source_rows("openstax", ODD)
+    presets = ["cosmopedia", "grid", "rephrase"]
+    repository(empty_folder, {"web": web, "openstax": books}, presets=presets, per_cell=30, extract_chars=1000)
+    prompts.main()
+    metrics = json.loads(Path("metrics/prompts.json").read_text())
+    table = pl.read_csv("metrics/plots/prompts.csv")
+    cells = {path.stem: pl.read_parquet(path) for path in Path("data/prompts").glob("*.parquet")}
+    removed = pl.read_parquet("data/prompts/removed/removed.parquet")
+    assert set(cells) == {f"{s}-{n}" for s, n in CELLS if s in ("web", "openstax")} == set(metrics["cells"])
+    assert metrics["rows_in"] == len(web) * 22 + len(books) * 8
+    assert metrics["rows_kept"] == table["prompts"].sum() == sum(map(len, cells.values()))
+    assert removed["reason"].value_counts().sort("reason").rows() == [
+        ("duplicate_prompt", metrics["removed"]["duplicate_prompt"]),
+        ("near_duplicate_prompt", metrics["removed"]["near_duplicate_prompt"]),
+    ]
+    assert removed.height == table["duplicates"].sum() + table["near_duplicates"].sum() > 10
+    assert "warning" in (said := capsys.readouterr().err) and "web-" in said and "openstax" not in said
+
+
+def test_any_order_of_rows_gives_the_same_bytes(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(empty_folder, {"web": source_rows("web", with_duplicates(60))}, per_cell=50)
+    made = []
+    read = prompts.read_seeds
+    for seed in range(3):
+        monkeypatch.setattr(
+            prompts, "read_seeds", lambda s, seed=seed: read(s).sample(fraction=1, shuffle=True, seed=seed)
+        )
+        prompts.main()
+        files = [*Path("data/prompts").rglob("*.parquet"), Path("metrics/prompts.json")]
+        made.append({str(path): path.read_bytes() for path in files})
+    assert made[0] == made[1] == made[2] and len(made[0]) == 6
+
+
+def test_styles_that_are_off_cost_nothing_and_have_no_cell(empty_folder: Path) -> None:
+    styles = json.loads(json.dumps(STYLES))
+    styles["cosmopedia"]["web"]["wikihow"]["share"] = 0
+    rows = {"web": source_rows("web", [" ".join(passage(n)) for n in range(5)])}
+    repository(empty_folder, rows, styles=styles)
+    Path("data/sources/openhermes.parquet").write_bytes(b"never read")
+    for style in styles["cosmopedia"].pop("openhermes").values():
+        style["share"] = 0
+    assert prompts.PromptsParams(**{**params().model_dump(), "styles": styles}).chosen().keys() >= {"web", "ready"}
+    Path("params.yaml").write_text(
+        yaml.safe_dump({"profile": "p", "prompts": {**params().model_dump(), "styles": styles}}), encoding="utf-8"
+    )
+    assert "15 prompts in 3 cells" in prompts.main()
+    assert not Path("data/prompts/web-wikihow.parquet").exists()
+
+
+def test_a_style_stands_in_one_preset_only() -> None:
+    style = {"format": "f", "audience": "a", "share": 1.0}
+    twice = params(styles={"cosmopedia": {"web": {"x": style}}, "grid": {"web": {"x": style}}})
+    with pytest.raises(ConfigError, match=r"web\.x in cosmopedia and grid"):
+        twice.chosen()
+    with pytest.raises(ConfigError, match="no style of the presets grid"):
+        params(presets=["grid"], styles={"cosmopedia": {"web": {"x": style}}}).chosen()
+
+
+def test_ready_made_prompts_are_sent_as_they_are(empty_folder: Path) -> None:
+    repository(empty_folder, {"ready": source_rows("ready", ["  Write on $x, {y}.\n "])})
+    prompts.main()
+    (row,) = pl.read_parquet("data/prompts/ready-as_is.parquet").to_dicts()
+    assert row["prompt"] == "  Write on $x, {y}.\n " and row["format"] == row["audience"] == "Write on $x, {y}."
+
+
+def found_in(texts: list[str], threshold: float = 0.8, names: list[str] | None = None) -> dict[int, int]:
+    ids = [f"web/{n:04d}" for n in range(len(texts))]
+    known = sketch(ids, names or [""] * len(texts), pl.Series(texts, dtype=pl.String))
+    return near_duplicates(known, pl.Series(range(len(texts))).to_numpy(), threshold)
+
+
+def test_near_duplicates_are_those_that_brute_force_finds() -> None:
+    dice, texts = random.Random(5), []
+    for n in range(60):
+        base = passage(n, dice.randint(1, 250))
+        for changes in (0, 1, 3, 9):
+            words = list(base)
+            for _ in range(changes):
+                words[dice.randrange(len(words))] = f"x{dice.randrange(10**6)}"
+            texts.append(" ".join(words))
+    sets = [{tuple(t.split()[i : i + 5]) for i in range(max(len(t.split()) - 4, 1))} for t in texts]
+    like = lambda a, b: len(sets[a] & sets[b]) / len(sets[a] | sets[b])  # noqa: E731
+    wanted = {b for b in range(len(texts)) if any(like(a, b) >= 0.8 for a in range(b))}
+    found = found_in(texts)
+    assert all(like(a, b) >= 0.8 and a < b for b, a in found.items())
+    assert found.keys() == wanted and len(wanted) > 60
+
+
+def test_the_smallest_seed_id_stays_in_any_order() -> None:
+    texts = with_duplicates(20)
+    order = list(range(len(texts)))
+    for seed in range(5):
+        random.Random(seed).shuffle(order)
+        ids = [f"web/{n:04d}" for n in order]
+        known = sketch(ids, [""] * len(ids), pl.Series([texts[n] for n in order]))
+        found = near_duplicates(known, pl.Series(range(len(ids))).to_numpy(), 0.8)
+        assert {order[seed]: order[other] for seed, other in found.items()} == {20: 0, 21: 0, 22: 0}
+
+
+def test_seeds_of_other_names_and_texts_without_words_are_no_duplicates() -> None:
+    text = " ".join(passage(1))
+    assert found_in([text, text, text], names=["Review", "review!", "Practice"]) == {1: 0}
+    assert found_in(["\U0001f600", "\U0001f680", "", "", "\U0001f600"]) == {3: 2, 4: 0}
+    assert found_in(["short text", "Short text!", "short texts"]) == {1: 0}
+    assert found_in([]) == {} == found_in([text])
+
+
+def test_lessons_of_one_title_in_two_chapters_both_stay() -> None:
+    rows = odd_rows("khanacademy", ["Review", "Review "])
+    rows = rows.with_columns(
+        context=pl.Series([c.replace("Review", f"Part {n}") for n, c in enumerate(rows["context"])])
+    )
+    template = read_template("khanacademy", "textbook", ROOT / "prompts")
+    filled = slot_columns("khanacademy", rows, 100)
+    cell = build_cell(filled, "textbook", Style(format="f", audience="a", share=1.0), template, params())
+    kept, alike = Alikes(filled, 0.8).apart(cell, template.slots)
+    assert (kept.height, alike.height) == (2, 0)
+
+
+def test_looking_for_near_duplicates_is_cheap() -> None:
+    texts = [" ".join(passage(n, 160)) for n in range(3000)]
+    started = time.process_time()
+    assert found_in([*texts, texts[0]]) == {3000: 0}
+    assert time.process_time() - started < 3  # 0.15 on a quiet core, 5 for 100,000

@@ -6,7 +6,7 @@ template.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import polars as pl
@@ -20,8 +20,15 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "automathtext": ("extract",),
     "ultrachat": ("extract",),
     "openhermes": ("extract",),
+    "ready": ("prompt",),
 }
+QUOTED = ("extract", "prompt")  # slots that hold a seed's text
 NAMES_LISTED = 6  # how many covered units are named; the last ones, since they are the nearest
+
+
+def naming_slots(slots: Iterable[str]) -> tuple[str, ...]:
+    """Of a template's slots those that say what a prompt is about, sorted: without what was covered before."""
+    return tuple(sorted(set(slots) - {"covered", "in_topic"}))
 
 
 def covered_sentence(parts: list[str], units: list[str], part: str, unit: str) -> str:
@@ -49,11 +56,20 @@ def extract(column: str, chars: int) -> pl.Expr:
 
 
 def slot_columns(source: str, rows: pl.DataFrame, extract_chars: int) -> pl.DataFrame:
-    """SOURCE rows (web rows with their `topic`) with one more column a slot: `slot.<name>`."""
+    """SOURCE rows (web rows with their `topic`) with one more column a slot: `slot.<name>`.
+
+    Ready-made prompts bring a format, an audience and the data that they quote: `own.<name>`.
+    """
     rows = rows.with_columns(extract("text", extract_chars).alias("slot.extract"))
     if source == "web":
-        named = pl.format(', within the context of "{}"', pl.col("topic"))
+        named = pl.when(pl.col("topic").str.strip_chars() != "").then(
+            pl.format(', within the context of "{}"', pl.col("topic"))
+        )
         return rows.with_columns(named.fill_null("").alias("slot.in_topic"), pl.col("topic").alias("slot.topic"))
+    if source == "ready":
+        own = [json.loads(context) for context in rows["context"]]
+        columns = [pl.Series(f"own.{n}", [o[n] for o in own], pl.String) for n in ("format", "audience", "seed_data")]
+        return rows.with_columns(pl.col("text").alias("slot.prompt"), *columns)
     if source == "wikihow":
         return rows.with_columns(pl.col("title").alias("slot.title"))
     if source in FILLERS:

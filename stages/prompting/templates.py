@@ -44,7 +44,7 @@ def read_template(source: str, style: str, root: Path = Path("prompts")) -> Temp
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise ConfigError(
-            f"{path} does not exist, but params.yaml lists the style {style!r} under prompts.styles.{source};"
+            f"{path} does not exist, but prompts.styles lists the style {style!r} of {source};"
             f" write the template or remove the style (templates there: {known})"
         ) from None
     except UnicodeDecodeError as error:

@@ -6,16 +6,30 @@ record it raises as `KeyError` or `TypeError`, which the stage counts as "malfor
 Public schemas: tiiuae/falcon-refinedweb (content) and HuggingFaceFW/fineweb (text, id, url, language, language_score);
 Stanford outlines (course_title, course_description, outline); khan-dl (title, subunits);
 HuggingFaceTB/openstax_paragraphs; WikiHow titles; math-ai/AutoMathText (url, text, meta); stingning/ultrachat
-(id, data); teknium/OpenHermes-2.5 (conversations, source, category, language).
+(id, data) and HuggingFaceTB/ultrachat_questions_about_world (and question, first_turn); teknium/OpenHermes-2.5
+(conversations, source, category, language); HuggingFaceTB/cosmopedia-100k (prompt, seed_data, format, audience) or any
+table of ready-made prompts. docs/sources.md has a section on each.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from stages.draws import content_hash
 from stages.settings import Params
+
+
+def _compiled(pattern: Any) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, re.IGNORECASE)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"no regular expression ({error})") from None
+
+
+Pattern = Annotated[re.Pattern[str], BeforeValidator(_compiled)]  # case is ignored
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class KhanFilter(Params):
 class OpenstaxFilter(Params):
     language: str
     drop_chapters: list[str]
+    drop_sections: list[str]
     min_words: int
 
 
@@ -69,7 +84,8 @@ class MathFilter(Params):
 
 class UltrachatFilter(Params):
     min_words: int
-    drop_requests: list[str]
+    drop_requests: list[Pattern]
+    concepts: dict[str, list[Pattern]]  # counted, never filtered: see `concepts_of`
 
 
 class OpenhermesFilter(Params):
@@ -79,6 +95,13 @@ class OpenhermesFilter(Params):
     min_words: int
 
 
+class ReadyFilter(Params):
+    prompt_column: str
+    min_words: int
+    format: str  # of rows that name none
+    audience: str
+
+
 Found = Iterator[Seed | Rejected]
 
 
@@ -86,15 +109,16 @@ def web(values: dict[str, Any], keep: WebFilter) -> Found:
     """One page, one row."""
     text = _text(values, keep.text_column)
     words = len(text.split())
-    score = values.get("language_score")
-    if values.get("language") not in (None, keep.language) or (score is not None and score < keep.min_language_score):
-        yield Rejected("language", f"{values.get('language')} at {score}")
+    language, score = values.get("language") or None, values.get("language_score")
+    score = None if score in (None, "") else float(score)  # CSV knows text only
+    if language not in (None, keep.language) or (score is not None and score < keep.min_language_score):
+        yield Rejected("language", f"{language} at {score}")
     elif words == 0:
         yield Rejected("empty")
     elif not keep.min_words <= words <= keep.max_words:
         yield Rejected("length", f"{words} words")
     else:
-        yield Seed(str(values.get("id") or content_hash(text)), "", text, {}, values.get("url"))
+        yield Seed(_id(values, text), "", text, {}, _url(values))
 
 
 UNIT_LINE = re.compile(r"^\s*(\d+)\.(\d+)\s+(.+?):\s+(.+?)\s*$")
@@ -161,6 +185,9 @@ def _openstax_chapter(book: str, chapter: dict[str, Any], trail: list[str], keep
     covered: list[str] = []
     for section in chapter.get("sections") or []:
         title, text = _text(section, "title"), str(section.get("paragraph") or "").strip()
+        if title.lower() in keep.drop_sections:
+            yield Rejected("dropped_section", f"{book} / {' / '.join(trail)} / {title}")
+            continue
         if len(text.split()) < keep.min_words:
             yield Rejected("length", f"{book} / {' / '.join(trail)} / {title}: {len(text.split())} words")
             continue
@@ -186,21 +213,34 @@ def automathtext(values: dict[str, Any], keep: MathFilter) -> Found:
     if len(text.split()) < keep.min_words:
         yield Rejected("length" if text else "empty", f"{len(text.split())} words")
     else:
-        yield Seed(content_hash(text), "", text, {}, values.get("url"))
+        yield Seed(content_hash(text), "", text, {}, _url(values))
 
 
 def ultrachat(values: dict[str, Any], keep: UltrachatFilter) -> Found:
-    """One conversation, one row: its first question. Requests to write something are dropped, questions stay."""
+    """One conversation, one row: its first question. Requests to write something are dropped, questions stay.
+
+    HuggingFaceTB's subset has a column `first_turn`, which the published prompts quote (Cosmopedia,
+    build_ultrachat_stories_prompts.py): where a row has it, it is the text, and `context` keeps the question.
+    """
     turns = values["data"]
-    question = str(turns[0] or "").strip() if turns else ""
+    if not isinstance(turns, list):
+        raise TypeError(f"data must be a list of turns, found {type(turns).__name__}")
+    question = _text({"data[0]": turns[0] or ""}, "data[0]") if turns else ""
     if not question:
-        yield Rejected("empty", str(values["id"]))
+        yield Rejected("empty", str(values.get("id")))
     elif len(question.split()) < keep.min_words:
         yield Rejected("length", question)
-    elif any(re.search(pattern, question, re.IGNORECASE) for pattern in keep.drop_requests):
+    elif any(pattern.search(question) for pattern in keep.drop_requests):
         yield Rejected("writing_request", question[:80])
     else:
-        yield Seed(str(values["id"]), "", question)
+        turn = _text(values, "first_turn") if values.get("first_turn") else ""
+        yield Seed(_id(values, question), "", turn or question, {"question": question} if turn else {})
+
+
+def concepts_of(question: str, concepts: dict[str, list[re.Pattern[str]]]) -> list[str]:
+    """The concepts that a question touches, by the words of `concepts`; ["other"] where it touches none."""
+    found = [name for name, patterns in concepts.items() if any(pattern.search(question) for pattern in patterns)]
+    return found or ["other"]
 
 
 def openhermes(values: dict[str, Any], keep: OpenhermesFilter) -> Found:
@@ -213,7 +253,7 @@ def openhermes(values: dict[str, Any], keep: OpenhermesFilter) -> Found:
     elif category in keep.drop_categories:
         yield Rejected("dropped_category", category)
     else:
-        turns = [(turn["from"], str(turn["value"] or "").strip()) for turn in values["conversations"]]
+        turns = [(turn["from"], _text({"value": turn["value"] or ""}, "value")) for turn in values["conversations"]]
         asked = next((n for n, (speaker, _) in enumerate(turns) if speaker == "human"), None)
         if asked is None or asked + 1 >= len(turns) or turns[asked + 1][0] != "gpt":
             yield Rejected("no_exchange")
@@ -221,7 +261,30 @@ def openhermes(values: dict[str, Any], keep: OpenhermesFilter) -> Found:
             yield Rejected("length" if turns[asked][1] else "empty", turns[asked][1])
         else:
             text = f"{turns[asked][1]}\n{turns[asked + 1][1]}"
-            yield Seed(str(values.get("id") or content_hash(text)), "", text)
+            yield Seed(_id(values, text), "", text)
+
+
+def ready(values: dict[str, Any], keep: ReadyFilter) -> Found:
+    """One ready-made prompt, one row: `text` is the prompt, to the last space."""
+    _text(values, keep.prompt_column)
+    prompt = values[keep.prompt_column]
+    words = len(prompt.split())
+    if words < keep.min_words:
+        yield Rejected("length" if words else "empty", prompt.strip())
+        return
+    defaults = {"seed_data": "", "format": keep.format, "audience": keep.audience}
+    context = {name: _text(values, name) if values.get(name) else default for name, default in defaults.items()}
+    yield Seed(_id(values, prompt), "", prompt, context)
+
+
+def _id(values: dict[str, Any], text: str) -> str:
+    """The row's own id, or the hash of its text where it has none."""
+    own = values.get("id")
+    return content_hash(text) if own is None or own == "" else str(own)
+
+
+def _url(values: dict[str, Any]) -> str | None:
+    return _text(values, "url") if values.get("url") is not None else None
 
 
 def _text(values: dict[str, Any], key: str) -> str:
@@ -248,4 +311,5 @@ READERS: dict[str, Reader] = {
     "automathtext": Reader(automathtext, MathFilter),
     "ultrachat": Reader(ultrachat, UltrachatFilter),
     "openhermes": Reader(openhermes, OpenhermesFilter),
+    "ready": Reader(ready, ReadyFilter),
 }

@@ -2,17 +2,20 @@
 
 Local files: .jsonl, .json (an array), .parquet, .csv, .txt (a record a line, column `text`), each also with .gz or
 .zst; a folder means all its files of those kinds, by name. Everything else is a hub dataset id, read through
-`datasets` in streaming mode, so that no dataset is ever loaded into memory.
+`datasets` in streaming mode. No dataset is ever loaded into memory, but for a .json array.
+
+A row that cannot be read is a record with a problem; a file that is cut off or damaged is a `DataError`, since nobody
+can say how many rows it has lost.
 """
 
 import csv
-import gzip
 import hashlib
 import io
 import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -113,14 +116,20 @@ def _kind(path: Path) -> str | None:
     return next((kind for kind in KINDS if name.endswith(kind)), None)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        import zstandard
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed. `DataError` for one that is cut off or damaged, while it is being read.
 
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))  # type: ignore[arg-type]
-    return path.open("rb")
+    Arrow decompresses, since `zstandard` ends a cut-off file without an error.
+    """
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    try:
+        with pa.input_stream(str(path), compression=compression) as stream:
+            yield io.BufferedReader(stream, 1 << 20)  # type: ignore[arg-type, type-var]
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's or the network's fault
+            raise
+        raise DataError(f"{path}: cut off or damaged: {error}; fetch the file again") from None
 
 
 def _local_records(files: list[Path]) -> Iterator[Record]:
@@ -155,6 +164,9 @@ def _line_records(file: Path, as_json: bool) -> Iterator[Record]:
             except json.JSONDecodeError as error:
                 yield Record(place, {}, f"no JSON: {error.msg} at column {error.colno}", text)
                 continue
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+                yield Record(place, {}, f"no JSON: {error}", text)
+                continue
             yield _record(place, values, text)
 
 
@@ -171,25 +183,54 @@ def _array_records(file: Path) -> Iterator[Record]:
 
 
 def _csv_records(file: Path) -> Iterator[Record]:
-    with _open(file) as stream, io.TextIOWrapper(stream, encoding="utf-8", errors="strict", newline="") as text:
+    # surrogateescape carries bytes that are no UTF-8 into their row, where they are found
+    options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    with _open(file) as stream, io.TextIOWrapper(stream, **options) as text:  # type: ignore[arg-type]
         try:
             for number, values in enumerate(csv.DictReader(text), 2):
                 extra = values.pop(None, None)  # type: ignore[call-overload]
                 problem = f"{len(extra)} value(s) more than columns" if extra else None
+                if not is_text("".join(value for value in values.values() if value)):
+                    problem = "invalid UTF-8"
                 yield Record(f"{file}:{number}", dict(values), problem)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{file}: not readable as CSV in UTF-8: {error}") from None
+        except csv.Error as error:
+            raise DataError(f"{file}: not readable as CSV: {error}") from None
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold a string: JSON and CSV can smuggle in halves of surrogate pairs."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet_records(file: Path) -> Iterator[Record]:
+    number = 0
     try:
-        number = 0
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-            for values in batch.to_pylist():
-                yield Record(f"{file}:{number}", values)
+        # without pre_buffer a row group is not held as a whole
+        for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False):
+            for record in _batch_records(batch, file, number):
+                yield record
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not a whole parquet file: {error}") from None
+        raise DataError(f"{file}: not a whole parquet file: {error}; fetch the file again") from None
+
+
+def _batch_records(batch: pa.RecordBatch, file: Path, first: int) -> Iterator[Record]:
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # one bad value spoils the batch: look for it
+        if batch.num_rows > 1:
+            for row in range(batch.num_rows):
+                yield from _batch_records(batch.slice(row, 1), file, first + row)
+            return
+        problem = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        yield Record(f"{file}:{first}", {}, problem)
+        return
+    for row, values in enumerate(rows):
+        yield Record(f"{file}:{first + row}", values)
 
 
 def _record(place: str, values: Any, raw: str) -> Record:

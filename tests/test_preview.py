@@ -1,0 +1,106 @@
+"""preview: what it shows is what is sent, whether or not a stage has run."""
+
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from fake_tgi import FakeTgi, text_of
+from prompt_rows import write_model
+from test_prompts import odd_rows, passage, repository, source_rows
+
+from stages import preview, prompts
+from stages.errors import ClusterError, ConfigError
+from stages.settings import load
+
+ROOT = Path(__file__).parents[1]
+SHOWN = re.compile(r"--- (\S+), \w+ for \w+\n(.*?)\n\n(?=--- |\Z)", re.DOTALL)
+
+
+@pytest.fixture
+def fresh(empty_folder: Path) -> Path:
+    """The repository's own settings, templates and samples; no stage has run."""
+    for name in ("prompts", "profiles", "curation", "params.yaml"):
+        (empty_folder / name).symlink_to(ROOT / name)
+    (empty_folder / "data").mkdir()
+    (empty_folder / "data/samples").symlink_to(ROOT / "data/samples")
+    return empty_folder
+
+
+def show(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, str]:
+    """Seed id -> prompt, as they are printed."""
+    capsys.readouterr()
+    preview.main(*arguments)  # type: ignore[arg-type]
+    return dict(SHOWN.findall(capsys.readouterr().out))
+
+
+def test_it_shows_the_prompts_that_the_stage_writes(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repository(empty_folder, {"web": source_rows("web", [" ".join(passage(n)) for n in range(40)])})
+    prompts.main()
+    made = dict(pl.read_parquet("data/prompts/web-blogpost.parquet").select("seed_id", "prompt").iter_rows())
+    shown = show(capsys, "web", "blogpost", 12, None, False, None)
+    assert len(shown) == 12 and shown.items() <= made.items()
+    assert show(capsys, "web", "blogpost", 12, 5, False, None).keys() != shown.keys()
+
+
+@pytest.mark.parametrize("cell", ["web wikihow_college", "openstax researchers", "khanacademy textbook"])
+def test_without_any_stage_it_reads_the_profiles_dataset(
+    fresh: Path, capsys: pytest.CaptureFixture[str], cell: str
+) -> None:
+    preview.main(*cell.split(), 3, None, False, None)
+    shown = capsys.readouterr()
+    assert len(SHOWN.findall(shown.out)) == 3 and "the sources stage has not run" in shown.err
+    assert ("the topics stage has not run" in shown.err) == cell.startswith("web")
+
+
+def test_with_an_endpoint_it_sends_them_in_the_chat_template(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(fresh)
+    with FakeTgi() as server:
+        preview.main("web", "wikihow", 2, None, True, server.url)
+        asked = sorted(server.asked)
+    out = capsys.readouterr().out
+    assert len(asked) == 2 and all(prompt.startswith("[user] ") for prompt in asked)
+    for prompt, seed in server.answered:
+        assert prompt in out and text_of(prompt, seed) in out
+
+
+def test_a_server_that_is_down_or_serves_another_model_is_named(fresh: Path) -> None:
+    write_model(fresh)
+    with pytest.raises(ClusterError, match=r"no completion \(connection\).*is the server up"):
+        preview.main("web", "wikihow", 1, None, False, "http://127.0.0.1:9")
+    with FakeTgi(model_id="other-7b") as server, pytest.raises(ClusterError, match="serves other-7b"):
+        preview.main("web", "wikihow", 1, None, False, server.url)
+    with pytest.raises(ConfigError, match=r"--endpoint\.url"):
+        preview.main("web", "wikihow", 1, None, False, "gpu1:8080")
+
+
+def test_wrong_names_are_refused_with_the_right_ones(fresh: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown source 'news'.*web, stanford"):
+        preview.main("news", "x", 1, None, False, None)
+    with pytest.raises(ConfigError, match=r"web has no style 'sonnet'.*blogpost, blogpost_college"):
+        preview.main("web", "sonnet", 1, None, False, None)
+    with pytest.raises(ConfigError, match=r"sources\.ready\.dataset is null"):
+        preview.main("ready", "as_is", 1, None, False, None)
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["prompts"]["styles"]["grid"]["web"]["sonnet"] = {"format": "f", "audience": "a", "share": 1.0}
+    (fresh / "params.yaml").unlink()
+    (fresh / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"prompts/web/sonnet\.txt does not exist"):
+        preview.main("web", "sonnet", 1, None, False, None)
+    assert "prompts/web/sonnet.txt (missing)" in preview.table(load("prompts", prompts.PromptsParams))
+
+
+def test_the_list_has_every_template(fresh: Path) -> None:
+    listed = preview.table(load("prompts", prompts.PromptsParams))
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "prompts").glob("*/*.txt")}
+    assert files == {line.split()[-1] for line in listed.splitlines()[1:]} and "missing" not in listed
+    assert {"cosmopedia  yes", "grid        no", "rephrase    no"} <= set(re.findall(r"\w+ +(?:yes|no)\b", listed))
+
+
+def test_a_terminal_is_told_nothing_by_data(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    repository(
+        empty_folder, {"wikihow": odd_rows("wikihow", ["Clear \x1b[2J \u202e the screen"]).drop("topic").to_dicts()}
+    )
+    preview.main("wikihow", "article", 1, None, False, None)
+    assert r"Clear \x1b[2J \u202e the screen" in capsys.readouterr().out
