@@ -390,3 +390,24 @@ def test_a_process_that_got_the_number_of_a_killed_one_is_not_taken_for_it(
         database.execute("update tags set value = value || '0' where key = ? and run_uuid = ?", (STARTED, run))
     with Run("evaluate", {}):
         assert process.poll() is None and statuses(repository)[run] == "KILLED"
+
+
+@pytest.mark.slow
+def test_threads_that_take_a_part_each_change_the_losses_by_rounding_alone(repository: Path):
+    import torch
+
+    set_recipe(repository, micro_batch=4)
+    train()
+    one = [float(line.split(",")[1]) for line in result(repository)[1].splitlines()[1:]]
+    cluster = yaml.safe_load((repository / "clusters/local.yaml").read_text())
+    cluster["training"]["threads"] = 2
+    (repository / "clusters/local.yaml").write_text(yaml.safe_dump(cluster))
+    found = []
+    for _ in range(2):
+        shutil.rmtree(repository / ".store/train")
+        train()
+        found.append(result(repository)[:2])
+    assert torch.get_num_threads() == 2
+    assert found[0] == found[1]  # whichever thread was done first
+    two = [float(line.split(",")[1]) for line in found[0][1].splitlines()[1:]]
+    assert two != one and two == pytest.approx(one, abs=1e-4)
