@@ -116,7 +116,7 @@ def as_jsonl(rows: list[tuple[str, bytes]]) -> bytes:
     lines = [b'{"id": "%s", "text": "%s", "extra": 1}' % (i.encode(), text) for i, text in rows]
     typed = [b"5", b'["a"]', b"null", b'"\\ud800%s"' % (b" x" * 60)]
     lines += [b'{"id": "t%d", "text": %s}' % (n, value) for n, value in enumerate(typed)]
-    return b"\n".join([*lines, b"{broken", b"[1]", b'{"id": %s}' % (b"9" * 5000), b'{"text": "no id is fine"}'])
+    return b"\n".join([*lines, b"{broken", b"[1]", b'{"id": %s}' % (b"9" * 60_000), b'{"text": "no id is fine"}'])
 
 
 def as_csv(rows: list[tuple[str, bytes]]) -> bytes:
