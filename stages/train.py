@@ -5,7 +5,7 @@ out  models/train/seed-<n>/ (config.json, model.safetensors, losses.csv, trainin
      as well), metrics/train.json, metrics/plots/train_loss.csv (step, loss, learning_rate; means over seeds)
 Both trainers begin from the same weights and see the same batches. The same shards, params and processor give the same
 weights, also after any number of kills: checkpoints and finished seeds are kept under `<store>/train/<key>`, named by
-what is trained on what, so that a seed that is added later trains alone.
+what is trained on what by which code, so that a seed that is added later trains alone.
 Alone: python -m stages.train
 """
 
@@ -24,7 +24,7 @@ from pydantic import Field
 from stages.clusters import load_cluster
 from stages.draws import content_hash
 from stages.errors import ConfigError, DataError, run_stage
-from stages.lineage import store_root
+from stages.lineage import hash_files, store_root
 from stages.settings import load
 from stages.tables.accounting import write_metrics
 from stages.training import forecast
@@ -131,6 +131,12 @@ def write_curve(path: Path, losses: list[list["Step"]]) -> None:
             writer.writerow((steps[0][0], f"{mean:.6g}", f"{steps[0][2]:.6g}"))
 
 
+def code_hash() -> str:
+    """Names the trainers' code: another one must not go on from, or take, what this one has trained."""
+    room = Path(__file__).parent / "training"
+    return hash_files([path for path in room.rglob("*.py") if path.name != "forecast.py"])
+
+
 def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: TokenShards) -> tuple[Path, str]:
     """Train one seed, unless the store has it; returns the finished folder and a few words on how it went."""
     from stages.training import heavy, light
@@ -138,7 +144,7 @@ def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: 
     trainer = heavy if recipe.backend == "nanotron" else light
     precision = trainer.resolve_precision(recipe.precision)
     recipe_hash = content_hash(recipe.model_dump_json(), precision)
-    folder = store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash)
+    folder = store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash, code_hash())
     finished = folder / "finished"
     if (finished / "training.json").is_file():
         return finished, "from the store"

@@ -393,6 +393,17 @@ def test_a_process_that_got_the_number_of_a_killed_one_is_not_taken_for_it(
 
 
 @pytest.mark.slow
+def test_other_code_does_not_take_what_was_trained_before(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    from stages import train as stage
+
+    train()
+    assert "from the store" in train()
+    monkeypatch.setattr(stage, "code_hash", lambda: "other")
+    assert "from the store" not in train()
+    assert len(list((repository / ".store/train").glob("*/finished"))) == 2
+
+
+@pytest.mark.slow
 def test_threads_that_take_a_part_each_change_the_losses_by_rounding_alone(repository: Path):
     import torch
 
