@@ -17,6 +17,7 @@ a summary.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -194,28 +195,15 @@ def logits_difference(folder: Path) -> float | None:
     import torch
     from safetensors.torch import load_file
 
+    from stages.training.initial import new_model
     from stages.training.nano.job import Job
     from stages.training.nano.layout import read_checkpoint
 
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
+    if importlib.util.find_spec("transformers") is None:
         return None
     job = Job.model_validate_json((folder / "job.json").read_text())
-    shape = job.recipe.architecture
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.max_positions,
-        rope_theta=shape.rope_theta,
-        tie_word_embeddings=shape.tied_embeddings,
-    )
-    model = LlamaForCausalLM(config).eval()
-    found = read_checkpoint(folder / f"checkpoints/{job.recipe.steps}", shape)
+    model = new_model(job.recipe, eos=0).eval()
+    found = read_checkpoint(folder / f"checkpoints/{job.recipe.steps}", job.recipe.architecture)
     model.load_state_dict({name: weight.float() for name, weight in found.items()}, strict=False)
     known = load_file(folder / "probe.safetensors")
     with torch.no_grad():

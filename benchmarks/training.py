@@ -26,6 +26,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from stages.training import kernels, light
+from stages.training.initial import new_model
 from stages.training.recipe import Recipe
 from stages.training.shards import Corpus, Split, TokenShards, WindowOrder
 
@@ -193,7 +194,7 @@ def main() -> None:
                 folder = Path(scratch) / f"{run}-{name}"
                 folder.mkdir()
                 clocks[name].begin()
-                way(recipe, light.new_model(recipe, 0), shards, folder, clocks[name])
+                way(recipe, new_model(recipe, 0), shards, folder, clocks[name])
     report(clocks, light.resolve_precision(recipe.precision))
 
 

@@ -184,8 +184,8 @@ def main() -> str:
     check_fit(shards, params, corpus)
     check_trainer(params)
 
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     if params.backend == "transformers":
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
         os.environ["CUDA_VISIBLE_DEVICES"] = first  # the Trainer would spread over all GPUs, with larger batches
     import torch
 

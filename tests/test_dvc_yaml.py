@@ -19,6 +19,7 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 EXECUTION = {
     "stages/clusters.py",
     "stages/launch/arrays.py",
+    "stages/launch/leash.py",
     "stages/launch/servers.py",
     "stages/launch/slurm.py",
     "stages/launch/supervisor.py",

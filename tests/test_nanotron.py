@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_dvc_yaml import imports_of, module_file
 from training_repository import ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
 from stages.clusters import Layout
@@ -54,6 +57,41 @@ def assert_exported(tolerance: float = 1e-4) -> None:
     with torch.no_grad():
         found = model(input_ids=known["ids"], use_cache=False).logits
     assert known["logits"].std() > 1e-3 and (found - known["logits"]).abs().max() < tolerance
+
+
+WORKER_ALONE = """
+import importlib, sys
+from importlib.abc import MetaPathFinder
+
+import torch  # of the base image
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        known = {*sys.stdlib_module_names, *sys.argv[1].split(), *BEFORE}
+        if top[0] != "_" and top not in known:
+            raise ModuleNotFoundError(f"the image has no {name}", name=name)
+
+BEFORE = {name.partition(".")[0] for name in sys.modules}
+sys.meta_path.insert(0, Absent())
+for name in sys.argv[2].split():
+    importlib.import_module(name)
+"""
+
+
+def test_the_worker_needs_only_what_the_image_has() -> None:
+    modules, waiting = set(), {"stages.training.nano.worker"}
+    while waiting:  # also what is imported inside functions
+        modules |= waiting
+        waiting = {name for module in waiting for name in imports_of(module_file(module) or ROOT)} - modules
+    image = (ROOT / "clusters/containers/training.Dockerfile").read_text()
+    (names,) = re.findall(r'names = "(.*?)"', image)
+    installed = names.replace("pyyaml", "yaml").replace("-", "_") + " stages sympy mpmath"  # torch's own too
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER_ALONE, installed, " ".join(sorted(modules))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stages.training.failures" in modules and not modules & {"stages.training.light", "stages.tracking"}
 
 
 # --- without nanotron ------------------------------------------------------------------------------------------------
@@ -317,6 +355,19 @@ def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(reposi
     _, err = process.communicate(timeout=120)
     assert process.returncode == ClusterError.status, err
     assert "stopped by a signal at step" in err and "going on from step" in err
+
+    def newest() -> Path:
+        return max(Path(".store").glob("train/*/checkpoints/*/losses.csv"), key=lambda p: int(p.parent.name)).parent
+
+    damaged = newest()
+    part = next(iter(sorted(damaged.glob("model/**/*.safetensors"))))
+    os.truncate(part, part.stat().st_size - 8)
+    with pytest.raises(
+        ClusterError, match=rf"/{damaged.name}: {part.relative_to(damaged)} damaged.* goes on from step"
+    ):
+        train()
+    shutil.rmtree(damaged)
+    assert int(newest().name) < int(damaged.name)
     told = train()
     assert "resumed at step" in told
     assert losses() == whole  # every digit

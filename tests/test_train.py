@@ -141,7 +141,7 @@ def test_every_profile_holds_a_recipe(profile: str):
 
 
 def test_the_number_of_parameters_is_known_before_the_first_step():
-    from stages.training.light import new_model
+    from stages.training.initial import new_model
 
     for changes in ({}, {"tied_embeddings": False, "kv_heads": 2, "layers": 3}):
         recipe = recipe_of(architecture={**RECIPE["architecture"], **changes})
@@ -155,10 +155,11 @@ def test_the_cpu_s_attention_and_loss_are_the_models_own_but_for_rounding(kv_hea
     import torch
 
     from stages.training import kernels, light
+    from stages.training.initial import new_model
 
     monkeypatch.setattr(kernels, "PIECE", 10)  # several pieces, the last one short
     recipe = recipe_of(architecture={**RECIPE["architecture"], "kv_heads": kv_heads, "layers": 2})
-    model = light.new_model(recipe, 0)
+    model = new_model(recipe, 0)
     tokens = torch.randint(0, VOCABULARY, (3, 17), generator=torch.Generator().manual_seed(0))
     inputs, labels = tokens[:, :-1], tokens[:, 1:]
     plain = light.token_loss(model(input_ids=inputs), labels)

@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.clusters import Container, Training, cluster_path
 from stages.draws import content_hash
 from stages.errors import ClusterError, ConfigError
-from stages.launch import slurm
+from stages.launch import leash, slurm
 from stages.progress import Progress
 from stages.training.nano.job import Job, Step, as_step, read_error, read_steps
 
@@ -32,16 +32,6 @@ STOP_SECONDS = 600.0  # for a checkpoint to be written when the end was asked fo
 TEMPLATES = Path("clusters/templates")
 START = "=== torchrun starts ===\n"  # in the log, also written by the job script
 TORCHRUN = "torch/distributed/elastic/"  # in the lines that torchrun itself writes when a process has failed
-
-# Runs before torchrun, which ends its processes on SIGTERM: they end with this one, also if it is killed.
-_LEASH = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != int(sys.argv[1]):
-        os._exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class Processes(Protocol):
@@ -97,18 +87,9 @@ class LocalProcesses:
         )
         arguments = ["--nproc-per-node", str(job.layout.processes), "--standalone", "--max-restarts", "0"]
         command = [python, "-m", "torch.distributed.run", *arguments, "-m", "stages.training.nano.worker", str(folder)]
-        leash = [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid())]
         with log_of(folder).open("ab") as log:
             log.write(START.encode())
-            log.flush()
-            self._process = subprocess.Popen(
-                [*leash, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment,
-            )
+        self._process = leash.start(command, log_of(folder), signal.SIGTERM, env=environment)  # torchrun ends its own
 
     def over(self) -> str | None:
         status = self._process.poll()
@@ -203,9 +184,9 @@ def job_script(job: Job, folder: Path, training: Training) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("train.sh.j2").render(
         name=job_name(folder),
-        log=str(log_of(folder)),
+        log=slurm.log_option(folder, log_of(folder).name),
         warn=training.warn_seconds,
-        options=training.slurm.options(),
+        options=[slurm.directive(option) for option in training.slurm.options()],
         setup=training.slurm.setup,
         environment={name: quote(value) for name, value in training.environment.items()},
         checkout=quote(str(Path.cwd())),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from stages.clusters import EndpointSpec, Serving, cluster_path, load_cluster
 from stages.errors import ClusterError, ConfigError
+from stages.launch import leash
 from stages.lineage import store_root
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 CPU_SERVER = (sys.executable, "-m", "stages.serving.cpu_server")
 STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
 TAIL_LINES = 15
-
-# Runs before the server: dies with the driver (1 = PR_SET_PDEATHSIG), also if that was killed in the meantime.
-_LEASH = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):
-        os._exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class Served(Protocol):
@@ -62,15 +53,10 @@ class Server:
         self.log = folder / f"{name}.log"
         self.registration = folder / f"{name}.json"
         self.registration.unlink(missing_ok=True)
-        leash = [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid())]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*leash, *command, "--registration", str(self.registration)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.log.unlink(missing_ok=True)
+        self.process = leash.start(
+            [*command, "--registration", str(self.registration)], self.log, when_killed=signal.SIGKILL
+        )
 
     def url(self) -> str | None:
         """Its address, once it has registered."""

@@ -12,7 +12,9 @@ from typing import Literal
 from stages.clusters import load_cluster
 from stages.launch import training as launch
 from stages.tracking import Run
-from stages.training.light import Trained, new_model
+from stages.training.checkpoints import LOSSES
+from stages.training.initial import new_model
+from stages.training.light import Trained
 from stages.training.nano import job as jobs
 from stages.training.nano import worker
 from stages.training.nano.layout import read_checkpoint
@@ -47,7 +49,7 @@ def fit(
     job = jobs.job_of(recipe, shards.folder.parent, precision, training)
     jobs.write_json(folder / "job.json", job.model_dump(mode="json"))  # a job that was left may read it just now
     checkpoint = jobs.latest_checkpoint(folder)
-    first = len(jobs.read_steps(checkpoint / jobs.LOSSES)) if checkpoint else 0
+    first = len(jobs.read_steps(checkpoint / LOSSES)) if checkpoint else 0
     if first:
         print(f"train: going on from step {first} of {recipe.steps} ({checkpoint})", file=sys.stderr, flush=True)
     speeds: list[float] = []
@@ -65,7 +67,7 @@ def fit(
         if not (folder / "result.json").is_file():
             launch.follow(job, folder, training, booked)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    losses = jobs.read_steps(folder / result["checkpoint"] / jobs.LOSSES)
+    losses = jobs.read_steps(folder / result["checkpoint"] / LOSSES)
     model = new_model(recipe, corpus.eos)
     model.load_state_dict(read_checkpoint(folder / result["checkpoint"], recipe.architecture), strict=False)
     if precision == "bf16":

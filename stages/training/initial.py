@@ -4,10 +4,15 @@ Neither the trainer nor the number of processes, tensor-parallel ranks or GPUs c
 or one trainer on two layouts, begin from the same model.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from stages.draws import draw_u64
-from stages.training.recipe import Architecture
+from stages.training.recipe import Architecture, Recipe
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 STD = 0.02  # of every matrix: transformers' initializer_range for Llama
 
@@ -42,3 +47,30 @@ def initial_weight(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor
         return torch.ones(shape)
     generator = torch.Generator().manual_seed(draw_u64(seed, "train.initial", name) >> 1)
     return torch.empty(shape).normal_(0.0, STD, generator=generator)
+
+
+def new_model(recipe: Recipe, eos: int) -> "LlamaForCausalLM":
+    """A Llama with the recipe's initial weights; `eos` is the id of the end-of-text token."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = recipe.architecture
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.max_positions,
+        rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tied_embeddings,
+        bos_token_id=None,  # type: ignore[arg-type]
+        eos_token_id=eos,
+        pad_token_id=None,
+        use_cache=False,
+    )
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(config)
+    weights = {name: initial_weight(recipe.seed, name, size) for name, size in shapes(shape).items()}
+    model.load_state_dict(weights, strict=not shape.tied_embeddings)
+    return model

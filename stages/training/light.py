@@ -16,7 +16,6 @@ import fcntl
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -33,28 +32,26 @@ from torch.nn import functional
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     AttentionInterface,
-    LlamaConfig,
     LlamaForCausalLM,
     PrinterCallback,
     Trainer,
     TrainingArguments,
 )
 
-from stages.errors import ClusterError, ConfigError, DataError
-from stages.lineage import hash_files
+from stages.errors import ClusterError, ConfigError
 from stages.progress import Progress
 from stages.tracking import Run
-from stages.training.initial import initial_weight, shapes
+from stages.training import checkpoints
+from stages.training.checkpoints import LOSSES
+from stages.training.failures import is_out_of_memory, no_number
+from stages.training.initial import new_model
 from stages.training.kernels import PieceLoss, causal_products
 from stages.training.recipe import Recipe
 from stages.training.shards import Corpus, TokenShards, WindowOrder
 
 CHECKPOINT_SECONDS = 20.0  # at least this long between checkpoints,
 CHECKPOINT_SHARE = 0.02  # and longer where writing one takes more than this share of the time
-LOSSES = "losses.csv"
-CONTENTS = "contents.json"  # the hash of each file of a checkpoint
 LONGEST_PRODUCT = 512  # tokens of a window up to which all pairs' scores cost less than flash attention's blocks
-SHOWN_DOCUMENTS = 10
 COLUMNS = ("step", "loss", "learning_rate", "gradient_norm")
 
 Step = tuple[int, float, float, float]  # step (from 1), loss in nats a token, learning rate, gradient norm
@@ -79,31 +76,6 @@ def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16"
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def new_model(recipe: Recipe, eos: int) -> LlamaForCausalLM:
-    """A Llama with the recipe's initial weights; `eos` is the id of the end-of-text token."""
-    shape = recipe.architecture
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.max_positions,
-        rope_theta=shape.rope_theta,
-        tie_word_embeddings=shape.tied_embeddings,
-        bos_token_id=None,  # type: ignore[arg-type]
-        eos_token_id=eos,
-        pad_token_id=None,
-        use_cache=False,
-    )
-    torch.manual_seed(recipe.seed)
-    model = LlamaForCausalLM(config)
-    weights = {name: initial_weight(recipe.seed, name, size) for name, size in shapes(shape).items()}
-    model.load_state_dict(weights, strict=not shape.tied_embeddings)
-    return model
 
 
 def token_loss(
@@ -148,11 +120,6 @@ def enough_memory(micro_batch: int, sequence: int) -> Iterator[None]:
         ) from None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python could not get memory; on the CPU torch has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 @torch.no_grad()
 def validation_loss(model: LlamaForCausalLM, shards: TokenShards, batch: int, precision: str) -> tuple[float, int]:
     """Mean loss in nats a token over every whole window of a split, and the tokens it is a mean over (0: nan)."""
@@ -185,11 +152,6 @@ class Windows(Dataset):
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         tokens = torch.from_numpy(self.shards.window(self.order[place]))
         return {"input_ids": tokens[:-1], "labels": tokens[1:]}
-
-    def documents(self, places: range) -> list[str]:
-        """Completion ids of the documents at these places, in the order of the shards."""
-        windows = sorted({self.order[place] for place in places})
-        return list(dict.fromkeys(name for window in windows for name in self.shards.documents(window)))
 
 
 class WindowTrainer(Trainer):
@@ -278,7 +240,8 @@ class WindowTrainer(Trainer):
         loss, norm, rate = self._sum, float(grad_norm), float(kwargs["learning_rate"])
         self._sum = 0.0
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ConfigError(no_number(self.recipe, self.train_dataset, step, loss, norm))  # type: ignore[arg-type]
+            data: Any = self.train_dataset
+            raise ConfigError(no_number(self.recipe, data.shards, data.order, step, loss, norm))
         self.losses.append((step, loss, rate, norm))
         speed = self.tokens_per_second
         shown = {"step": f"{step}/{self.recipe.steps}", "loss": f"{loss:.4f}", "rate": f"{rate:.2e}"}
@@ -294,27 +257,10 @@ class WindowTrainer(Trainer):
         started = time.monotonic()
         super()._save_checkpoint(*args, **kwargs)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        contents = {path.name: hash_files([path]) for path in sorted(folder.iterdir())}
-        (folder / CONTENTS).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+        checkpoints.seal(folder, checkpoints.hashes(folder, checkpoints.names(folder)))
         write_losses(folder / LOSSES, self.losses)
         self.saved = time.monotonic()
         self.interval = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
-
-
-def no_number(recipe: Recipe, data: Windows, step: int, loss: float, norm: float) -> str:
-    """What to say of a step (from 1) whose loss or gradient is no number: where, on which documents, what to do."""
-    try:
-        found = data.documents(range((step - 1) * recipe.batch, step * recipe.batch))
-    except DataError as error:
-        shown = f"unknown, as {error}"
-    else:
-        more = f" and {len(found) - SHOWN_DOCUMENTS} more" if len(found) > SHOWN_DOCUMENTS else ""
-        shown = ", ".join(found[:SHOWN_DOCUMENTS]) + more
-    return (
-        f"train: the loss is {loss} and the gradient's norm {norm} at step {step} of {recipe.steps}; look at the"
-        f" documents of its batch in data/decontaminate ({shown}); if nothing is wrong with them, lower"
-        f" train.learning_rate (now {recipe.learning_rate:g}) or raise train.warmup_steps (now {recipe.warmup_steps})"
-    )
 
 
 def write_losses(path: Path, losses: list[Step]) -> None:
@@ -332,36 +278,6 @@ def read_losses(path: Path) -> list[Step]:
     with path.open(newline="", encoding="utf-8") as stream:
         rows = csv.DictReader(stream)
         return [(int(r["step"]), float(r["loss"]), float(r["learning_rate"]), float(r["gradient_norm"])) for r in rows]
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; those that a kill left unfinished are removed."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / LOSSES).is_file():
-            whole.append(path)
-        else:
-            shutil.rmtree(path)
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
-def check_checkpoint(folder: Path) -> None:
-    """`ClusterError` when a file of a checkpoint is not as it was written, with the file and the way out."""
-    try:
-        contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
-        damaged = [name for name, written in contents.items() if hash_files([folder / name]) != written]
-        damage = f"{' and '.join(damaged)} damaged" if damaged else None
-    except (OSError, ValueError) as error:
-        damage = f"{CONTENTS} or a file that it names cannot be read ({error})"
-    if damage is None:
-        return
-    others = [path for path in folder.parent.glob("checkpoint-*") if path != folder and (path / LOSSES).is_file()]
-    steps = [int(path.name.rpartition("-")[2]) for path in others]
-    goes_on = f"goes on from step {max(steps)}, the checkpoint before it" if steps else "begins anew"
-    raise ClusterError(
-        f"{folder}: {damage}, so training cannot go on from this checkpoint; look at the disk, then remove that folder"
-        f" (rm -r {folder}) and run it again: training then {goes_on}"
-    )
 
 
 @contextmanager
@@ -392,9 +308,9 @@ def train(
     `ConfigError` when the loss stops being a number or the memory does not suffice, `ClusterError` for a damaged
     checkpoint and after a SIGTERM, which writes a checkpoint first.
     """
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = checkpoints.latest(folder.glob("checkpoint-*"))
     if checkpoint:
-        check_checkpoint(checkpoint)
+        checkpoints.check(checkpoint)
     losses = read_losses(checkpoint / LOSSES) if checkpoint else []
     if checkpoint:
         print(f"train: going on from step {len(losses)} of {recipe.steps} ({checkpoint})", file=sys.stderr, flush=True)

@@ -14,7 +14,6 @@ The folder lies outside DVC's outs, under `<store>/train/<key>`, on a file syste
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,9 +23,8 @@ from stages import errors
 from stages.clusters import Layout, Training, cluster_path
 from stages.errors import ConfigError
 from stages.settings import Params
+from stages.training import checkpoints
 from stages.training.recipe import Recipe
-
-LOSSES = "losses.csv"  # in a checkpoint
 
 
 class Step(NamedTuple):
@@ -139,14 +137,8 @@ def write_steps(path: Path, steps: list[Step]) -> None:
 
 
 def latest_checkpoint(folder: Path, tidy: bool = False) -> Path | None:
-    """The newest whole checkpoint of a job's folder; `tidy` removes those that a kill left unfinished."""
-    whole = []
-    for path in (folder / "checkpoints").glob("*"):
-        if (path / LOSSES).is_file():
-            whole.append(path)
-        elif tidy and path.is_dir():
-            shutil.rmtree(path)
-    return max(whole, key=lambda path: int(path.name), default=None)
+    """The newest whole checkpoint of a job's folder."""
+    return checkpoints.latest((folder / "checkpoints").glob("*"), tidy)
 
 
 def write_error(folder: Path, error: errors.CosmoError) -> None:

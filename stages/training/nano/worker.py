@@ -24,11 +24,13 @@ from typing import Any
 import torch
 
 from stages.errors import ConfigError, CosmoError, DataError, run_stage
+from stages.training import checkpoints
+from stages.training.checkpoints import LOSSES
+from stages.training.failures import is_out_of_memory, no_number
 from stages.training.initial import initial_weight, shapes
 from stages.training.nano import patches
 from stages.training.nano.config import check, render, write
 from stages.training.nano.job import (
-    LOSSES,
     Job,
     Step,
     latest_checkpoint,
@@ -161,7 +163,9 @@ def build(job: Job, folder: Path, checkpoint: Path | None, config: str) -> Any:
             started = time.monotonic()
             path = self.save_checkpoint()
             dist.barrier(self.parallel_context.world_pg)
+            found = self._hashes(path)
             if self.rank == self.logger_ranks[0]:
+                checkpoints.seal(path, found)
                 write_steps(path / LOSSES, self.steps)
                 old = sorted((folder / "checkpoints").glob("*/" + LOSSES), key=lambda p: int(p.parent.name))[:-KEPT]
                 for losses in old:
@@ -169,6 +173,15 @@ def build(job: Job, folder: Path, checkpoint: Path | None, config: str) -> Any:
                     shutil.rmtree(losses.parent)
             self.saved = time.monotonic()
             self.interval = max(job.checkpoint_seconds, 50 * (self.saved - started))  # at most 2% of the time
+
+        def _hashes(self, path: Path) -> dict[str, str]:
+            """The hash of every file of a checkpoint; each process reads its share of them."""
+            world = self.parallel_context.world_pg
+            told = [checkpoints.names(path) if self.rank == 0 else None]
+            dist.broadcast_object_list(told, 0, group=world)
+            found: list[Any] = [None] * world.size()
+            dist.all_gather_object(found, checkpoints.hashes(path, told[0][self.rank :: world.size()]), group=world)
+            return {name: value for part in found for name, value in part.items()}
 
         def setup_log_writers(self) -> None:
             return None
@@ -182,14 +195,6 @@ class NotANumber(Exception):
     def __init__(self, step: int, loss: float, norm: float):
         super().__init__(step, loss, norm)
         self.step, self.loss, self.norm = step, loss, norm
-
-
-def not_a_number(job: Job, shards: TokenShards, order: WindowOrder, stop: NotANumber) -> ConfigError:
-    """The error for a step whose loss is no number, with the documents of its batch."""
-    from stages.training.light import Windows, no_number
-
-    windows = Windows(shards, order, job.recipe.steps * job.recipe.batch)
-    return ConfigError(no_number(job.recipe, windows, stop.step, stop.loss, stop.norm))
 
 
 @torch.no_grad()
@@ -272,6 +277,8 @@ def run(folder: Path, without: Collection[str] = ()) -> str:
 
     first = os.environ["RANK"] == "0"
     checkpoint = latest_checkpoint(folder, tidy=first)
+    if checkpoint:
+        checkpoints.check(checkpoint, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     config = render(job, folder, corpus.eos, checkpoint)
     if first:
         write(folder / "config.yaml", config)  # for people; every process reads its own, so that none waits for it
@@ -283,17 +290,12 @@ def run(folder: Path, without: Collection[str] = ()) -> str:
         try:
             trainer.train(data)
         except NotANumber as stop:
-            raise not_a_number(job, shards, order, stop) from None
+            raise ConfigError(no_number(job.recipe, shards, order, stop.step, stop.loss, stop.norm)) from None
         except Stopped:
             return f"stopped at step {trainer.iteration_step} of {job.recipe.steps}, with a checkpoint"
     finish(trainer, job, folder, validation)
     dist.barrier()
     return f"{job.recipe.steps} steps"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is used up; torch's CPU allocator has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def out_of_memory(job_file: Path, error: Exception) -> ConfigError:
