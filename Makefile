@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 SLURM_TESTS := $(wildcard tests/test_slurm_*.py) tests/test_driver.py # they mostly wait, so they run beside the others
-LONG_TESTS := tests/test_pipeline.py tests/test_nanotron.py # half of the rest's time
+LONG_TESTS := tests/test_pipeline.py # as long as all the others
 PROFILES := rehearsal laptop cluster
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1

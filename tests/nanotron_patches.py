@@ -20,36 +20,44 @@ from stages.training.nano.config import check, render, write
 from stages.training.nano.job import Job
 
 
-def job(folder: Path, steps: int) -> None:
+def job(folder: Path, steps: int, layout: Layout | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = recipe_of(steps=steps, warmup_steps=1)
     made = Job(
-        recipe=recipe, layout=Layout(), tokens=folder.parent / "tokens", precision="fp32", checkpoint_seconds=1e-9
+        recipe=recipe_of(steps=steps, warmup_steps=1, architecture={"layers": 2}),
+        layout=layout or Layout(),
+        tokens=folder.parent / "tokens",
+        precision="fp32",
+        checkpoint_seconds=1e-9,
     )
     (folder / "job.json").write_text(made.model_dump_json())
 
 
 def attempt(folder: Path, without: Collection[str], what: Callable[..., object] | None = None) -> str:
-    """`what`, else a training, in a fork: what it said, "well" if nothing, or what it raised."""
+    """`what`, else a training, in a fork a process: what they said, "well" if nothing, or what they raised."""
+    processes = Job.model_validate_json((folder / "job.json").read_text()).layout.processes
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     reader, writer = os.pipe()
-    if (child := os.fork()) == 0:
+    children = [os.fork()]
+    while children[-1] and len(children) < processes:
+        children.append(os.fork())
+    if not children[-1]:
         try:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            rank = str(len(children) - 1)
+            os.environ |= {**address, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes)}
             if what is None:
                 worker.run(folder, without)
             said = str(what(folder, without)) if what else "well"
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
-        os.write(writer, said.encode()[:2000])
+        os.write(writer, f"{said[:1000]}\n".encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
-    os.waitpid(child, 0)
+        said = "\n".join(sorted(set(pipe.read().decode(errors="replace").splitlines())))
+    for child in children:
+        os.waitpid(child, 0)
     return said
 
 
@@ -104,13 +112,14 @@ def main() -> None:
     write_corpus(folder / "tokens")
     found = {}
     for name in ("", *patches.BEFORE, *patches.AFTER):
-        if name == "rate_after_resume":
+        if name in ("rate_after_resume", "another_layout"):
             continue
-        job(folder / (name or "all"), 3)
+        job(folder / (name or "all"), 3, Layout(pp=2, micro_batch=4) if name == "pipeline" else None)
         found[name] = attempt(folder / (name or "all"), {name}, metadata if name == "shard_metadata" else None)
     for wrong in (mistyped_key, no_checkpoint):
         found[wrong.__name__] = attempt(folder / "all", (), wrong)
     found["rate_after_resume"] = resume_twice(folder / "resume")
+    found["another_layout"] = resume_on_two(folder / "layout")
     (folder / "found.json").write_text(json.dumps(found))
 
 
@@ -128,6 +137,18 @@ def resume_twice(folder: Path) -> str:
         if not same_end(folder):
             return "other losses after the resume" if without else "a resume with all patches changed the weights"
     return "well"
+
+
+def resume_on_two(folder: Path) -> str:
+    """A resume on two processes without the repair."""
+    job(folder, 3)
+    said = attempt(folder, set())
+    if said != "well":
+        return said
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints/3")
+    job(folder, 3, Layout(dp=2, micro_batch=2))
+    return attempt(folder, {"another_layout"})
 
 
 if __name__ == "__main__":

@@ -308,13 +308,18 @@ def start() -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", STAGE], stdout=pipe, stderr=pipe, text=True)
 
 
-def wait_for(pattern: str, process: "subprocess.Popen[str]", besides: Path | None = None) -> Path:
-    """The first file of the store that fits, once it is there."""
+def whole_checkpoints() -> dict[int, Path]:
+    """The folders of whole checkpoints by step."""
+    return {int(path.parent.name): path.parent for path in Path(".store").glob("train/*/checkpoints/*/losses.csv")}
+
+
+def wait_for_checkpoint(process: "subprocess.Popen[str]", after: int = 0) -> int:
+    """The step of the first whole checkpoint after step `after`, once it is there."""
     end = time.monotonic() + 120
-    while not (found := [path for path in Path(".store/train").glob(pattern) if path != besides]):
+    while (step := max(whole_checkpoints(), default=0)) <= after:
         assert time.monotonic() < end and process.poll() is None, process.communicate()
         time.sleep(0.02)
-    return found[0]
+    return step
 
 
 def workers() -> list[int]:
@@ -342,7 +347,7 @@ def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(reposi
     Path(".store").rename(".store-whole")
 
     process = start()
-    first = wait_for("*/checkpoints/*/losses.csv", process)
+    first = wait_for_checkpoint(process)
     process.kill()  # nothing is told to the workers
     process.communicate()
     end = time.monotonic() + 60
@@ -350,16 +355,13 @@ def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(reposi
         assert time.monotonic() < end, "workers outlive their stage"
         time.sleep(0.1)
     process = start()
-    assert int(wait_for("*/checkpoints/*/losses.csv", process, besides=first).parent.name) > int(first.parent.name)
+    wait_for_checkpoint(process, after=max(first, *whole_checkpoints()))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == ClusterError.status, err
     assert "stopped by a signal at step" in err and "going on from step" in err
 
-    def newest() -> Path:
-        return max(Path(".store").glob("train/*/checkpoints/*/losses.csv"), key=lambda p: int(p.parent.name)).parent
-
-    damaged = newest()
+    damaged = max(whole_checkpoints().items())[1]
     part = next(iter(sorted(damaged.glob("model/**/*.safetensors"))))
     os.truncate(part, part.stat().st_size - 8)
     with pytest.raises(
@@ -367,13 +369,37 @@ def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(reposi
     ):
         train()
     shutil.rmtree(damaged)
-    assert int(newest().name) < int(damaged.name)
+    assert 0 < max(whole_checkpoints()) < int(damaged.name)
     told = train()
     assert "resumed at step" in told
     assert losses() == whole  # every digit
     assert Path("models/train/seed-1/model.safetensors").read_bytes() == whole_weights
     assert Path("metrics/train.json").read_bytes() == whole_metrics
     assert not workers()
+
+
+@pytest.mark.slow
+@needs_nanotron
+def test_a_training_goes_on_on_another_layout(repository: Path) -> None:
+    recipe = {**TRAINING, "steps": 40, "batch": 4, "architecture": SHAPE | {"tied_embeddings": True}}
+    set_recipe(repository, **recipe)
+    train()
+    one = [step[1] for step in losses()]
+    set_recipe(repository, backend="nanotron", **recipe)
+    before = 0
+    for layout in ({"pp": 2}, {"dp": 2, "micro_batch": 2}):
+        set_cluster(repository, checkpoint_minutes=1e-6, layout=layout)
+        process = start()
+        wait_for_checkpoint(process, after=before)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == ClusterError.status, err
+        before = max(whole_checkpoints())
+    set_cluster(repository, layout={"tp": 2})
+    told = train()
+    assert f"resumed at step {before}" in told
+    assert [step[1] for step in losses()] == pytest.approx(one, abs=1e-4)
+    assert_exported()
 
 
 @pytest.mark.slow
@@ -416,9 +442,11 @@ def without_patches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("gloo", "CUDA was not found"),
         ("all_reduce", "requires grad"),
         ("rotary_buffer", "AssertionError"),
+        ("pipeline", "CUDA"),
         ("device_names", "CUDA"),
         ("rate_after_resume", "other losses after the resume"),
         ("shard_metadata", "np.int64"),
+        ("another_layout", "optimizer_pp-0-of-1_dp-0-of-2_tp-0-of-1_exp-0-of-1.pt"),
     ],
 )
 def test_without_a_patch_training_fails(left_out: str, fails_with: str, without_patches: dict[str, str]) -> None:

@@ -94,15 +94,44 @@ def _slices(text: str) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
     return [(one(local), one(whole)) for local, whole in pairs]
 
 
-def read_weight(checkpoint: Path, name: str) -> torch.Tensor:
-    """A whole weight of a nanotron checkpoint, joined from its shards. `DataError` when it is not whole."""
+Slices = list[tuple[tuple[slice, ...], tuple[slice, ...]]]
+
+
+def files_of(checkpoint: Path, name: str) -> list[Path]:
+    """The files of a weight in a checkpoint, one a tensor-parallel rank. `DataError` when there is none."""
     *folders, last = name.split(".")
     folder = checkpoint.joinpath("model", *folders)
     files = sorted(folder.glob(f"model_{last}*.safetensors"))
     if not files:
         raise DataError(f"{folder} holds no {last}; the checkpoint is not whole: remove {checkpoint} and train again")
+    return files
+
+
+def shards_of(checkpoint: Path, name: str) -> Iterator[tuple[int, list[int], Slices]]:
+    """(tensor-parallel rank, shape of the whole weight, slices of the rank and of the whole) of each file of a weight.
+
+    A weight that every rank has whole comes once, without slices.
+    """
+    for path in files_of(checkpoint, name):
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            if "local_global_slices_pairs" not in facts:
+                yield 0, list(file.get_slice("data").get_shape()), []
+                return
+        rank = re.search(r"_tp-rank-(\d+)-of-", path.name)
+        assert rank is not None, path
+        yield int(rank[1]), _shape(facts), _slices(facts["local_global_slices_pairs"])
+
+
+def _shape(facts: dict[str, str]) -> list[int]:
+    """The shape of the whole weight in a shard's metadata: "(64, 32)"."""
+    return [int(size) for size in facts["unsharded_shape"].strip("()").split(",") if size.strip()]
+
+
+def read_weight(checkpoint: Path, name: str) -> torch.Tensor:
+    """A whole weight of a nanotron checkpoint, joined from its shards. `DataError` when it is not whole."""
     whole: torch.Tensor | None = None
-    filled = 0
+    filled, files = 0, files_of(checkpoint, name)
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
@@ -112,16 +141,15 @@ def read_weight(checkpoint: Path, name: str) -> torch.Tensor:
         if "local_global_slices_pairs" not in facts:
             return data
         if whole is None:
-            shape = [int(size) for size in facts["unsharded_shape"].strip("()").split(",") if size.strip()]
-            whole = torch.empty(shape, dtype=data.dtype)
+            whole = torch.empty(_shape(facts), dtype=data.dtype)
         for local, target in _slices(facts["local_global_slices_pairs"]):
             whole[target] = data[local]
             filled += data[local].numel()
     assert whole is not None
     if filled != whole.numel():
         raise DataError(
-            f"{folder}: {len(files)} shard(s) hold {filled} of {whole.numel()} values of {last}; a shard is missing:"
-            f" remove {checkpoint} and train again"
+            f"{files[0].parent}: {len(files)} shard(s) hold {filled} of {whole.numel()} values of {name}; a shard is"
+            f" missing: remove {checkpoint} and train again"
         )
     return whole
 

@@ -207,6 +207,32 @@ def _all_reduce() -> None:
     dist.all_reduce = all_reduce
 
 
+def _pipeline() -> None:
+    """Neighbours in a pipeline send to each other at once: gloo's sends wait for the receiver, NCCL's do not. And
+    gradients are received inside backward, where `OnCpu` is not asked."""
+    from nanotron import distributed as dist
+    from nanotron.parallel.pipeline_parallel.p2p import P2P
+
+    under_way: list[tuple[Any, torch.Tensor]] = []
+
+    def send(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        under_way[:] = [(work, sent) for work, sent in under_way if not work.is_completed()]
+        copy = tensor.detach().clone()  # nanotron uses its buffers again
+        under_way.append((dist.isend(copy, *args, **kwargs), copy))
+
+    def send_tensors(self: Any, tensors: list[torch.Tensor], to_rank: int, tag: int = 0) -> None:
+        sent = [tensor.detach().clone() for tensor in tensors]
+        for copy, tensor in zip(sent, tensors, strict=True):
+            copy.requires_grad_(tensor.requires_grad)  # the receiver is told
+        under_way.extend(zip(self.isend_tensors(sent, to_rank, tag), sent, strict=True))
+
+    def initialise(self: Any, pg: Any, device: torch.device) -> None:
+        inner(self, pg, torch.device("cpu"))
+
+    inner = P2P.__init__
+    dist.send, P2P.send_tensors, P2P.__init__ = send, send_tensors, initialise
+
+
 def _rotary_buffer() -> None:
     """The rotary table of nanotron's generation asserts that it lies on CUDA, also where only training is wanted."""
     from nanotron.models.llama import RotaryEmbedding as Table
@@ -253,6 +279,41 @@ def _shard_metadata() -> None:
     TensorMetadata.to_str_dict = to_str_dict
 
 
+def _another_layout() -> None:
+    """0.2 looks for the optimiser's states under names that it never writes when the layout is another than the one
+    that saved them: a training could go on on as many GPUs only."""
+    from nanotron import distributed as dist
+    from nanotron import trainer
+    from nanotron.optim import NamedOptimizer, ZeroDistributedOptimizer
+
+    from stages.training.nano.resharding import MASTER, SavedStates, mine
+
+    inner = trainer.load_optimizer
+
+    def load(optimizer: Any, parallel_context: Any, root_folder: Any, model: Any, **kwargs: Any) -> None:
+        saved = SavedStates(root_folder)
+        groups = {name: getattr(parallel_context, f"{name}_pg") for name in saved.layout}
+        if saved.layout == {name: group.size() for name, group in groups.items()}:
+            return inner(optimizer, parallel_context, root_folder, model=model, **kwargs)
+        zero, named = optimizer if isinstance(optimizer, ZeroDistributedOptimizer) else None, optimizer
+        while not isinstance(named, NamedOptimizer):
+            named = named.optimizer
+        plain = getattr(model, "module", model)
+        params = dict(plain.get_named_params_with_correct_tied())
+        own = optimizer.state_dict()
+        names = [named.id_to_name[id(param)] for group in named.optimizer.param_groups for param in group["params"]]
+        found: dict[str, Any] = {"state": {}, "names": dict(enumerate(names)), "param_groups": own["param_groups"]}
+        for index, name in enumerate(names):
+            offsets = zero.param_name_to_dp_rank_offsets[name][dist.get_rank(groups["dp"])] if zero else None
+            parts = {key: mine(whole, params[name], offsets) for key, whole in saved.whole(name).items()}
+            if MASTER in parts:
+                found.setdefault("gradient_accumulator", {})[name] = parts.pop(MASTER)
+            found["state"][index] = parts
+        optimizer.load_state_dict(found)
+
+    trainer.load_optimizer = load
+
+
 BEFORE = {  # nanotron is imported
     "flash_attention": Patch("A", _flash_attention),
     "flash_rotary": Patch("A", _flash_rotary),
@@ -262,10 +323,12 @@ BEFORE = {  # nanotron is imported
 AFTER = {
     "gloo": Patch("B", _gloo),
     "all_reduce": Patch("B", _all_reduce),
+    "pipeline": Patch("B", _pipeline),
     "rotary_buffer": Patch("B", _rotary_buffer),
     "device_names": Patch("B", _device_names),
     "rate_after_resume": Patch("C", _rate_after_resume),
     "shard_metadata": Patch("C", _shard_metadata),
+    "another_layout": Patch("C", _another_layout),
 }
 
 

@@ -79,6 +79,17 @@ def batches(
             yield block([shards.window(order[place]) for place in places(step, job, dp_rank, micro)])
 
 
+def on_its_stage(data: dict[str, Any], trainer: Any) -> dict[str, Any]:
+    """A micro-batch as one stage of a pipeline takes it: what another stage reads is a pointer to that stage."""
+    from nanotron import distributed as dist
+    from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer
+
+    model, mine = trainer.unwrapped_model, dist.get_rank(trainer.parallel_context.pp_pg)
+    readers = {"input": model.input_pp_rank, "label": model.output_pp_rank}
+    stages = {name: readers[name.partition("_")[0]] for name in data}
+    return {name: data[name] if stage == mine else TensorPointer(group_rank=stage) for name, stage in stages.items()}
+
+
 def build(job: Job, folder: Path, checkpoint: Path | None, config: str) -> Any:
     """nanotron's trainer with our initial weights, step log and checkpoints. nanotron must be loaded."""
     from nanotron import distributed as dist
@@ -93,7 +104,7 @@ def build(job: Job, folder: Path, checkpoint: Path | None, config: str) -> Any:
         @torch.no_grad()
         def init_model_randomly(self, **_: Any) -> None:
             wanted = shapes(recipe.architecture)
-            for name, param in self.named_parameters():
+            for name, param in self.get_named_params_with_correct_tied():
                 whole = to_nanotron(
                     name, lambda part: initial_weight(recipe.seed, part, wanted[part]), recipe.architecture
                 )
@@ -288,7 +299,7 @@ def run(folder: Path, without: Collection[str] = ()) -> str:
     if trainer.start_iteration_step < job.recipe.steps:
         data = batches(job, shards, order, dist.get_rank(trainer.parallel_context.dp_pg), trainer.start_iteration_step)
         try:
-            trainer.train(data)
+            trainer.train(on_its_stage(micro, trainer) for micro in data)
         except NotANumber as stop:
             raise ConfigError(no_number(job.recipe, shards, order, stop.step, stop.loss, stop.norm)) from None
         except Stopped:
