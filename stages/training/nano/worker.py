@@ -188,7 +188,7 @@ def build(job: Job, folder: Path, checkpoint: Path | None, config: str) -> Any:
         def _hashes(self, path: Path) -> dict[str, str]:
             """The hash of every file of a checkpoint; each process reads its share of them."""
             world = self.parallel_context.world_pg
-            told = [checkpoints.names(path) if self.rank == 0 else None]
+            told: list[Any] = [checkpoints.names(path) if self.rank == 0 else None]
             dist.broadcast_object_list(told, 0, group=world)
             found: list[Any] = [None] * world.size()
             dist.all_gather_object(found, checkpoints.hashes(path, told[0][self.rank :: world.size()]), group=world)
