@@ -165,6 +165,7 @@ class CorpusRun:
         for cell in (cell for writer in writers for cell in writer.cells):
             if not (written := self.scratch / "cells" / cell.name).is_file():
                 raise DataError(f"{written}: not written, though its task is marked as done; run {self.stage} again")
+            self.arrays.put_away(written)
             shutil.move(written, self.out / cell.name)
         return found
 
@@ -174,6 +175,7 @@ class CorpusRun:
         Returns metrics (rows overall and by cell, removed rows by reason) and, with `keep`, the removed rows without
         their texts. Memory does not grow with the rows, but for those that are kept.
         """
+        self.arrays.check()
         files = sorted((p for folder in parts for p in folder.glob("*.parquet")), key=lambda p: (p.stem, str(p)))
         total, accounts = RowAccount(self.stage), {cell.stem: RowAccount(cell.stem) for cell in self.cells}
         seen: list[dict] = []

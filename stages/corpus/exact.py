@@ -123,6 +123,7 @@ def find_exact(run: CorpusRun, n_grams: int, most: float | None) -> tuple[Path, 
     stats = run.run("exact", steps, total=run.rows)
     twins.mkdir()
     run.run("twins", [FindTwins(fingerprints, twins)], tasks=parts)
+    run.arrays.check()
     gone = run.scratch / "gone"
     for cell in run.cells:
         rows = pl.DataFrame(schema=GONE)

@@ -94,7 +94,7 @@ class _NoTokenizer(WordTokenizer):
 
 
 class Members(PipelineStep):
-    """Writes the documents of the clusters with their shingles, in parts by cluster; its stream is that of `Signatures`."""
+    """Writes the documents of the clusters with their shingles, in parts by cluster, from `Signatures`' stream."""
 
     type = "DEDUP"
     name = "members"
@@ -128,7 +128,7 @@ class Members(PipelineStep):
 
 
 class Judge(PipelineStep):
-    """Task `n` decides about the clusters of `<folder>/<n>/`; who goes is written to `<target>/<n>.parquet` (JUDGED)."""
+    """Task `n` decides about the clusters of `<folder>/<n>/`; who goes is in `<target>/<n>.parquet` (JUDGED)."""
 
     type = "DEDUP"
     name = "judge"
@@ -192,11 +192,13 @@ def find_near(run: CorpusRun, gone: Path, config: MinhashConfig, min_jaccard: fl
         run.run("clusters", steps, tasks=1)
     members, judged, counts = run.scratch / "members", run.scratch / "judged", {}
     judged.mkdir()
+    run.arrays.check()
     if size := sum(path.stat().st_size for path in clusters.glob("*.clusters")):
         parts = 1 + size // CLUSTER.itemsize // MEMBERS_PER_PART
         left = [ReadCells(run.cells), PlannedFilter(gone, ("copy", "exact"))]
         run.run("members", [*left, Members(clusters, members, config.n_grams, parts)], total=run.rows)
         counts = statistic(run.run("judge", [Judge(members, judged, min_jaccard)], tasks=parts), "near.")
+        run.arrays.check()
     plan = _plan(run, gone, judged)
     return plan, {"candidates": counts.get("candidates", 0), "spared": counts.get("spared", 0)}
 

@@ -222,10 +222,12 @@ def write_shards(
     for index in sorted(cells.glob("*.ds.index")):
         if index.stat().st_size == 0:  # a cell without documents of this split
             for leftover in cells.glob(f"{index.name.removesuffix('.index')}*"):
+                run.arrays.put_away(leftover)
                 leftover.unlink()
     if any(cells.glob("*.ds")):
         merger = CellMerger(cells, target, split, shard_tokens, seed, order)
         run.run(f"merge {split}", [merger], tasks=1)
+    run.arrays.check()
     places = np.load(order, mmap_mode="r") if order.exists() else np.empty(0, dtype=np.uint32)
     write_places(target, sorted(documents.glob("*.parquet")), places)
     for metadata in target.glob("*.metadata"):  # its first line must name a folder that holds the tokenizer
