@@ -52,8 +52,9 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     place = len(content) // 2
     if path.suffix == ".parquet":  # in its data; nothing guards the statistics in the footer
-        column = pq.read_metadata(path).row_group(0).column(0)
-        place = column.data_page_offset + column.total_compressed_size // 2
+        group = pq.read_metadata(path).row_group(0)
+        column = max(map(group.column, range(group.num_columns)), key=lambda column: column.total_compressed_size)
+        place = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size // 2
     content[place] ^= 1
     path.write_bytes(content)
 
