@@ -60,7 +60,7 @@ def is_validation(seed: int, completion_id: str, fraction: float) -> bool:
 
 
 class SplitFilter(PipelineStep):
-    """Passes the documents of one split."""
+    """Passes the documents of one split. `DataError` for one without text: it would be a lone end-of-text token."""
 
     type = "FILTER"
     name = "split"
@@ -71,6 +71,9 @@ class SplitFilter(PipelineStep):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         for document in cast(Iterator[Document], data):
+            if not document.text:
+                cell = document.metadata["cell"]
+                raise DataError(f"{cell}: {document.id!r} has no text; the clean stage sets such rows aside")
             if is_validation(self.seed, document.id, self.fraction) == (self.split == "validation"):
                 yield document
 
