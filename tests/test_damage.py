@@ -1,10 +1,14 @@
 """Promises about files between two steps: damage is found before the file is used, and the file is named."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from rows import byte_tokenizer, document, repository, write_documents
+import yaml
+from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
 from stages import clean, dedup, tokenize_corpus
 from stages.corpus.cells import CorpusRun
@@ -97,8 +101,9 @@ def test_a_damaged_file_between_two_steps_is_named(
         run(corpus, stage)
     assert len(hit) == 1 and str(caught.value).startswith(f"{hit[0]}: ")
     assert "run the stage again" in str(caught.value)
-    monkeypatch.setattr(CorpusRun, "run", whole)
-    run(corpus, stage)
+    if damage is cut:
+        monkeypatch.setattr(CorpusRun, "run", whole)
+        run(corpus, stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -108,3 +113,72 @@ def test_a_damaged_input_is_named(corpus: Path, stage: str, damage):
     damage(cell)
     with pytest.raises(DataError, match=r"web-blogpost\.parquet: "):
         run(corpus, stage)
+
+
+KILLED = """
+import os, signal, sys
+from stages.corpus import cells
+from stages.launch.executors import LocalExecutor
+cells.ROWS_PER_TASK, whole, left = 4, LocalExecutor._run_for_rank, int(sys.argv[2])
+def counted(self, *arguments):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, *arguments)
+LocalExecutor._run_for_rank = counted
+__import__(f"stages.{sys.argv[1]}", fromlist=["main"]).main()
+"""
+
+
+def kill(folder: Path, stage: str, task: int) -> None:
+    """Run a stage in another process, and kill it (-9) before the task of that number."""
+    deps = {name: {"deps": [inputs]} for name, (inputs, _) in STAGES.items()}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": deps}), encoding="utf-8")
+    repository(folder, stage, cluster_tasks=3)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, stage, str(task)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -9, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "task", "said"),
+    [
+        ("clean", 3, "clean clean: 2 of 3 tasks"),
+        ("dedup", 3, "dedup exact: 2 of 3 tasks"),
+        ("dedup", 12, "dedup buckets: 4 of 14 tasks"),
+        ("dedup", 25, "dedup members: 2 of 3 tasks"),
+        ("dedup", 29, "dedup filter: 2 of 3 tasks"),
+        ("tokenize_corpus", 3, "tokenize_corpus tokenise train: 2 of 3 tasks"),
+        ("tokenize_corpus", 6, "tokenize_corpus tokenise validation: 1 of 3 tasks"),
+    ],
+)
+def test_a_killed_stage_goes_on_and_gives_the_same_bytes(
+    corpus: Path, capfd: pytest.CaptureFixture[str], stage: str, task: int, said: str
+):
+    run(corpus, stage)
+    wanted = bytes_of(corpus / "data" / stage) | {"metrics": (corpus / f"metrics/{stage}.json").read_bytes()}
+    kill(corpus, stage, task)
+    capfd.readouterr()
+    run(corpus, stage)
+    assert f"{said} were done before" in capfd.readouterr().err
+    assert bytes_of(corpus / "data" / stage) | {"metrics": (corpus / f"metrics/{stage}.json").read_bytes()} == wanted
+
+
+@pytest.mark.slow
+def test_what_was_damaged_after_a_kill_is_done_again(corpus: Path, capfd: pytest.CaptureFixture[str]):
+    run(corpus, "dedup")
+    wanted = bytes_of(corpus / "data/dedup")
+    kill(corpus, "dedup", 12)
+    signature = next((corpus / ".store/work/dedup").glob("*/0/signatures/bucket_003/*.sig"))
+    cut(signature)
+    capfd.readouterr()
+    run(corpus, "dedup")
+    said = capfd.readouterr().err
+    assert f"{signature.resolve()}: expected " in said and "; done again" in said
+    assert bytes_of(corpus / "data/dedup") == wanted

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_verification_spares_the_far_end_of_a_chain_and_counts_it(cleaned: Path)
     assert [evidence["jaccard"] for _, evidence in removed().values()] == sorted(
         (evidence["jaccard"] for _, evidence in removed().values()), reverse=True
     )
-    least = removed()["1-0"][1]["jaccard"]
+    least = removed()["1-0"][1]["jaccard"] - 0.001
     repository(cleaned, "dedup", min_jaccard=least)
     main()
     metrics = read_yaml(cleaned / "metrics/dedup.json")
@@ -215,6 +216,11 @@ def test_the_share_of_the_extract_is_measured_and_a_copy_is_removed_when_asked(c
     assert read_yaml(cleaned / "metrics/dedup.json")["cells"]["openstax-college"]["rate"] == 0.0
 
 
+class Spaces:
+    def word_tokenize(self, text: str) -> list[str]:
+        return without_diacritics(text).split()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=400))
 def test_words_and_signatures_are_those_of_datatrove(text: str):
@@ -222,7 +228,7 @@ def test_words_and_signatures_are_those_of_datatrove(text: str):
     ours, theirs = Signatures(Path("nowhere"), config), MinhashDedupSignature("nowhere", config)
     normal = simplify_text(text, TextNormConfig(norm_unicode_diacritics=False))
     assert simplified_words(text) == without_diacritics(normal).split()
-    theirs.word_tokenizer = type("Spaces", (), {"word_tokenize": lambda _, text: without_diacritics(text).split()})()
+    theirs.word_tokenizer = cast(Any, Spaces())
     theirs.config.norm_config = TextNormConfig(norm_unicode_diacritics=False)
     wanted = theirs.get_shingles(text)
     assert ours.get_shingles(text).tolist() == wanted.tolist()
