@@ -1,19 +1,20 @@
 """Promises of the dedup stage."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupCluster, MinhashDedupSignature
 from datatrove.utils.text import TextNormConfig, simplify_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import bytes_of, document, repository, write_documents
 
 from stages.corpus.exact import extract_share, fingerprint
-from stages.corpus.minhash import Signatures, judge
+from stages.corpus.minhash import CLUSTER, Clusters, Signatures, judge
 from stages.corpus.words import jaccard, shingles, simplified_words, without_diacritics
 from stages.dedup import main
 from stages.draws import draw_u64
@@ -214,6 +215,32 @@ def test_the_share_of_the_extract_is_measured_and_a_copy_is_removed_when_asked(c
     assert removed()["a0-0"] == ("copy", {"share": 1.0})
     assert "a1-0" in kept_ids()
     assert read_yaml(cleaned / "metrics/dedup.json")["cells"]["openstax-college"]["rate"] == 0.0
+
+
+PAIRS = st.lists(st.tuples(*[st.integers(0, 2), st.integers(0, 9)] * 2), max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(PAIRS, min_size=2, max_size=2))
+def test_clusters_are_those_of_datatrove(buckets: list[list[tuple[int, ...]]]):
+    config, found = MinhashConfig(num_buckets=2), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "buckets").mkdir()
+        for number, pairs in enumerate(buckets):
+            rows = np.array([pair for pair in pairs if pair[:2] != pair[2:]], dtype="<u4")
+            (folder / f"buckets/{number:05d}_00.dups").write_bytes(rows.tobytes())
+        for kind in (Clusters, MinhashDedupCluster):
+            out = folder / kind.__name__
+            kind(str(folder / "buckets"), str(out), config, save_cluster_id=True).run()
+            groups: dict[int, set] = {}
+            for path in sorted(out.glob("*.clusters")):
+                rows = np.fromfile(path, CLUSTER)
+                assert (np.diff(rows["position"].astype(int)) > 0).all()
+                for position, cluster in rows.tolist():
+                    groups.setdefault(cluster, set()).add((path.stem, position))
+            found.append(sorted(map(sorted, groups.values())))
+    assert found[0] == found[1]
 
 
 class Spaces:
