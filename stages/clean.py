@@ -1,8 +1,8 @@
-"""clean: take boilerplate openings off, and completions out that are no documents.
+"""clean: take boilerplate openings and closings off, and completions out that are no documents.
 
 In: data/generate/<source>-<style>.parquet (DOCUMENT), models/generator/tokenizer.json (to count texts that were cut).
 Out: data/clean/<source>-<style>.parquet (DOCUMENT), data/clean/removed/removed.parquet (REMOVED: empty, invalid,
-refusal, truncated, short, repetition), metrics/clean.json.
+refusal, truncated, short, language, repetition), metrics/clean.json.
 `text_token_length` stays the server's count unless the text was changed; then it is that of the text alone.
 Alone: python -m stages.clean
 """
@@ -34,7 +34,7 @@ def main() -> str:
         stats = run.run("clean", steps, total=run.rows)
         metrics, _ = run.settle([parts])
     changed = statistic(stats, "changed.")
-    counted = {name: changed.get(name, 0) for name in [*params.openings, "cut"]}
+    counted = {name: changed.get(name, 0) for name in [*params.openings, *params.closings, "cut"]}
     write_metrics("metrics/clean.json", {**metrics, "changed": counted})
     reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
     return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}"

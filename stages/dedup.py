@@ -1,75 +1,68 @@
-"""dedup: exact duplicates, then near duplicates by datatrove's MinHash.
+"""dedup: copies of the extract, exact duplicates, then near duplicates by datatrove's MinHash.
 
 In: data/clean/<source>-<style>.parquet (DOCUMENT).
-Out: data/dedup/<source>-<style>.parquet (DOCUMENT), data/dedup/removed/removed.parquet (REMOVED: exact, near; evidence
-{"kept": id, "kind": "exact" | "minhash", "jaccard": of the two texts' n-grams}), metrics/dedup.json.
-Of a group the document with the smallest completion id stays, for any number of tasks and workers. MinHash groups are
-chains: two members may be less alike than each is to a third, which the evidence shows.
+Out: data/dedup/<source>-<style>.parquet (DOCUMENT), data/dedup/removed/removed.parquet (REMOVED: copy, exact, near;
+evidence {"share"} of a copy, else {"kept": id, "kind": "exact" | "minhash", "jaccard": of the two texts' n-grams}),
+metrics/dedup.json (`copies`: how much of the documents stands in their extracts; `near`: candidates of MinHash, and
+those that verification spared).
+Of a group the document with the smallest completion id stays, for any number of tasks and workers; the whole rule
+stands in stages/corpus/minhash.py.
 Alone: python -m stages.dedup
 """
 
-import json
 import sys
 
-import polars as pl
+from datatrove.pipeline.dedup.minhash import MinhashConfig
 from pydantic import Field
 
 from stages.clusters import load_cluster
 from stages.corpus.cells import CorpusRun
-from stages.corpus.minhash import find_exact, find_near, jaccard, minhash_config, take_out, texts_of
+from stages.corpus.exact import copied, find_exact
+from stages.corpus.minhash import find_near, take_out
 from stages.errors import run_stage
 from stages.settings import Params, load
 from stages.tables.accounting import write_metrics
 
-KINDS = {"exact": "exact", "near": "minhash"}
-
 
 class DedupParams(Params):
-    """MinHash's size, and the goal."""
+    """MinHash's size, what it takes to go, and the goal."""
 
-    n_grams: int = Field(ge=1)  # words of a shingle
+    n_grams: int = Field(ge=1)  # words of a shingle, also of those that are compared with the extract
     buckets: int = Field(ge=1)
     hashes: int = Field(ge=1)  # of a bucket; two documents meet where all of them agree
     seed: int  # of the hash functions
+    min_jaccard: float | None = Field(gt=0, le=1)  # with the document that stays; null: MinHash alone decides
+    max_extract_copy: float | None = Field(ge=0, le=1)  # share of n-grams that the extract may have; null: all
     goal_rate: float = Field(ge=0, le=1)  # duplicates among documents above which the stage warns
-
-
-def evidence_of(row: dict, kept: dict[str, str], texts: dict[str, str], n_grams: int) -> dict:
-    """A removed row with its evidence: the document that stayed for it, and how alike they are."""
-    stayed = kept[row["completion_id"]]
-    alike = round(jaccard(row["text"], texts[stayed], n_grams), 4)
-    evidence = {"kept": stayed, "kind": KINDS[row["reason"]], "jaccard": alike}
-    return {**row, "evidence": json.dumps(evidence)}
 
 
 def main() -> str:
     """Deduplicate all cells; returns the summary line."""
     params = load("dedup", DedupParams)
-    config = minhash_config(params.n_grams, params.buckets, params.hashes, params.seed)
+    config = MinhashConfig(params.n_grams, params.buckets, params.hashes, params.seed)
     with CorpusRun("dedup", "data/clean", "data/dedup", load_cluster().data) as run:
-        exact = find_exact(run)
-        near = find_near(run, exact, config)
-        twins: dict[str, str] = dict(pl.read_parquet(exact).iter_rows())
-        kept = near | {gone: near.get(first, first) for gone, first in twins.items()}
-        texts = texts_of(run.cells, set(kept.values()))
-        metrics, _ = run.settle(take_out(run, exact), lambda row: evidence_of(row, kept, texts, params.n_grams))
+        gone, stats = find_exact(run, params.n_grams, params.max_extract_copy)
+        plan, near = find_near(run, gone, config, params.min_jaccard)
+        metrics, _ = run.settle(take_out(run, plan), keep=False)
+        copies = copied(stats, [cell.stem for cell in run.cells])
     for account in [metrics, *metrics["cells"].values()]:
-        account["rate"] = account["rows_removed"] / max(account["rows_in"], 1)
-    rate = metrics["rate"]
-    write_metrics(
-        "metrics/dedup.json", {**metrics, "goal_rate": params.goal_rate, "within_goal": rate <= params.goal_rate}
-    )
-    if rate > params.goal_rate:
+        duplicates = account["rows_removed"] - account["removed"].get("copy", 0)
+        account["rate"] = duplicates / max(account["rows_in"], 1)
+    rate, goal = metrics["rate"], params.goal_rate
+    found = {"near": near, "copies": copies, "goal_rate": goal, "within_goal": rate <= goal}
+    write_metrics("metrics/dedup.json", {**metrics, **found})
+    if rate > goal:
         worst = max(metrics["cells"], key=lambda cell: metrics["cells"][cell]["rate"])
         print(
-            f"dedup: warning: {rate:.1%} duplicates, the goal is at most {params.goal_rate:.1%}; most in {worst}"
+            f"dedup: warning: {rate:.1%} duplicates, the goal is at most {goal:.1%}; most in {worst}"
             f" ({metrics['cells'][worst]['rate']:.1%}); see data/dedup/removed, and vary prompts or sampling",
             file=sys.stderr,
         )
     removed = metrics["removed"]
+    copy = f", {removed['copy']} copies of their extracts" if "copy" in removed else ""
     return (
         f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; {removed.get('exact', 0)} exact and"
-        f" {removed.get('near', 0)} near duplicates removed ({rate:.2%})"
+        f" {removed.get('near', 0)} near duplicates removed ({rate:.2%}){copy}"
     )
 
 

@@ -6,7 +6,16 @@ import pytest
 from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
 from stages.clean import main
-from stages.corpus.cleaning import Cleaned, CleanParams, Refused, clean, strip_openings, to_last_sentence
+from stages.corpus.cleaning import (
+    Cleaned,
+    CleanParams,
+    Refused,
+    clean,
+    strip_closings,
+    strip_openings,
+    to_last_sentence,
+)
+from stages.corpus.language import foreign
 from stages.corpus.repetition import RepetitionLimits, repetition
 from stages.errors import ConfigError, DataError
 from stages.settings import check, read_yaml
@@ -66,6 +75,95 @@ def test_openings_are_stripped_until_none_is_left():
 
 
 @pytest.mark.parametrize(
+    ("closing", "name"),
+    [
+        ("\n\nI hope this helps! Good luck with your loaf.", "hope_this_helps"),
+        (" I hope that this explanation was helpful.", "hope_this_helps"),
+        ("\n\nPlease let me know if you have any questions!", "let_me_know"),
+        (" Feel free to ask me if anything is unclear.", "let_me_know"),
+        ("\n\nIf you have any further questions, please let me know.", "any_questions"),
+        ("\n\nIs there anything else you'd like to know about bread?", "anything_else"),
+        ("\n\n[Note: This text was written for college students.]", "note"),
+        ("\n\n**Word count: 1,024**", "word_count"),
+    ],
+)
+def test_a_closing_is_stripped_from_the_end_alone(closing: str, name: str):
+    assert strip_closings(PROSE + closing, PARAMS.closings) == (PROSE, (name,))
+    assert strip_closings(f"{closing.strip()}\n\n{PROSE}", PARAMS.closings)[1] == ()
+
+
+def test_closings_are_stripped_until_none_is_left_and_counted():
+    text = f"{PROSE}\n\nI hope this helps!\n\nLet me know if you have any questions."
+    assert judge(text) == Cleaned(PROSE, words(PROSE), ("let_me_know", "hope_this_helps"))
+    assert judge("I hope this helps!") == Refused("empty", {"changes": ["hope_this_helps"]})
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ' "Let me know if you need bread," she said.',
+        " Nobody could say whether the letter would help.",
+        "\n\nNote: flour keeps for a year.",
+        "\n\nWhat would you like me to bake, asked Tom, and I hope this bread lasts.",
+    ],
+)
+def test_an_ordinary_ending_stays(ending: str):
+    assert judge(PROSE + ending) == Cleaned(PROSE + ending, 500, ())
+
+
+FOREIGN = {
+    "de": "Das Brot geht auf, weil die Hefe den Zucker frisst und dabei Gas abgibt. Der Teig hält das Gas in"
+    " einem Netz aus Kleber fest, das durch das Kneten stärker wird. In einer warmen Küche reicht eine"
+    " Stunde.",
+    "fr": "Le pain lève parce que la levure se nourrit de sucre et dégage du gaz. La pâte retient ce gaz dans"
+    " un réseau de gluten que le pétrissage renforce. Dans une cuisine chaude, une heure suffit.",
+    "es": "El pan sube porque la levadura se alimenta de azúcar y desprende gas. La masa retiene ese gas en una"
+    " red de gluten que el amasado hace más fuerte. En una cocina caliente basta una hora.",
+    "pl": "Chleb rośnie, ponieważ drożdże żywią się cukrem i wydzielają gaz. Ciasto zatrzymuje ten gaz w siatce"
+    " glutenu, którą wyrabianie wzmacnia. W ciepłej kuchni wystarczy godzina, aby ciasto było gotowe.",
+    "sw": "Mkate huumuka kwa sababu chachu hula sukari na kutoa gesi. Unga huishikilia gesi hiyo katika mtandao"
+    " wa gluteni ambao hukazwa kwa kukanda. Katika jiko lenye joto, saa moja inatosha.",
+    "ru": "Хлеб поднимается, потому что дрожжи питаются сахаром и выделяют газ. Тесто удерживает этот газ в"
+    " сетке клейковины, которую укрепляет замес. В тёплой кухне достаточно одного часа.",
+    "zh": "面包会发酵，是因为酵母以糖为食并释放气体。面团用面筋网络把气体留住，揉面会使面筋更加坚韧。在温暖的厨"
+    "房里一个小时就够了；在寒冷的厨房里，可以放置一夜。烘烤时温度要高，外皮凝固得晚，所以最初几分钟的蒸汽"
+    "能让面包在变成褐色之前继续膨胀。",
+    "ar": "يرتفع الخبز لأن الخميرة تتغذى على السكر وتطلق الغاز. يحتفظ العجين بهذا الغاز في شبكة من الغلوتين"
+    " يزيدها العجن قوة. في مطبخ دافئ تكفي ساعة واحدة، وفي مطبخ بارد اتركه طوال الليل.",
+    "hi": "रोटी फूलती है क्योंकि खमीर चीनी खाता है और गैस छोड़ता है। आटा उस गैस को ग्लूटेन के जाल में रोककर"
+    " रखता है, जिसे गूँधना और मज़बूत बनाता है। गर्म रसोई में एक घंटा काफ़ी है, ठंडी रसोई में रात भर छोड़"
+    " दें।",
+}
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_a_text_in_another_language_is_removed(language: str):
+    refused = judge(FOREIGN[language])
+    assert isinstance(refused, Refused) and refused.reason == "language"
+    assert judge(FOREIGN[language], language=None) == Cleaned(FOREIGN[language], 500, ())
+    assert judge(f"{PROSE}\n\n{FOREIGN[language][:80]}").__class__ is Cleaned  # a quotation
+
+
+@pytest.mark.parametrize("language", ["de", "fr", "es", "pl", "ru", "zh", "ar", "hi"])
+def test_another_language_can_be_expected(language: str):
+    assert PARAMS.language is not None
+    rule = PARAMS.language.model_copy(update={"expected": language})
+    assert foreign(FOREIGN[language], rule) is None and foreign(PROSE, rule) is not None
+
+
+def test_code_and_formulae_are_not_foreign():
+    code = (
+        "```python\n"
+        + "\n".join(f"for x{i} in range({i}): le_que(x{i}, und=der_die_das)" for i in range(40))
+        + "\n```"
+    )
+    formula = r"$$\alpha \beta = \sum_{i} \gamma_i \delta^{i}$$ " * 20
+    assert PARAMS.language is not None
+    assert foreign(f"{PROSE}\n\n{code}\n\n{formula}", PARAMS.language) is None
+    assert foreign(f"The loop:\n\n{code}", PARAMS.language) is None  # too little prose to say
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "I'm sorry, but I can't write that.",
@@ -120,7 +218,7 @@ def test_a_sentence_ends_at_its_mark(text: str, cut: str):
 
 def test_an_empty_or_broken_text_is_removed():
     assert judge(" \n ") == Refused("empty")
-    assert judge("Hello! ") == Refused("empty", {"openings": ["hello"]})
+    assert judge("Hello! ") == Refused("empty", {"changes": ["hello"]})
     assert judge("text \ufffd\ufffd\ufffd more") == Refused("invalid", {"share": 0.2308})
 
 
@@ -145,6 +243,13 @@ def test_a_rule_without_a_limit_is_off():
 def test_a_pattern_that_is_not_anchored_is_refused(pattern: str):
     values = PARAMS.model_dump() | {"openings": {"bad": {"pattern": pattern, "action": "strip"}}}
     with pytest.raises(ConfigError, match=r"clean\.openings\.bad"):
+        check(values, CleanParams, "clean")
+
+
+@pytest.mark.parametrize("pattern", ["hope$", r"\Ahope", r"(?m)^hope\Z", r"\s*\Z", r"hope[\Z"])
+def test_a_closing_that_is_not_anchored_to_the_end_is_refused(pattern: str):
+    values = PARAMS.model_dump() | {"closings": {"bad": {"pattern": pattern, "action": "strip"}}}
+    with pytest.raises(ConfigError, match=r"clean\.closings\.bad"):
         check(values, CleanParams, "clean")
 
 

@@ -1,4 +1,4 @@
-"""What makes a completion a document: openings stripped, truncation cut, and the reasons to remove one.
+"""What makes a completion a document: openings and closings stripped, truncation cut, and the reasons to remove one.
 
 The openings are Cosmopedia's (generation/boilerplate_cleanup.py), but anchored: the published patterns are multi-line,
 so that `^` also deletes a line such as "Warning: do not mix acids with bleach." from the middle of a text.
@@ -13,15 +13,29 @@ from typing import Literal
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from stages.corpus.cells import removal
+from stages.corpus.language import LanguageRule, foreign
 from stages.corpus.repetition import RepetitionLimits, repetition
 from stages.settings import Params
 
 # A sentence ends in its mark, closing quotes and brackets, then space; "2." at the start of a line is a list's number.
 SENTENCE_END = re.compile(r"""(?<!\n\d)(?<!\n\d\d)[.!?…]["'”’»)\]*_]*(?=\s|\Z)""")
 TEXT_CONTROLS = frozenset("\t\n\r")
+CLOSING_CHARS = 600  # of a text's end in which a closing is looked for
+
+
+def _anchored(pattern: str, begins: bool) -> str:
+    try:
+        compiled = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    anchored = pattern.startswith(r"\A") if begins else pattern.endswith(r"\Z")
+    if not anchored or compiled.flags & re.MULTILINE or compiled.search(""):
+        where = r"begin with \A" if begins else r"end with \Z"
+        raise ValueError(f"{pattern!r} must {where}, not be multi-line, and not match an empty text")
+    return pattern
 
 
 class Opening(Params):
@@ -32,29 +46,44 @@ class Opening(Params):
 
     @field_validator("pattern")
     @classmethod
-    def _anchored(cls, pattern: str) -> str:
-        try:
-            compiled = re.compile(pattern, re.IGNORECASE)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        if not pattern.startswith(r"\A") or compiled.flags & re.MULTILINE or compiled.match(""):
-            raise ValueError(f"{pattern!r} must begin with \\A, not be multi-line, and not match an empty text")
-        return pattern
+    def _at_the_start(cls, pattern: str) -> str:
+        return _anchored(pattern, begins=True)
+
+
+class Closing(Params):
+    """A way in which models take their leave; `pattern` is tried at the very end of a text, case ignored."""
+
+    pattern: str
+    action: Literal["strip"]  # the match is cut off
+
+    @field_validator("pattern")
+    @classmethod
+    def _at_the_end(cls, pattern: str) -> str:
+        return _anchored(pattern, begins=False)
 
 
 class CleanParams(Params):
     """The rules of the clean stage."""
 
     openings: dict[str, Opening]
+    closings: dict[str, Closing]
     truncated: Literal["cut", "drop", "keep"]  # texts that ended at max_new_tokens; cut: to the last full sentence
     max_invalid_share: float = Field(ge=0, le=1)  # of characters that are U+FFFD, controls, private or unassigned
     min_tokens: int = Field(ge=0)  # a text of exactly so many stays
+    language: LanguageRule | None  # null: any
     repetition: RepetitionLimits
+
+    @field_validator("closings")
+    @classmethod
+    def _named_once(cls, closings: dict[str, Closing], info: ValidationInfo) -> dict[str, Closing]:
+        if shared := sorted(closings.keys() & info.data.get("openings", {})):
+            raise ValueError(f"{', '.join(shared)} names an opening too; they are counted by name")
+        return closings
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A text that stays, its tokens, and what was done to it: names of openings, "cut"."""
+    """A text that stays, its tokens, and what was done to it: names of openings and closings, "cut"."""
 
     text: str
     tokens: int
@@ -86,12 +115,16 @@ def clean(
             return Refused("truncated", {"tokens": tokens})
         if whole != text:
             text, changes = whole, (*changes, "cut")
+    text, closed = strip_closings(text, params.closings)
+    changes = (*changes, *closed)
     if not text.strip():
-        return Refused("empty", {"openings": list(changes)})
+        return Refused("empty", {"changes": list(changes)})
     if changes:
         tokens = count(text)
     if tokens < params.min_tokens:
         return Refused("short", {"tokens": tokens})
+    if params.language is not None and (evidence := foreign(text, params.language)) is not None:
+        return Refused("language", evidence)
     if (broken := repetition(text, params.repetition)) is not None:
         return Refused("repetition", {"rule": broken[0], "share": round(broken[1], 4)})
     return Cleaned(text, tokens, changes)
@@ -113,6 +146,21 @@ def strip_openings(text: str, openings: dict[str, Opening]) -> tuple[str, tuple[
             break
         else:
             return text, tuple(stripped), None
+
+
+def strip_closings(text: str, closings: dict[str, Closing]) -> tuple[str, tuple[str, ...]]:
+    """`text` without the closings at its very end, and their names in the order in which they went."""
+    stripped: list[str] = []
+    while True:
+        whole = text.rstrip()
+        tail = whole[-CLOSING_CHARS:]
+        for name, closing in closings.items():
+            if found := re.search(closing.pattern, tail, re.IGNORECASE):
+                text = whole[: len(whole) - len(tail) + found.start()].rstrip()
+                stripped.append(name)
+                break
+        else:
+            return text, tuple(stripped)
 
 
 def to_last_sentence(text: str) -> str:

@@ -60,7 +60,7 @@ def is_validation(seed: int, completion_id: str, fraction: float) -> bool:
 
 
 class SplitFilter(PipelineStep):
-    """Passes the documents of one split."""
+    """Passes the documents of one split. `DataError` for one without text: it would be a lone end-of-text token."""
 
     type = "FILTER"
     name = "split"
@@ -71,6 +71,9 @@ class SplitFilter(PipelineStep):
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         for document in cast(Iterator[Document], data):
+            if not document.text:
+                cell = document.metadata["cell"]
+                raise DataError(f"{cell}: {document.id!r} has no text; the clean stage sets such rows aside")
             if is_validation(self.seed, document.id, self.fraction) == (self.split == "validation"):
                 yield document
 
@@ -222,10 +225,12 @@ def write_shards(
     for index in sorted(cells.glob("*.ds.index")):
         if index.stat().st_size == 0:  # a cell without documents of this split
             for leftover in cells.glob(f"{index.name.removesuffix('.index')}*"):
+                run.arrays.put_away(leftover)
                 leftover.unlink()
     if any(cells.glob("*.ds")):
         merger = CellMerger(cells, target, split, shard_tokens, seed, order)
         run.run(f"merge {split}", [merger], tasks=1)
+    run.arrays.check()
     places = np.load(order, mmap_mode="r") if order.exists() else np.empty(0, dtype=np.uint32)
     write_places(target, sorted(documents.glob("*.parquet")), places)
     for metadata in target.glob("*.metadata"):  # its first line must name a folder that holds the tokenizer

@@ -21,11 +21,12 @@ class Contract:
     schema: pa.Schema
     key: str
 
-    def conform(self, table: pa.Table, where: str) -> pa.Table:
+    def conform(self, table: pa.Table, where: str, first: int = 0) -> pa.Table:
         """`table` with this contract's columns, order and types.
 
-        Raises `DataError` naming the column for a missing or extra column, a value that does not fit, or a null where
-        none may be. `where` (a file, or a stage's words for its input) begins the message.
+        Raises `DataError` naming the column for a missing or extra column, and also the row for a value that does not
+        fit, text that is not UTF-8, or a null where none may be. `where` (a file, or a stage's words for its input)
+        begins the message; `first` is the number of the table's first row in it.
         """
         found, wanted = set(table.column_names), set(self.schema.names)
         if missing := sorted(wanted - found):
@@ -44,11 +45,23 @@ class Contract:
             if not field.nullable and column.null_count:
                 row = pc.index(pc.is_null(column), True).as_py()  # type: ignore[attr-defined]
                 raise DataError(
-                    f"{where}: {self.name}.{field.name} is null in {column.null_count} row(s), first in row {row};"
-                    " give the rows a value or set them aside"
+                    f"{where}: {self.name}.{field.name} is null in {column.null_count} row(s), first in row"
+                    f" {self._row(table, row, first)}; give the rows a value or set them aside"
+                )
+            if field.type == pa.string() and (row := _no_text(column)) is not None:
+                raise DataError(
+                    f"{where}: {self.name}.{field.name} is not UTF-8 in row {self._row(table, row, first)};"
+                    " mend the row or set it aside"
                 )
             columns.append(column)
         return pa.Table.from_arrays(columns, schema=self.schema)
+
+    def _row(self, table: pa.Table, row: int, first: int) -> str:
+        """A row in words: its number, and its key where that can be read."""
+        key = table.column(self.key)[row : row + 1] if self.key in table.column_names else None
+        if key is None or key.null_count or _no_text(key) is not None:
+            return str(first + row)
+        return f"{first + row} ({key[0].as_py()!r})"
 
     def check_order(self, keys: list, previous: object, where: str) -> object:
         """Check that `keys` ascend strictly after `previous` (None at the start); returns the last key."""
@@ -58,6 +71,20 @@ class Contract:
                 raise DataError(f"{where}: {self.name}.{self.key} {key!r} {problem}; keys must be unique and sorted")
             previous = key
         return previous
+
+
+def _no_text(column: pa.ChunkedArray) -> int | None:
+    """The first row of a string column whose bytes are not UTF-8, which a parquet file does not rule out."""
+    try:
+        column.validate(full=True)
+        return None
+    except pa.ArrowInvalid:
+        for row, value in enumerate(column.cast(pa.binary()).to_pylist() if column.type == pa.string() else []):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError:
+                return row
+        raise
 
 
 def _schema(**fields: object) -> pa.Schema:

@@ -28,7 +28,9 @@ class TableWriter:
 
     def __enter__(self) -> "TableWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._partial, self.contract.schema, compression="zstd", compression_level=3)
+        self._writer = pq.ParquetWriter(
+            self._partial, self.contract.schema, compression="zstd", compression_level=3, write_page_checksum=True
+        )
         return self
 
     def write(self, row: dict) -> None:
@@ -106,12 +108,13 @@ def read_batches(
     within each file, when the key is among `columns`.
     """
     for path in paths:
-        file, last = _open(Path(path), contract), None
+        file, last, first = _open(Path(path), contract), None, 0
         try:
             for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 wanted = contract if columns is None else _narrow(contract, columns)
-                table = wanted.conform(table, str(path))
+                table = wanted.conform(table, str(path), first)
+                first += table.num_rows
                 if contract.key in table.column_names:
                     last = contract.check_order(table.column(contract.key).to_pylist(), last, str(path))
                 yield table
@@ -150,7 +153,7 @@ def _narrow(contract: Contract, columns: list[str]) -> Contract:
 
 def _open(path: Path, contract: Contract) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)  # one column chunk in memory at a time
+        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)  # one column chunk at a time
     except FileNotFoundError:
         raise DataError(f"{path} is missing ({contract.name}); run the stage that writes it, or dvc pull") from None
     except (pa.ArrowInvalid, OSError) as error:

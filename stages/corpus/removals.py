@@ -1,0 +1,92 @@
+"""Removals that are decided before the documents are read again: one table a cell, followed as its documents pass.
+
+A cell's documents pass in the order of their ids and its table is in that order too, so nothing is held in memory.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datatrove.data import Document
+from datatrove.pipeline.filters.base_filter import BaseFilter
+from datatrove.pipeline.writers.disk_base import DiskWriter
+
+from stages.corpus.cells import removal
+from stages.errors import InternalError
+
+GONE = pl.Schema(
+    {
+        "completion_id": pl.String,
+        "reason": pl.String,  # copy | exact | near
+        "kept": pl.String,  # the document that stays for it; null of a copy
+        "likeness": pl.Float64,  # exact, near: Jaccard similarity with `kept`; copy: the share that its extract has
+    }
+)
+KINDS = {"exact": "exact", "near": "minhash"}
+ROWS = 10_000  # read at a time
+
+
+def write_removals(folder: Path, cell: str, rows: pl.DataFrame) -> int:
+    """Write a cell's table (GONE, in any order); returns how many documents go."""
+    folder.mkdir(exist_ok=True)
+    rows = rows.select(GONE.names()).cast(GONE).sort("completion_id")
+    if (twice := rows.filter(pl.col("completion_id").is_duplicated())).height:
+        raise InternalError(f"{folder}: {twice['completion_id'][0]!r} is to go twice: {twice['reason'].to_list()}")
+    rows.write_parquet(folder / f"{cell}.parquet", row_group_size=ROWS)
+    return rows.height
+
+
+class Removals:
+    """The removals of `<folder>/<cell>.parquet`, asked for document after document."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._cell = folder, ""
+        self._rows: Iterator[dict] = iter(())
+        self._next: dict | None = None
+
+    def of(self, document: Document) -> dict | None:
+        """The GONE row of a document that goes, else None. `InternalError` when one that is named did not pass."""
+        if (cell := document.metadata["cell"]) != self._cell:
+            self._refuse_left(before=None)
+            path = self.folder / f"{cell}.parquet"
+            self._cell, self._rows = cell, _rows(path) if path.is_file() else iter(())
+            self._next = next(self._rows, None)
+        self._refuse_left(before=document.id)
+        if self._next is None or self._next["completion_id"] != document.id:
+            return None
+        found, self._next = self._next, next(self._rows, None)
+        return found
+
+    def _refuse_left(self, before: str | None) -> None:
+        if self._next is not None and (before is None or self._next["completion_id"] < before):
+            raise InternalError(
+                f"{self.folder / self._cell}.parquet removes {self._next['completion_id']!r}, which is not in the cell"
+            )
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS, use_threads=False):
+        yield from pa.Table.from_batches([batch]).to_pylist()
+
+
+class PlannedFilter(BaseFilter):
+    """Takes out what goes for one of `reasons`, as `folder` says; what goes for another is marked and passes."""
+
+    name = "planned removals"
+
+    def __init__(self, folder: Path, reasons: tuple[str, ...], exclusion_writer: DiskWriter | None = None):
+        super().__init__(exclusion_writer)  # type: ignore[arg-type]
+        self.reasons, self._removals = reasons, Removals(folder)
+
+    def filter(self, doc: Document) -> bool:
+        """Whether the document stays here."""
+        if (gone := self._removals.of(doc)) is None:
+            return True
+        if gone["reason"] == "copy":
+            evidence = {"share": gone["likeness"]}
+        else:
+            evidence = {"kept": gone["kept"], "kind": KINDS[gone["reason"]], "jaccard": gone["likeness"]}
+        doc.metadata.update(removal(gone["reason"], **evidence))
+        return gone["reason"] not in self.reasons
