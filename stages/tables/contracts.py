@@ -50,14 +50,21 @@ class Contract:
             columns.append(column)
         return pa.Table.from_arrays(columns, schema=self.schema)
 
-    def check_order(self, keys: list, previous: object, where: str) -> object:
+    def check_order(self, keys: pa.ChunkedArray, previous: object, where: str) -> object:
         """Check that `keys` ascend strictly after `previous` (None at the start); returns the last key."""
-        for key in keys:
-            if previous is not None and not previous < key:  # type: ignore[operator]
-                problem = "occurs twice" if previous == key else f"stands after {previous!r}"
-                raise DataError(f"{where}: {self.name}.{self.key} {key!r} {problem}; keys must be unique and sorted")
-            previous = key
-        return previous
+        if not len(keys):
+            return previous
+        first, flat = keys[0].as_py(), keys.combine_chunks()
+        if previous is not None and not previous < first:
+            raise self._disorder(previous, first, where)
+        rising = pc.less(flat[:-1], flat[1:])  # type: ignore[attr-defined]
+        if (row := pc.index(rising, False).as_py()) >= 0:  # type: ignore[attr-defined]
+            raise self._disorder(flat[row].as_py(), flat[row + 1].as_py(), where)
+        return flat[-1].as_py()
+
+    def _disorder(self, previous: object, key: object, where: str) -> DataError:
+        problem = "occurs twice" if previous == key else f"stands after {previous!r}"
+        return DataError(f"{where}: {self.name}.{self.key} {key!r} {problem}; keys must be unique and sorted")
 
 
 def _schema(**fields: object) -> pa.Schema:
