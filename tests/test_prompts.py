@@ -5,19 +5,26 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import yaml
 
 from stages import prompts
 from stages.draws import draw_u64
 from stages.errors import ConfigError
-from stages.prompting.near_duplicates import Alikes, near_duplicates, sketch
+from stages.prompting.cells import Cell, digests_of, drawn, in_order, prepared, prompts_of
+from stages.prompting.identity import digests
+from stages.prompting.near_duplicates import Basis, basis_of, near_duplicates, sketch
+from stages.prompting.recipe import PromptsParams, Style
+from stages.prompting.seeds import on_disk
 from stages.prompting.slots import SLOTS, covered_sentence, slot_columns
-from stages.prompting.templates import parse_template, read_template
-from stages.prompts import PromptsParams, Style, build_cell, drawn
+from stages.prompting.templates import Template, parse_template, read_template
 from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
 from stages.tables.parquet import write_table
 
@@ -66,10 +73,17 @@ def params(**changes) -> PromptsParams:
     )
 
 
-def build(rows: pl.DataFrame, settings: PromptsParams) -> pl.DataFrame:
-    template = read_template("web", "wikihow", ROOT / "prompts")
-    style = Style(format="wikihow", audience="general", share=1.0)
-    return build_cell(slot_columns("web", rows, settings.extract_chars), "wikihow", style, template, settings)
+WIKIHOW = Style(format="wikihow", audience="general", share=1.0)
+
+
+def cell(source: str, name: str, style: Style = WIKIHOW, template: Template | None = None) -> Cell:
+    return Cell(source, name, style, template or read_template(source, name, ROOT / "prompts"))
+
+
+def build(rows: pl.DataFrame, settings: PromptsParams, of: Cell | None = None) -> pl.DataFrame:
+    """A cell's prompts, in the order of the rows."""
+    of = of or cell("web", "wikihow")
+    return pl.DataFrame(prompts_of(prepared(of.source, rows, settings.extract_chars), of, settings))
 
 
 def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
@@ -88,13 +102,13 @@ def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl
 
 @pytest.mark.parametrize(("source", "style"), CELLS)
 def test_every_template_carries_odd_data_unharmed(source: str, style: str) -> None:
-    template = read_template(source, style, ROOT / "prompts")
+    template = (of := cell(source, style)).template
     header = (ROOT / "prompts" / source / f"{style}.txt").read_text(encoding="utf-8").splitlines()[0]
     settings = params(extract_chars=1000, topic_probability=1.0)
     for topic in ('A "topic"', "", None):
         rows = slot_columns(source, odd_rows(source, ODD, topic), 1000)
-        cell = build_cell(rows, style, Style(format="f", audience="a", share=1.0), template, settings)
-        for row, seed in zip(cell.iter_rows(named=True), rows.iter_rows(named=True), strict=True):
+        made = build(odd_rows(source, ODD, topic), settings, of)
+        for row, seed in zip(made.iter_rows(named=True), rows.iter_rows(named=True), strict=True):
             held = {slot: seed[f"slot.{slot}"] for slot in template.slots if slot != "in_topic"}
             clause = ', within the context of "A "topic""' if topic and "in_topic" in template.slots else ""
             assert row["prompt"] == template.render({**held, "in_topic": clause})
@@ -175,19 +189,24 @@ def test_the_topic_is_named_at_the_set_rate_and_recorded() -> None:
 
 
 def test_each_template_names_the_topic_as_often() -> None:
-    rows = slot_columns("web", seeds([f"Row {n} of a large set." for n in range(3000)]), 200)
+    rows = seeds([f"Row {n} of a large set." for n in range(3000)])
     for name in (style for source, style in CELLS if source == "web"):
-        template = read_template("web", name, ROOT / "prompts")
-        cell = build_cell(rows, name, Style(format="f", audience="a", share=1.0), template, params())
-        expected = 1500 if "in_topic" in template.slots else 0
-        assert abs(cell["topic_named"].sum() - expected) <= bool(expected) * 4 * (3000 * 0.25) ** 0.5, name
+        made = build(rows, params(), of := cell("web", name))
+        expected = 1500 if "in_topic" in of.template.slots else 0
+        assert abs(made["topic_named"].sum() - expected) <= bool(expected) * 4 * (3000 * 0.25) ** 0.5, name
 
 
 def test_a_share_or_limit_takes_the_same_rows_of_any_order() -> None:
-    rows = seeds([f"Row {n}" for n in range(300)])
-    taken = drawn(rows, "wikihow", 0.5, 40, 9)["row_id"].sort()
-    assert taken.equals(drawn(rows.reverse(), "wikihow", 0.5, 40, 9)["row_id"].sort()) and len(taken) == 40
-    assert drawn(rows, "wikihow", 0.0, None, 9).is_empty()
+    rows, half = seeds([f"Row {n}" for n in range(300)]), Style(format="f", audience="a", share=0.5)
+
+    def taken(rows: pl.DataFrame, style: Style, limit: int | None) -> list[str]:
+        ordered = in_order(prepared("web", rows, 100))
+        mask = drawn(digests_of(ordered), cell("web", "wikihow", style), params(per_cell=limit))
+        return ordered["row_id"].filter(pa.array(mask)).to_pylist()
+
+    assert taken(rows, half, 40) == taken(rows.reverse(), half, 40) and len(taken(rows, half, 40)) == 40
+    assert set(taken(rows, half, 40)) < set(taken(rows, half, None)) and 110 < len(taken(rows, half, None)) < 190
+    assert taken(rows, Style(format="f", audience="a", share=0.0), None) == []
 
 
 def test_the_covered_sentence_is_right_for_first_second_and_later_units() -> None:
@@ -227,10 +246,8 @@ def test_a_style_without_template_names_the_templates_there_are() -> None:
 
 
 def test_templates_may_change_without_another_prompt_id() -> None:
-    style = Style(format="wikihow", audience="general", share=1.0)
-    rows = slot_columns("web", seeds(["One text."]), 100)
     one, two = (
-        build_cell(rows, "w", style, parse_template(t, Path("t"), ("extract",)), params())
+        build(seeds(["One text."]), params(), cell("web", "w", WIKIHOW, parse_template(t, Path("t"), ("extract",))))
         for t in ("A $extract", "B $extract")
     )
     assert one["prompt_id"].equals(two["prompt_id"]) and not one["template_hash"].equals(two["template_hash"])
@@ -292,18 +309,21 @@ def test_counts_add_up_from_source_row_to_prompt(empty_folder: Path, capsys: pyt
         ("duplicate_prompt", metrics["removed"]["duplicate_prompt"]),
         ("near_duplicate_prompt", metrics["removed"]["near_duplicate_prompt"]),
     ]
-    assert removed.height == table["duplicates"].sum() + table["near_duplicates"].sum() > 10
+    assert removed.height == table.select(pl.sum_horizontal("duplicates", "near_duplicates").sum()).item() > 10
     assert "warning" in (said := capsys.readouterr().err) and "web-" in said and "openstax" not in said
 
 
 def test_any_order_of_rows_gives_the_same_bytes(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(empty_folder, {"web": source_rows("web", with_duplicates(60))}, per_cell=50)
     made = []
-    read = prompts.read_seeds
+    read = prompts.seed_batches
+
+    def shuffled(source: str, seed: int) -> Iterator[pl.DataFrame]:
+        for rows in [pl.concat(batches)] if (batches := list(read(source))) else []:
+            yield from rows.sample(fraction=1, shuffle=True, seed=seed).iter_slices(1 + 13 * seed)
+
     for seed in range(3):
-        monkeypatch.setattr(
-            prompts, "read_seeds", lambda s, seed=seed: read(s).sample(fraction=1, shuffle=True, seed=seed)
-        )
+        monkeypatch.setattr(prompts, "seed_batches", lambda s, seed=seed: shuffled(s, seed))
         prompts.main()
         files = [*Path("data/prompts").rglob("*.parquet"), Path("metrics/prompts.json")]
         made.append({str(path): path.read_bytes() for path in files})
@@ -343,9 +363,15 @@ def test_ready_made_prompts_are_sent_as_they_are(empty_folder: Path) -> None:
 
 
 def found_in(texts: list[str], threshold: float = 0.8, names: list[str] | None = None) -> dict[int, int]:
-    ids = [f"web/{n:04d}" for n in range(len(texts))]
-    known = sketch(ids, names or [""] * len(texts), pl.Series(texts, dtype=pl.String))
-    return near_duplicates(known, pl.Series(range(len(texts))).to_numpy(), threshold)
+    """Of texts in the order of their rows' digests the near duplicates, each with the one that it is like."""
+    rows = seeds(texts or ["none"]).with_columns(title=pl.Series(names or [""] * max(len(texts), 1)))
+    rows = rows.with_columns(row_id=rows["row_id"].gather(np.argsort(digests(rows["row_id"])[:, 0])))
+    basis = Basis(("title",), "slot.extract")
+    with TemporaryDirectory() as folder:
+        batches = [rows] if texts else []
+        found = on_disk("web", batches, 10**6, Path(folder), lambda part: sketch(part, basis), lambda _: None)
+        like = near_duplicates(found, basis, np.ones(len(texts), dtype=bool), threshold)
+    return {n: int(other) for n, other in enumerate(like) if other >= 0}
 
 
 def test_near_duplicates_are_those_that_brute_force_finds() -> None:
@@ -365,17 +391,6 @@ def test_near_duplicates_are_those_that_brute_force_finds() -> None:
     assert found.keys() == wanted and len(wanted) > 60
 
 
-def test_the_smallest_seed_id_stays_in_any_order() -> None:
-    texts = with_duplicates(20)
-    order = list(range(len(texts)))
-    for seed in range(5):
-        random.Random(seed).shuffle(order)
-        ids = [f"web/{n:04d}" for n in order]
-        known = sketch(ids, [""] * len(ids), pl.Series([texts[n] for n in order]))
-        found = near_duplicates(known, pl.Series(range(len(ids))).to_numpy(), 0.8)
-        assert {order[seed]: order[other] for seed, other in found.items()} == {20: 0, 21: 0, 22: 0}
-
-
 def test_seeds_of_other_names_and_texts_without_words_are_no_duplicates() -> None:
     text = " ".join(passage(1))
     assert found_in([text, text, text], names=["Review", "review!", "Practice"]) == {1: 0}
@@ -384,16 +399,14 @@ def test_seeds_of_other_names_and_texts_without_words_are_no_duplicates() -> Non
     assert found_in([]) == {} == found_in([text])
 
 
-def test_lessons_of_one_title_in_two_chapters_both_stay() -> None:
+def test_lessons_of_one_title_in_two_chapters_both_stay(tmp_path: Path) -> None:
     rows = odd_rows("khanacademy", ["Review", "Review "])
     rows = rows.with_columns(
         context=pl.Series([c.replace("Review", f"Part {n}") for n, c in enumerate(rows["context"])])
     )
-    template = read_template("khanacademy", "textbook", ROOT / "prompts")
-    filled = slot_columns("khanacademy", rows, 100)
-    cell = build_cell(filled, "textbook", Style(format="f", audience="a", share=1.0), template, params())
-    kept, alike = Alikes(filled, 0.8).apart(cell, template.slots)
-    assert (kept.height, alike.height) == (2, 0)
+    basis = basis_of(cell("khanacademy", "textbook").template.slots)
+    found = on_disk("khanacademy", [rows], 100, tmp_path, lambda part: sketch(part, basis), lambda _: None)
+    assert basis.text == "" and (near_duplicates(found, basis, np.ones(2, dtype=bool), 0.8) == -1).all()
 
 
 def test_looking_for_near_duplicates_is_cheap() -> None:
