@@ -72,7 +72,7 @@ def sketch(part: Part, basis: Basis) -> None:
         found, held = shingles_of(*_compared(rows, basis), hashes)
         shingles.append(found)
         ends.append(held)
-        bands.append(_bands(found, np.cumsum(np.concatenate([[0], held])), FACTORS, TERMS, STEPS[0]))
+        bands.append(_bands(found, np.cumsum(np.concatenate([[0], held])), FACTORS, TERMS, STEPS[0], ROWS))
     part.save(f"shingles-{basis.label}", np.concatenate([np.empty(0, np.uint32), *shingles]))
     part.save(f"ends-{basis.label}", np.cumsum(np.concatenate(ends)))
     for band, keys in enumerate(np.concatenate([np.empty((0, BANDS), np.uint64), *bands]).T):
@@ -192,10 +192,10 @@ def _shingles(data, ends, keys, in_word, steps, padding, start, prime):
 
 
 @numba.njit(cache=True, nogil=True)
-def _bands(shingles, bounds, factors, terms, step):
-    """The texts' band keys: of five minima each."""
+def _bands(shingles, bounds, factors, terms, step, rows):
+    """The texts' band keys, each of `rows` minima."""
     texts, hashes = len(bounds) - 1, len(factors)
-    out = np.zeros((texts, hashes // 5), np.uint64)
+    out = np.zeros((texts, hashes // rows), np.uint64)
     lowest = np.empty(hashes, np.uint32)
     for n in range(texts):
         lowest[:] = 0xFFFFFFFF
@@ -204,7 +204,7 @@ def _bands(shingles, bounds, factors, terms, step):
             for k in range(hashes):
                 lowest[k] = min(lowest[k], np.uint32(value * factors[k] + terms[k]))
         for k in range(hashes):
-            out[n, k // 5] = _mixed(out[n, k // 5] * step + np.uint64(lowest[k]))
+            out[n, k // rows] = _mixed(out[n, k // rows] * step + np.uint64(lowest[k]))
     return out
 
 
