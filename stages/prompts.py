@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import DataError, run_stage
-from stages.launch.scratch import scratch_folder
+from stages.launch.scratch import lend, scratch_folder
 from stages.progress import Progress
 from stages.prompting.accounts import account_of, complaint, counts_table, duplicate_rates, sums
 from stages.prompting.cells import Cell, drawn
@@ -108,7 +108,7 @@ def main() -> str:
                 removed.write(row)
         table = counts_table(counts_in(scratch / "out", names, [cell for _, cell in cells]))
         for name in names:
-            shutil.move(scratch / "out" / name, OUT / name)
+            lend(scratch / "out" / name, OUT / name)
     account = account_of(table, sum(seeds.rows for seeds, _ in cells))
     Path("metrics/plots").mkdir(parents=True, exist_ok=True)
     table.write_csv("metrics/plots/prompts.csv")

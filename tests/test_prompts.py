@@ -14,33 +14,18 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import yaml
+from prompt_seeds import CELLS, ODD, ROOT, STYLES, odd_rows, params, passage, repository, source_rows, with_duplicates
 
 from stages import prompts
-from stages.draws import draw_u64
-from stages.errors import ConfigError
+from stages.errors import ConfigError, DataError
 from stages.prompting.cells import Cell, digests_of, drawn, in_order, prepared, prompts_of
-from stages.prompting.identity import digests
+from stages.prompting.identity import digests, prompt_ids
 from stages.prompting.near_duplicates import Basis, basis_of, near_duplicates, sketch
 from stages.prompting.recipe import PromptsParams, Style
 from stages.prompting.seeds import on_disk
 from stages.prompting.slots import SLOTS, covered_sentence, slot_columns
 from stages.prompting.templates import Template, parse_template, read_template
-from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
-from stages.tables.parquet import write_table
 
-ROOT = Path(__file__).parents[1]
-STYLES = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["prompts"]["styles"]
-CELLS = [(source, style) for sources in STYLES.values() for source, styles in sources.items() for style in styles]
-ODD = [
-    'He said "no" {x} ${y} $z %s',
-    "\U0001f600 emoji",
-    "\u0645\u0631\u062d\u0628\u0627 rtl",
-    "w" * 100_000,
-    "tail\nlines",
-    "# no header {{ nor }} $$5 'single' \\n \\",
-    "many words" * 9_000 + " of 90 kB",
-    ("many words " * 9_000).strip(),
-]
 OPENINGS = (
     "Once upon a time",
     "The sun hung low in the sky",
@@ -66,13 +51,6 @@ def seeds(texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"topic": pl.String, "url": pl.String})
 
 
-def params(**changes) -> PromptsParams:
-    return PromptsParams(
-        **{"seed": 1, "topic_probability": 0.5, "extract_chars": 200, "per_cell": None, "near_duplicate": 0.8}
-        | {"goal_rate": 0.01, "presets": ["cosmopedia"], "styles": {}, **changes}
-    )
-
-
 WIKIHOW = Style(format="wikihow", audience="general", share=1.0)
 
 
@@ -84,20 +62,6 @@ def build(rows: pl.DataFrame, settings: PromptsParams, of: Cell | None = None) -
     """A cell's prompts, in the order of the rows."""
     of = of or cell("web", "wikihow")
     return pl.DataFrame(prompts_of(prepared(of.source, rows, settings.extract_chars), of, settings))
-
-
-def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
-    """SOURCE rows of any source whose every field is odd."""
-    rows = []
-    for n, text in enumerate(texts):
-        name = text[:200].strip()
-        context = dict.fromkeys(("course", "section", "unit", "chapter", "book", "format", "audience"), name)
-        lists = {f"covered_{part}s": [name] for part in ("unit", "section", "chapter", "lesson")}
-        lists["trail"] = [name]
-        context = json.dumps({**context, **lists, "seed_data": name}, ensure_ascii=False)
-        row = {"row_id": f"{source}/{n:04d}", "source": source, "original_id": str(n), "title": name, "text": text}
-        rows.append({**row, "context": context, "url": None, "licence": "CC0-1.0", "revision": "r", "topic": topic})
-    return pl.DataFrame(rows, schema_overrides={"topic": pl.String, "url": pl.String})
 
 
 @pytest.mark.parametrize(("source", "style"), CELLS)
@@ -265,34 +229,6 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     assert result.returncode == ConfigError.status and "unknown source 'news'" in result.stderr
 
 
-def repository(folder: Path, sources: dict[str, list[dict]], **changes: object) -> None:
-    """Templates, settings and seed tables (web rows of one topic) in a folder."""
-    (folder / "prompts").symlink_to(ROOT / "prompts")
-    (folder / "profiles").mkdir()
-    section = {**params().model_dump(), "styles": STYLES, **changes}
-    (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "p", "prompts": section}), encoding="utf-8")
-    (folder / "profiles/p.yaml").write_text("{prompts: {}}", encoding="utf-8")
-    for source, rows in {**{source: [] for source in SLOTS}, **sources}.items():
-        write_table(folder / f"data/sources/{source}.parquet", rows, SOURCE)
-    topics = [{"row_id": row["row_id"], "cluster": 0, "topic": "Geology"} for row in sources.get("web", [])]
-    write_table(folder / "data/topics/web.parquet", topics, TOPIC_OF_ROW)
-
-
-def source_rows(source: str, texts: list[str]) -> list[dict]:
-    return odd_rows(source, texts).drop("topic").to_dicts()
-
-
-def passage(number: int, words: int = 60) -> list[str]:
-    """Words that no other number shares more than a few of."""
-    return [f"w{draw_u64(7, number, n) % 5000}" for n in range(words)]
-
-
-def with_duplicates(count: int) -> list[str]:
-    """Texts of which the last three repeat the first: as it is, in capitals, with another word at the end."""
-    texts = [" ".join(passage(n)) for n in range(count)]
-    return [*texts, texts[0], texts[0].upper(), f"{texts[0]} more"]
-
-
 def test_counts_add_up_from_source_row_to_prompt(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     web, books = source_rows("web", with_duplicates(40)), source_rows("openstax", ODD)
     presets = ["cosmopedia", "grid", "rephrase"]
@@ -362,6 +298,42 @@ def test_ready_made_prompts_are_sent_as_they_are(empty_folder: Path) -> None:
     assert row["prompt"] == "  Write on $x, {y}.\n " and row["format"] == row["audience"] == "Write on $x, {y}."
 
 
+def test_ready_made_prompts_count_under_their_own_format_and_audience(empty_folder: Path) -> None:
+    rows = source_rows("ready", [f"Write on rock number {n}, please." for n in range(5)])
+    kinds = [("story", "general"), ("blogpost", "researchers"), ("story", "general"), ("blogpost", "general")]
+    for row, (kind, audience) in zip(rows, [*kinds, ("story", "general")], strict=True):
+        row["context"] = json.dumps({"format": kind, "audience": audience, "seed_data": ""})
+    repository(empty_folder, {"ready": rows})
+    prompts.main()
+    counted = pl.read_csv("metrics/plots/prompts.csv").select("format", "audience", "prompts").rows()
+    assert counted == [("blogpost", "general", 1), ("blogpost", "researchers", 1), ("story", "general", 3)]
+    metrics = json.loads(Path("metrics/prompts.json").read_text())
+    assert metrics["by_format"] == {"blogpost": 2, "story": 3} and list(metrics["cells"]) == ["ready-as_is"]
+
+
+def test_a_source_table_without_a_column_is_refused(empty_folder: Path) -> None:
+    repository(empty_folder, {"web": source_rows("web", ["Some text."])})
+    path = Path("data/sources/web.parquet")
+    pl.read_parquet(path).drop("context", "licence").write_parquet(path)
+    with pytest.raises(
+        DataError, match=r"data/sources/web.parquet: source rows lacks .*context, licence;.* run the"
+    ):
+        prompts.main()
+
+
+def test_the_smallest_prompt_id_of_a_group_stays(empty_folder: Path) -> None:
+    texts = with_duplicates(30)
+    repository(empty_folder, {"web": source_rows("web", texts)}, topic_probability=0.0)
+    prompts.main()
+    removed = pl.read_parquet("data/prompts/removed/removed.parquet")["row_id"].to_list()
+    group = [f"web/{n:04d}" for n in (0, 30, 31, 32)]  # one text four times
+    for file in Path("data/prompts").glob("*.parquet"):
+        made = pl.read_parquet(file)
+        (stays,) = made.filter(pl.col("seed_id").is_in(group))["prompt_id"]
+        gone = prompt_ids(digests(group), made["style"][0], made["audience"][0]).to_pylist()
+        assert stays == min(gone) and sorted(gone)[1:] == [i for i in sorted(removed) if i in gone]
+
+
 def found_in(texts: list[str], threshold: float = 0.8, names: list[str] | None = None) -> dict[int, int]:
     """Of texts in the order of their rows' digests the near duplicates, each with the one that it is like."""
     rows = seeds(texts or ["none"]).with_columns(title=pl.Series(names or [""] * max(len(texts), 1)))
@@ -411,6 +383,7 @@ def test_lessons_of_one_title_in_two_chapters_both_stay(tmp_path: Path) -> None:
 
 def test_looking_for_near_duplicates_is_cheap() -> None:
     texts = [" ".join(passage(n, 160)) for n in range(3000)]
+    found_in(texts[:2])  # compiles, where no earlier run has
     started = time.process_time()
     assert found_in([*texts, texts[0]]) == {3000: 0}
     assert time.process_time() - started < 3  # 0.15 on a quiet core, 5 for 100,000

@@ -50,6 +50,15 @@ def made(path: Path) -> Iterator[Path]:
     partial.rename(path)
 
 
+def lend(path: Path, target: Path) -> None:
+    """Put a finished file at `target` too; it stays in the folder, in case the run is killed before it has ended."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(path)
+    except OSError:  # another file system
+        shutil.copyfile(path, target)
+
+
 def _key(stage: str, identity: tuple[object, ...]) -> str:
     """Runs of the stage with equal keys do the same. Where no dvc.yaml names its deps, no two are equal."""
     known = read_yaml(PIPELINE)["stages"] if PIPELINE.is_file() else {}

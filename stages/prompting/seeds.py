@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -69,18 +68,14 @@ class Part:
     def slices(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
         """(places, rows) of some of the rows, a bounded number of rows and bytes at a time."""
         table = self.table()
-        sizes = _sizes(table)[places]
-        ends = [0]
-        weight = np.cumsum(sizes)
-        while ends[-1] < len(places):
-            begin = ends[-1]
-            reach = int(np.searchsorted(weight, (weight[begin - 1] if begin else 0) + SLICE_BYTES, "right"))
-            ends.append(max(begin + 1, min(begin + SLICE_ROWS, reach)))
-            ends[-1] = min(ends[-1], len(places))
-        for begin, end in pairwise(ends):
+        weights, begin = np.concatenate([[0], np.cumsum(_sizes(table)[places])]), 0
+        whole = len(places) == table.num_rows
+        while begin < len(places):
+            within = int(np.searchsorted(weights, weights[begin] + SLICE_BYTES, "right")) - 1
+            end = max(begin + 1, min(begin + SLICE_ROWS, within))
             some = places[begin:end]
-            whole = some[-1] - some[0] == len(some) - 1
-            yield some, table.slice(some[0], len(some)) if whole else table.take(pa.array(some)).combine_chunks()
+            yield some, table.slice(begin, len(some)) if whole else table.take(pa.array(some)).combine_chunks()
+            begin = end
 
     def load(self, name: str) -> np.ndarray:
         """A column that `save` has put beside the rows, mapped."""
@@ -185,8 +180,11 @@ def _runs(
 
 
 def _pieces(runs: list[Path]) -> int:
-    """How many parts there are: a power of two, so that a part lies within one file of a cell; 0 without rows."""
-    rows, size = sum(_mapped(run).num_rows for run in runs), sum(run.stat().st_size for run in runs)
+    """How many parts there are: a power of two, so that a part lies within one file of a cell; 0 without rows.
+
+    A function of the rows alone, whatever the runs were.
+    """
+    rows, size = sum(_mapped(run).num_rows for run in runs), sum(int(_sizes(_mapped(run)).sum()) for run in runs)
     pieces = 1 if rows else 0
     while rows > PART_ROWS * pieces or size > PART_BYTES * pieces:
         pieces *= 2
@@ -232,7 +230,7 @@ def _mapped(path: Path) -> pa.Table:
 def _sizes(table: pa.Table) -> np.ndarray:
     """Bytes of each row's texts."""
     sizes = np.zeros(table.num_rows, np.int64)
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if pa.types.is_large_string(column.type) and not name.startswith("own."):
+    for column in table.columns:
+        if pa.types.is_large_string(column.type):
             sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()  # type: ignore[attr-defined]
     return sizes

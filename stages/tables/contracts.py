@@ -29,7 +29,10 @@ class Contract:
         """
         found, wanted = set(table.column_names), set(self.schema.names)
         if missing := sorted(wanted - found):
-            raise DataError(f"{where}: {self.name} lacks the column(s) {', '.join(missing)}; found {sorted(found)}")
+            raise DataError(
+                f"{where}: {self.name} lacks the column(s) {', '.join(missing)}; found {sorted(found)};"
+                " run the stage that writes it again"
+            )
         if extra := sorted(found - wanted):
             raise DataError(f"{where}: {self.name} has unexpected column(s) {', '.join(extra)}; drop them")
         columns = []
