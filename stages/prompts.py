@@ -11,6 +11,7 @@ Alone: python -m stages.prompts; one cell's prompts without any stage: python -m
 
 import shutil
 import sys
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def seeds_of(source: str, cells: list[Cell], params: PromptsParams, folder: Path
 
 def members(seeds: Seeds, cell: Cell, params: PromptsParams) -> np.ndarray:
     """Whether a cell takes each seed row."""
-    return seeds.kept(f"drawn-{cell.style_name}", lambda: drawn(seeds.digests(), cell, params))
+    return np.load(seeds.kept(f"drawn-{cell.style_name}", lambda: drawn(seeds.digests(), cell, params)))
 
 
 def likes(seeds: Seeds, cell: Cell, params: PromptsParams) -> np.ndarray:
@@ -60,19 +61,17 @@ def likes(seeds: Seeds, cell: Cell, params: PromptsParams) -> np.ndarray:
         return np.full(seeds.rows, -1)
     basis = basis_of(cell.template.slots)
     asked = blake2b(taken.tobytes(), digest_size=8).hexdigest()
-    return seeds.kept(f"like-{basis.label}-{asked}", lambda: near_duplicates(seeds, basis, taken, threshold))
+    return np.load(seeds.kept(f"like-{basis.label}-{asked}", lambda: near_duplicates(seeds, basis, taken, threshold)))
 
 
 def repeats(cells: list[tuple[Seeds, Cell]], params: PromptsParams) -> list[np.ndarray]:
     """In each cell the places of the seed rows whose prompt has the text of an earlier one, in any cell."""
-    taken = [members(seeds, cell, params) for seeds, cell in cells]
-    found = repeated(
-        [
-            seeds.kept(f"texts-{cell.style_name}", lambda s=seeds, c=cell, m=mask: fingerprints(s, c, m, params))
-            for (seeds, cell), mask in zip(cells, taken, strict=True)
-        ]
-    )
-    return [np.flatnonzero(mask)[again] for mask, again in zip(taken, found, strict=True)]
+    files = []
+    for seeds, cell in cells:
+        taken = members(seeds, cell, params)
+        files.append(seeds.kept(f"texts-{cell.style_name}", partial(fingerprints, seeds, cell, taken, params)))
+    found = zip(cells, repeated(files), strict=True)
+    return [np.flatnonzero(members(*pair, params))[again] for pair, again in found]
 
 
 def write_cells(cells: list[tuple[Seeds, Cell]], params: PromptsParams, folder: Path) -> list[str]:

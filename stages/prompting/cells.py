@@ -1,5 +1,6 @@
 """One cell of the prompt grid: which seed rows it takes, and the prompts that it makes of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,20 +60,21 @@ def digests_of(rows: pa.Table) -> np.ndarray:
     return np.stack([rows[name].to_numpy() for name in DIGEST], axis=1)
 
 
-def drawn(rows: np.ndarray, cell: Cell, params: PromptsParams) -> np.ndarray:
-    """Of all rows of a source (digests, in their order) whether the cell takes each.
+def drawn(parts: Iterable[np.ndarray], cell: Cell, params: PromptsParams) -> np.ndarray:
+    """Of all rows of a source (digests, in their order, in parts) whether the cell takes each.
 
     Each with probability `share`, at most `per_cell`, drawn from (seed, row, style).
     """
-    taken = np.ones(len(rows), dtype=bool)
-    if cell.style.share < 1:
-        taken = chosen(rows, cell.style.share, params.seed, "share", cell.style_name)
-    limit = params.per_cell
-    if limit is not None and taken.sum() > limit:
+    found, ranked = [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=np.uint64)]
+    for rows in parts:
+        found.append(chosen(rows, cell.style.share, params.seed, "share", cell.style_name))
+        if params.per_cell is not None:
+            ranked.append(draws(rows[found[-1]], params.seed, "limit", cell.style_name))
+    taken, ranks = np.concatenate(found), np.concatenate(ranked)
+    if params.per_cell is not None and len(ranks) > params.per_cell:
         places = np.flatnonzero(taken)
-        ranks = draws(rows[places], params.seed, "limit", cell.style_name)
         taken[:] = False
-        taken[places[np.argsort(ranks, kind="stable")[:limit]]] = True
+        taken[places[np.argsort(ranks, kind="stable")[: params.per_cell]]] = True
     return taken
 
 

@@ -5,6 +5,7 @@ prompts: 24 in a million for 30 million prompts; the later of such two would go 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -33,13 +34,17 @@ def fingerprints_of(prompts: pa.Array) -> np.ndarray:
     return _fingerprints(*buffers(prompts), FACTOR)
 
 
-def repeated(cells: Sequence[np.ndarray]) -> list[np.ndarray]:
+def repeated(cells: Sequence[Path]) -> list[np.ndarray]:
     """Of each cell's fingerprints those that an earlier cell has, or the same cell before: their places, ascending."""
     found = [[np.empty(0, np.int64)] for _ in cells]
-    pieces = np.uint64(1 + sum(map(len, cells)) // COMPARED)
+    pieces = np.uint64(1 + sum(len(np.load(cell, mmap_mode="r")) for cell in cells) // COMPARED)
     for piece in range(int(pieces)):
-        places = [np.flatnonzero(keys % pieces == piece) for keys in cells]
-        keys = np.concatenate([np.empty(0, np.uint64), *(k[p] for k, p in zip(cells, places, strict=True))])
+        places, some_keys = [], [np.empty(0, np.uint64)]
+        for cell in cells:
+            keys = np.load(cell)
+            places.append(np.flatnonzero(keys % pieces == piece))
+            some_keys.append(keys[places[-1]])
+        keys = np.concatenate(some_keys)
         order = np.argsort(keys, kind="stable")
         again = np.zeros(len(keys), dtype=bool)
         again[order[1:][keys[order][1:] == keys[order][:-1]]] = True

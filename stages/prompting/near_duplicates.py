@@ -26,6 +26,7 @@ import polars as pl
 import pyarrow as pa
 
 from stages.draws import draw_u64
+from stages.progress import track
 from stages.prompting.seeds import Part, Seeds
 from stages.prompting.slots import QUOTED, naming_slots
 
@@ -83,8 +84,8 @@ def near_duplicates(seeds: Seeds, basis: Basis, members: np.ndarray, threshold: 
     """For each seed the place of the earlier one that it is like, or -1; only `members` (a mask) count."""
     places = np.flatnonzero(members)
     like = np.full(len(members), len(members))
-    for band in range(BANDS):
-        keys = seeds.column(f"band-{band:02d}-{basis.label}")[places] if seeds.parts else np.empty(0, np.uint64)
+    for band in track(range(BANDS), f"prompts: near duplicates of {seeds.source}", BANDS, "bands"):
+        keys = seeds.column(f"band-{band:02d}-{basis.label}", members)
         for firsts, seconds in _pairs(keys):
             pairs = np.stack([places[firsts], places[seconds]], axis=1)
             pairs = pairs[pairs[:, 0] < like[pairs[:, 1]]]  # an earlier one than is known
@@ -215,11 +216,10 @@ def _hash(text: str) -> int:
 def _pairs(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (earlier, later) to compare: each of a bucket with the bucket's first, and with the one before."""
     order = np.argsort(keys)
-    same = keys[order][1:] == keys[order][:-1]
-    meeting = np.zeros(len(keys), dtype=bool)
-    meeting[order[1:][same]] = meeting[order[:-1][same]] = True
-    del order, same
-    met = np.flatnonzero(meeting)
+    ordered = keys[order]
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    met = np.unique(np.concatenate([order[same], order[same + 1]]))
+    del order, ordered
     met = met[np.argsort(keys[met], kind="stable")]
     again = np.concatenate([[False], keys[met][1:] == keys[met][:-1]])
     at = np.flatnonzero(again)

@@ -97,21 +97,21 @@ class Seeds:
     def rows(self) -> int:
         return sum(part.rows for part in self.parts)
 
-    def digests(self) -> np.ndarray:
-        """All digests, 16 bytes a row."""
-        return np.concatenate([np.empty((0, 2), np.uint64), *(digests_of(part.table()) for part in self.parts)])
+    def digests(self) -> Iterator[np.ndarray]:
+        """The digests of each part."""
+        return (digests_of(part.table()) for part in self.parts)
 
-    def column(self, name: str) -> np.ndarray:
-        """What was saved beside the parts' rows, of all rows (the last axis)."""
-        return np.concatenate([part.load(name) for part in self.parts], axis=-1)
+    def column(self, name: str, members: np.ndarray) -> np.ndarray:
+        """What was saved beside the parts' rows, of those rows that `members` (a mask) takes."""
+        return np.concatenate([part.load(name)[members[part.first : part.first + part.rows]] for part in self.parts])
 
-    def kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """A value for each row, made once."""
+    def kept(self, name: str, make: Callable[[], np.ndarray]) -> Path:
+        """The file of an array that is made once."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
             with made(path) as partial, partial.open("wb") as file:
                 np.save(file, make())
-        return np.load(path)
+        return path
 
     def row_ids(self, places: Iterable[int]) -> dict[int, str]:
         """The ids of the rows at some places."""
