@@ -148,10 +148,10 @@ def _mixed(value):  # identity.mixed, for one number
 @numba.njit(cache=True, nogil=True)
 def _shingles(data, ends, keys, in_word, steps, padding, start, prime):
     """(shingles, how many each text has, words in each text) of lower-case UTF-8."""
-    texts, width = len(keys), len(steps)
+    texts = len(keys)
     out = np.empty((ends[-1] - ends[0]) // 2 + 2 * texts, np.uint32)
     held, words = np.zeros(texts, np.int64), np.zeros(texts, np.int64)
-    last = np.empty(width, np.uint64)  # the hashes of the last words, a ring
+    last = np.zeros(WORDS, np.uint64)  # the hashes of the last words
     size = 0
     for n in range(texts):
         count, hashed, inside, at = 0, start, False, ends[n]
@@ -173,19 +173,21 @@ def _shingles(data, ends, keys, in_word, steps, padding, start, prime):
                     hashed = (hashed ^ np.uint64(data[at + k])) * prime
                 inside = True
             elif inside:
-                last[count % width] = _mixed(hashed)
+                for k in range(WORDS - 1):
+                    last[k] = last[k + 1]
+                last[WORDS - 1] = _mixed(hashed)
                 count, hashed, inside = count + 1, start, False
-                if count >= width:
+                if count >= WORDS:
                     total = np.uint64(0)
-                    for k in range(width):
-                        total += last[(count - width + k) % width] * steps[k]
+                    for k in range(WORDS):
+                        total += last[k] * steps[k]
                     out[size] = np.uint32(_mixed(total ^ keys[n]) >> np.uint64(32))
                     size += 1
             at += length
-        if count < width:
+        if count < WORDS:
             total = np.uint64(0)
-            for k in range(width):
-                total += (last[k] if k < count else padding) * steps[k]
+            for k in range(WORDS):
+                total += (last[WORDS - count + k] if k < count else padding) * steps[k]
             out[size] = np.uint32(_mixed(total ^ keys[n]) >> np.uint64(32))
             size += 1
         held[n], words[n] = size - first, count
