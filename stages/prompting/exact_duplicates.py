@@ -22,11 +22,12 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 def fingerprints(seeds: Seeds, cell: Cell, members: np.ndarray, params: PromptsParams) -> np.ndarray:
     """The fingerprint of each member's prompt (`members`: a mask), in the seeds' order."""
-    found = [np.empty(0, np.uint64)]
+    found, done = np.empty(int(members.sum()), np.uint64), 0
     for part in seeds.parts:
-        for _, rows in part.slices(np.flatnonzero(members[part.first : part.first + part.rows])):
-            found.append(fingerprints_of(texts(rows, cell, topics_named(rows, cell, params))))
-    return np.concatenate(found)
+        for places, rows in part.slices(np.flatnonzero(members[part.first : part.first + part.rows])):
+            found[done : done + len(places)] = fingerprints_of(texts(rows, cell, topics_named(rows, cell, params)))
+            done += len(places)
+    return found
 
 
 def fingerprints_of(prompts: pa.Array) -> np.ndarray:

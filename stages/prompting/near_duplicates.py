@@ -234,8 +234,12 @@ def _bounded(seeds: Seeds, basis: Basis, pairs: np.ndarray) -> Iterator[np.ndarr
     """Pairs by and by, no more at a time than `COMPARED` shingles."""
     if not len(pairs):
         return
-    sizes = np.concatenate([np.diff(part.load(f"ends-{basis.label}")) for part in seeds.parts])
-    weight = np.cumsum(sizes[pairs[:, 0]] + sizes[pairs[:, 1]]) // COMPARED
+    places, inverse = np.unique(pairs, return_inverse=True)
+    sizes = []
+    for part, some in seeds.split(places):
+        ends = part.load(f"ends-{basis.label}")
+        sizes.append(ends[some + 1] - ends[some])
+    weight = np.cumsum(np.concatenate(sizes)[inverse].reshape(pairs.shape).sum(axis=1)) // COMPARED
     cuts = [0, *(np.flatnonzero(np.diff(weight)) + 1), len(pairs)]
     for begin, end in pairwise(cuts):
         yield pairs[begin:end]
@@ -245,9 +249,9 @@ def _similar(seeds: Seeds, basis: Basis, pairs: np.ndarray) -> np.ndarray:
     """The Jaccard similarity of each pair of seeds."""
     places, inverse = np.unique(pairs, return_inverse=True)
     sets = [np.empty(0, np.uint32)]
-    for part in seeds.parts:
+    for part, some in seeds.split(places):
         values, ends = part.load(f"shingles-{basis.label}"), part.load(f"ends-{basis.label}")
-        for n in places[(places >= part.first) & (places < part.first + part.rows)] - part.first:
+        for n in some:
             sets.append(np.unique(values[ends[n] : ends[n + 1]]))
     bounds = np.cumsum([len(found) for found in sets])
     return _jaccard(np.concatenate(sets), bounds, inverse.reshape(pairs.shape))

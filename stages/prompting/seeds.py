@@ -113,14 +113,19 @@ class Seeds:
                 np.save(file, make())
         return path
 
-    def row_ids(self, places: Iterable[int]) -> dict[int, str]:
-        """The ids of the rows at some places."""
-        wanted, found = np.unique(np.fromiter(places, np.int64)), {}
+    def split(self, places: np.ndarray) -> Iterator[tuple[Part, np.ndarray]]:
+        """(part, places within it) of ascending places among all rows."""
         for part in self.parts:
-            some = wanted[(wanted >= part.first) & (wanted < part.first + part.rows)]
-            if len(some):
-                ids = part.table()["row_id"].take(pa.array(some - part.first)).to_pylist()
-                found.update(zip(some.tolist(), ids, strict=True))
+            begin, end = np.searchsorted(places, [part.first, part.first + part.rows])
+            if begin < end:
+                yield part, places[begin:end] - part.first
+
+    def row_ids(self, places: np.ndarray) -> dict[int, str]:
+        """The ids of the rows at some places."""
+        found = {}
+        for part, some in self.split(np.unique(places)):
+            ids = part.table()["row_id"].take(pa.array(some)).to_pylist()
+            found.update(zip((some + part.first).tolist(), ids, strict=True))
         return found
 
 
