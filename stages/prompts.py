@@ -11,22 +11,18 @@ Alone: python -m stages.prompts; one cell's prompts without any stage: python -m
 
 import shutil
 import sys
-from functools import partial
-from hashlib import blake2b
 from pathlib import Path
-
-import numpy as np
 
 from stages.errors import DataError, run_stage
 from stages.launch.scratch import lend, scratch_folder
 from stages.progress import Progress
 from stages.prompting.accounts import account_of, complaint, counts_table, duplicate_rates, sums
-from stages.prompting.cells import Cell, drawn
-from stages.prompting.exact_duplicates import fingerprints, repeated
-from stages.prompting.near_duplicates import basis_of, near_duplicates, sketch
+from stages.prompting.cells import Cell
+from stages.prompting.fates import fates
+from stages.prompting.near_duplicates import basis_of, sketch
 from stages.prompting.recipe import PromptsParams
 from stages.prompting.seeds import Part, Seeds, on_disk, seed_batches
-from stages.prompting.shards import KEPT, counts_in, fate_of, shards_of, write_shard
+from stages.prompting.shards import counts_in, write_shards
 from stages.prompting.templates import read_template
 from stages.settings import load
 from stages.tables.accounting import write_metrics
@@ -49,40 +45,12 @@ def seeds_of(source: str, cells: list[Cell], params: PromptsParams, folder: Path
         return on_disk(source, seed_batches(source), params.extract_chars, folder, look, progress.advance)
 
 
-def members(seeds: Seeds, cell: Cell, params: PromptsParams) -> np.ndarray:
-    """Whether a cell takes each seed row."""
-    return np.load(seeds.kept(f"drawn-{cell.style_name}", lambda: drawn(seeds.digests(), cell, params)))
-
-
-def likes(seeds: Seeds, cell: Cell, params: PromptsParams) -> np.ndarray:
-    """For each seed row the one that it is a near duplicate of in a cell, or -1. Cells that ask alike look once."""
-    taken, threshold = members(seeds, cell, params), params.near_duplicate
-    if threshold is None:
-        return np.full(seeds.rows, -1)
-    basis = basis_of(cell.template.slots)
-    asked = blake2b(taken.tobytes(), digest_size=8).hexdigest()
-    return np.load(seeds.kept(f"like-{basis.label}-{asked}", lambda: near_duplicates(seeds, basis, taken, threshold)))
-
-
-def repeats(cells: list[tuple[Seeds, Cell]], params: PromptsParams) -> list[np.ndarray]:
-    """In each cell the places of the seed rows whose prompt has the text of an earlier one, in any cell."""
-    files = []
-    for seeds, cell in cells:
-        taken = members(seeds, cell, params)
-        files.append(seeds.kept(f"texts-{cell.style_name}", partial(fingerprints, seeds, cell, taken, params)))
-    found = zip(cells, repeated(files), strict=True)
-    return [np.flatnonzero(members(*pair, params))[again] for pair, again in found]
-
-
 def write_cells(cells: list[tuple[Seeds, Cell]], params: PromptsParams, folder: Path) -> list[str]:
     """Write every cell's files to `folder`; their names."""
-    names, again = [], repeats(cells, params)
-    with Progress("prompts", sum(int(members(*pair, params).sum()) for pair in cells), "prompts") as progress:
-        for (seeds, cell), places in zip(cells, again, strict=True):
-            like = likes(seeds, cell, params)
-            fate = fate_of(members(seeds, cell, params), places, like)
-            for number in range(shards_of(int((fate == KEPT).sum()))):
-                names.append(write_shard(seeds, cell, fate, like, number, params, folder, progress.advance))
+    names = []
+    with Progress("prompts", sum(seeds.rows for seeds, _ in cells), "seed rows x styles") as progress:
+        for seeds, cell, fate, like in fates(cells, params):
+            names += write_shards(seeds, cell, fate, like, params, folder, progress.advance)
     return names
 
 

@@ -14,14 +14,14 @@ import pyarrow as pa
 
 from stages.launch.scratch import made
 from stages.prompting.cells import Cell, prompts_of
+from stages.prompting.fates import EXACT, KEPT, NEAR, NOT_DRAWN
 from stages.prompting.recipe import PromptsParams
-from stages.prompting.seeds import Seeds
+from stages.prompting.seeds import Part, Seeds
 from stages.tables.cells import cell_of, shard_names, source_and_style
 from stages.tables.contracts import PROMPT, REJECTED
 from stages.tables.parquet import TableWriter, table_of
 
-SHARD_ROWS = 250_000  # prompts of a file, about, at most: 150 MB where they quote 1,000 characters
-NOT_DRAWN, KEPT, EXACT, NEAR = range(4)  # what becomes of a seed row in a cell
+SHARD_ROWS = 250_000  # prompts of a file, about, at most: 200 MB where they quote 1,000 characters
 REASONS = {EXACT: "duplicate_prompt", NEAR: "near_duplicate_prompt"}
 COUNTS = ("prompts", "topic_named", "duplicates", "near_duplicates")
 
@@ -34,52 +34,58 @@ def shards_of(prompts: int) -> int:
     return count
 
 
-def fate_of(members: np.ndarray, repeated: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """What becomes of each seed row: `members` are drawn; places of exact duplicates; near duplicates' like or -1."""
-    fate = np.where(members, np.uint8(KEPT), np.uint8(NOT_DRAWN))
-    fate[like >= 0] = NEAR
-    fate[repeated] = EXACT
-    return fate
-
-
-def write_shard(
+def write_shards(
     seeds: Seeds,
     cell: Cell,
     fate: np.ndarray,
     like: np.ndarray,
-    number: int,
     params: PromptsParams,
     folder: Path,
     note: Callable[[int], None],
-) -> str:
-    """Write one file of a cell, unless it is there; its name. `fate` and `like` have a value for each seed row.
+) -> list[str]:
+    """Write the files of a cell that are not there yet; the names of all. `fate` and `like`: see fates.py.
 
     Into `folder`: the prompts, `removed/` with the others as REJECTED rows, `counts/` of both by format and audience.
+    `note` is told of seed rows done.
     """
     names = shard_names(cell.name, shards_of(int((fate == KEPT).sum())))
-    path = folder / names[number]
-    counts = folder / "counts" / f"{path.name}.json"
     step = max(len(seeds.parts) // len(names), 1)
-    parts = seeds.parts[number * step : (number + 1) * step]
-    if counts.exists() and path.exists():
-        note(int((fate[parts[0].first : parts[-1].first + parts[-1].rows] != NOT_DRAWN).sum()))
-        return path.name
+    for number, name in enumerate(names):
+        parts = seeds.parts[number * step : (number + 1) * step]
+        counts = folder / "counts" / f"{name}.json"
+        if not counts.exists():
+            likes = _likes(seeds, parts, fate, like)
+            found = _write(parts, cell, fate, likes, params, folder / name)
+            with made(counts) as partial:
+                partial.write_text(json.dumps(found))
+        note(sum(part.rows for part in parts))
+    return names
+
+
+def _likes(seeds: Seeds, parts: list[Part], fate: np.ndarray, like: np.ndarray) -> dict[int, str]:
+    """For the places of near duplicates in some parts the ids of the rows that they are like."""
+    first, last = parts[0].first, parts[-1].first + parts[-1].rows
+    places = np.flatnonzero(fate[first:last] == NEAR) + first
+    ids = seeds.row_ids(like[places])
+    return {place: ids[other] for place, other in zip(places.tolist(), like[places].tolist(), strict=True)}
+
+
+def _write(
+    parts: list[Part], cell: Cell, fate: np.ndarray, likes: dict[int, str], params: PromptsParams, path: Path
+) -> list[tuple]:
+    """Write one file, and beside it what was taken out; (format, audience, counts ...)."""
     found: dict[tuple[str, str], Counter[str]] = {}
-    with TableWriter(path, PROMPT, level=1) as kept, TableWriter(folder / "removed" / path.name, REJECTED) as removed:
+    with TableWriter(path, PROMPT, 1) as kept, TableWriter(path.parent / "removed" / path.name, REJECTED) as removed:
         for part in parts:
-            fates = fate[part.first : part.first + part.rows]
-            for places, rows in part.slices(np.flatnonzero(fates != NOT_DRAWN)):
-                prompts, ends = prompts_of(rows, cell, params), fates[places]
-                count(prompts, ends, found)
-                gone = np.flatnonzero(ends != KEPT)
-                kept.write_table(prompts.filter(pa.array(ends == KEPT)) if len(gone) else prompts)
-                said = details(seeds, places[gone] + part.first, like)
-                rejected = rejections(prompts.take(pa.array(gone)), ends[gone], said)
+            for places, rows in part.slices(np.flatnonzero(fate[part.first : part.first + part.rows] != NOT_DRAWN)):
+                prompts, fates = prompts_of(rows, cell, params), fate[places + part.first]
+                count(prompts, fates, found)
+                gone = np.flatnonzero(fates != KEPT)
+                kept.write_table(prompts.filter(pa.array(fates == KEPT)) if len(gone) else prompts)
+                similar = [likes.get(place, "") for place in (places[gone] + part.first).tolist()]
+                rejected = rejections(prompts.take(pa.array(gone)), fates[gone].tolist(), similar)
                 removed.write_table(table_of(rejected, REJECTED, cell.name))
-                note(len(places))
-    with made(counts) as partial:
-        partial.write_text(json.dumps([[*key, *(some[name] for name in COUNTS)] for key, some in found.items()]))
-    return path.name
+    return [(*key, *(some[name] for name in COUNTS)) for key, some in found.items()]
 
 
 def counts_in(folder: Path, names: list[str], cells: list[Cell]) -> list[tuple]:
@@ -105,26 +111,18 @@ def count(prompts: pa.Table, fates: np.ndarray, found: dict[tuple[str, str], Cou
             counter["topic_named"] += row["count_all"]
 
 
-def details(seeds: Seeds, places: np.ndarray, like: np.ndarray) -> list[str]:
-    """Why seeds at some places went: the seed that each is like, "" where it is like none."""
-    others = like[places]
-    ids = seeds.row_ids(others[others >= 0])
-    return [f"like {ids[other]}" if other >= 0 else "" for other in others.tolist()]
-
-
-def rejections(prompts: pa.Table, fates: np.ndarray, similar: list[str]) -> list[dict]:
-    """REJECTED rows of prompts that were taken out."""
+def rejections(prompts: pa.Table, fates: list[int], similar: list[str]) -> list[dict]:
+    """REJECTED rows of prompts that were taken out; `similar`: the seeds that near duplicates are like."""
     shown = ("source", "style", "seed_id", "prompt")
-    said = [
-        detail if fate == NEAR else "the same text as another prompt"
-        for fate, detail in zip(fates, similar, strict=True)
-    ]
-    return [
-        {
-            "row_id": row["prompt_id"],
-            "reason": REASONS[int(fate)],
-            "detail": f"{row['source']}-{row['style']}, {row['seed_id']}: {detail}",
-            "row": json.dumps({name: row[name] for name in shown}, ensure_ascii=False)[:10_000],
-        }
-        for row, fate, detail in zip(prompts.to_pylist(), fates, said, strict=True)
-    ]
+    rows = []
+    for row, fate, other in zip(prompts.to_pylist(), fates, similar, strict=True):
+        why = f"like {other}" if fate == NEAR else "the same text as another prompt"
+        rows.append(
+            {
+                "row_id": row["prompt_id"],
+                "reason": REASONS[fate],
+                "detail": f"{row['source']}-{row['style']}, {row['seed_id']}: {why}",
+                "row": json.dumps({name: row[name] for name in shown}, ensure_ascii=False)[:10_000],
+            }
+        )
+    return rows
