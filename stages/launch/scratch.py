@@ -51,7 +51,10 @@ def made(path: Path) -> Iterator[Path]:
 
 
 def lend(path: Path, target: Path) -> None:
-    """Put a finished file at `target` too; it stays in the folder, in case the run is killed before it has ended."""
+    """Put a finished file at `target` too, without a copy where the file system can.
+
+    So it is still in its folder if the run is killed before it has ended.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         target.hardlink_to(path)

@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.launch.scratch import made
+from stages.launch.scratch import lend, made
 from stages.prompting.cells import DIGEST, digests_of, in_order, prepared
 from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
 from stages.tables.parquet import read_batches
@@ -203,7 +203,7 @@ def _parted(runs: list[Path], number: int, pieces: int, folder: Path, look: Call
         with made(target) as partial:
             partial.mkdir()
             if pieces == len(runs) == 1:
-                (partial / "rows.arrow").hardlink_to(runs[0])
+                lend(runs[0], partial / "rows.arrow")
             else:
                 bounds = [number * (1 << 64) // pieces, (number + 1) * (1 << 64) // pieces - 1]
                 found = [_within(_mapped(run), *bounds) for run in runs]
