@@ -4,7 +4,7 @@ In: data/sources/<source>.parquet, data/topics/web.parquet, prompts/<source>/<st
 Out: data/prompts/<cell>.parquet (PROMPT; a cell is <source>-<style>, a large one has several files, see
 stages/tables/cells.py) for each style of the chosen presets, data/prompts/removed/removed.parquet (REJECTED: every
 duplicate), metrics/prompts.json, metrics/plots/prompts.csv (prompts, duplicates by source, style, format, audience).
-Memory does not grow with the rows, but for 50 bytes each. What is finished lies in the store's work/prompts until the
+Memory does not grow with the rows, but for 70 bytes each. What is finished lies in the store's work/prompts until the
 stage has ended, so that a killed run goes on.
 Alone: python -m stages.prompts; one cell's prompts without any stage: python -m stages.preview <source> <style>
 """

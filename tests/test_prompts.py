@@ -18,7 +18,7 @@ from prompt_seeds import CELLS, ODD, ROOT, STYLES, odd_rows, params, passage, re
 
 from stages import prompts
 from stages.errors import ConfigError, DataError
-from stages.prompting.cells import Cell, digests_of, drawn, in_order, prepared, prompts_of
+from stages.prompting.cells import Cell, digests_of, drawn, order_of, prepared, prompts_of
 from stages.prompting.identity import digests, prompt_ids
 from stages.prompting.near_duplicates import Basis, basis_of, near_duplicates, sketch
 from stages.prompting.recipe import PromptsParams, Style
@@ -164,7 +164,8 @@ def test_a_share_or_limit_takes_the_same_rows_of_any_order() -> None:
     rows, half = seeds([f"Row {n}" for n in range(300)]), Style(format="f", audience="a", share=0.5)
 
     def taken(rows: pl.DataFrame, style: Style, limit: int | None) -> list[str]:
-        ordered = in_order(prepared("web", rows, 100))
+        ordered = prepared("web", rows, 100)
+        ordered = ordered.take(pa.array(order_of(ordered)))
         mask = drawn([digests_of(ordered)], cell("web", "wikihow", style), params(per_cell=limit))
         return ordered["row_id"].filter(pa.array(mask)).to_pylist()
 

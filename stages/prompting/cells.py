@@ -49,10 +49,9 @@ def prepared(source: str, rows: pl.DataFrame, extract_chars: int) -> pa.Table:
     return table
 
 
-def in_order(rows: pa.Table) -> pa.Table:
-    """Prepared rows sorted by digest, which is the order of their prompts' ids."""
-    second, first = (rows[name].to_numpy() for name in reversed(DIGEST))
-    return rows.combine_chunks().take(pa.array(np.lexsort((second, first))))
+def order_of(rows: pa.Table) -> np.ndarray:
+    """The places of prepared rows in the order of their digests, which is that of their prompts' ids."""
+    return np.lexsort([rows[name].to_numpy() for name in reversed(DIGEST)])
 
 
 def digests_of(rows: pa.Table) -> np.ndarray:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.launch.scratch import lend, made
-from stages.prompting.cells import DIGEST, digests_of, in_order, prepared
+from stages.prompting.cells import DIGEST, digests_of, order_of, prepared
 from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
 from stages.tables.parquet import read_batches
 
@@ -74,7 +74,8 @@ class Part:
             within = int(np.searchsorted(weights, weights[begin] + SLICE_BYTES, "right")) - 1
             end = max(begin + 1, min(begin + SLICE_ROWS, within))
             some = places[begin:end]
-            yield some, table.slice(begin, len(some)) if whole else table.take(pa.array(some)).combine_chunks()
+            rows = table.slice(begin, len(some)) if whole else table.take(pa.array(some))
+            yield some, rows.combine_chunks()
             begin = end
 
     def load(self, name: str) -> np.ndarray:
@@ -165,9 +166,10 @@ def _runs(
 
     def spill() -> None:
         runs.append(folder / f"run-{len(runs):05d}.arrow")
+        rows = pa.concat_tables(pending).combine_chunks()
+        pending.clear()  # one copy less in memory while they are sorted
         with made(runs[-1]) as partial:
-            _write(in_order(pa.concat_tables(pending)), partial)
-        pending.clear()
+            _write(rows, partial)
 
     for batch in batches:
         note(batch.height)
@@ -207,7 +209,7 @@ def _parted(runs: list[Path], number: int, pieces: int, folder: Path, look: Call
             else:
                 bounds = [number * (1 << 64) // pieces, (number + 1) * (1 << 64) // pieces - 1]
                 found = [_within(_mapped(run), *bounds) for run in runs]
-                _write(in_order(pa.concat_tables(found)), partial / "rows.arrow")
+                _write(pa.concat_tables(found).combine_chunks(), partial / "rows.arrow")
             look(Part(partial, 0, _mapped(partial / "rows.arrow").num_rows))
     return _mapped(target / "rows.arrow").num_rows
 
@@ -223,9 +225,12 @@ def _folder(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}"
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    with pa.ipc.new_file(path, table.schema) as file:
-        file.write_table(table)
+def _write(rows: pa.Table, path: Path) -> None:
+    """Write prepared rows in order; a second copy of them is never whole in memory."""
+    order = order_of(rows)
+    with pa.ipc.new_file(path, rows.schema) as file:
+        for begin in range(0, max(len(order), 1), SLICE_ROWS):
+            file.write_table(rows.take(pa.array(order[begin : begin + SLICE_ROWS])))
 
 
 def _mapped(path: Path) -> pa.Table:
