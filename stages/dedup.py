@@ -44,7 +44,7 @@ def main() -> str:
         gone, stats = find_exact(run, params.n_grams, params.max_extract_copy)
         plan, near = find_near(run, gone, config, params.min_jaccard)
         metrics, _ = run.settle(take_out(run, plan), keep=False)
-        copies = copied(stats, [cell.stem for cell in run.cells])
+        copies = copied(stats, sorted(set(map(cell_of, run.cells))))
     for account in [metrics, *metrics["cells"].values()]:
         duplicates = account["rows_removed"] - account["removed"].get("copy", 0)
         account["rate"] = duplicates / max(account["rows_in"], 1)

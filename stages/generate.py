@@ -1,7 +1,7 @@
 """generate: every prompt completed, once, by the generation model.
 
-In: data/prompts/<source>-<style>.parquet, models/generator/, data/pilot/gate.json (the pilot has passed).
-Out: data/generate/<source>-<style>.parquet (DOCUMENT), data/generate/failed/failed.parquet (FAILED),
+In: data/prompts/<cell>.parquet, models/generator/, data/pilot/gate.json (the pilot has passed).
+Out: data/generate/<cell>.parquet (DOCUMENT), data/generate/failed/failed.parquet (FAILED),
 metrics/generate.json. What this run sent, what it took from the completion store, and what it cost beside the forecast
 differs between runs: metrics/generate_run.json, metrics/plots/throughput.csv, MLflow.
 Contract: prompts x samples_per_prompt = completions + failures by reason; a failure is asked again by the next run.
@@ -23,6 +23,7 @@ from stages.serving.generation import CompletionRun, GenerationModel, PromptRequ
 from stages.serving.requests import Completion, Request, Sampling
 from stages.settings import Params, load
 from stages.tables.accounting import write_metrics
+from stages.tables.cells import cell_of
 from stages.tables.contracts import DOCUMENT, FAILED, PROMPT
 from stages.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in, write_table
 
@@ -171,7 +172,7 @@ def main() -> str:
     tally, failures = write_cells(paths, run, model, params)
     write_table(OUT / "failed" / "failed.parquet", failures, FAILED)
     write_metrics("metrics/generate.json", tally.metrics())
-    cells = sum(count_rows(OUT / path.name) > 0 for path in paths)
+    cells = len({cell_of(path) for path in paths if count_rows(OUT / path.name)})
     return (
         f"{tally.completed} completions in {cells} cells, {tally.tokens:,} tokens; {run.sent} sent, {run.cached} from"
         f" the store, {len(failures)} failed"

@@ -1,6 +1,6 @@
 """pilot: a few completions of every cell before the whole bill is paid, and a gate.
 
-In: data/prompts/<source>-<style>.parquet, models/generator/. The completions are requests that generate makes too,
+In: data/prompts/<cell>.parquet, models/generator/. The completions are requests that generate makes too,
 with the same keys, so nothing is paid twice.
 Out: metrics/pilot.json (opening phrases, truncation, refusals, diversity, per cell), data/pilot/gate.json (what
 generate depends on; the same bytes whenever the gate lets through, so that a new measurement alone reruns nothing).
@@ -13,7 +13,7 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from stages.serving.generation import GenerationModel, PromptRequests, complete
 from stages.serving.requests import Completion, Failure, Sampling
 from stages.settings import Params, load
 from stages.tables.accounting import write_metrics
+from stages.tables.cells import cell_of
 from stages.tables.contracts import PROMPT
 from stages.tables.parquet import read_batches, tables_in
 
@@ -177,17 +178,19 @@ def chosen(paths: list[Path], params: PilotParams) -> list[tuple[str, str, str]]
     A cell is a source, a style and an audience; it is called `<source>-<style>` where that style has one audience.
     """
     picked = []
-    for path in paths:
-        ids: dict[str, list[str]] = defaultdict(list)
-        for table in read_batches([path], PROMPT, ["prompt_id", "audience"]):
+    for cell, files in groupby(paths, key=cell_of):
+        files, ids = list(files), defaultdict[str, list[str]](list)
+        for table in read_batches(files, PROMPT, ["prompt_id", "audience"], batch_rows=20_000):
             for prompt_id, audience in zip(*(column.to_pylist() for column in table.columns), strict=True):
                 ids[audience].append(prompt_id)
+            for audience, some in ids.items():  # the draw of all is the draw of what was drawn from each batch
+                ids[audience] = draw_sample(params.seed, "pilot", some, params.per_cell)
         drawn = {
-            prompt_id: path.stem if len(ids) == 1 else f"{path.stem} ({audience})"
+            prompt_id: cell if len(ids) == 1 else f"{cell} ({audience})"
             for audience in ids
-            for prompt_id in draw_sample(params.seed, "pilot", ids[audience], params.per_cell)
+            for prompt_id in ids[audience]
         }
-        for table in read_batches([path], PROMPT, ["prompt_id", "prompt"]):
+        for table in read_batches(files, PROMPT, ["prompt_id", "prompt"]):
             rows = table.filter(pc.field("prompt_id").isin(list(drawn))).to_pylist()
             picked += [(drawn[row["prompt_id"]], row["prompt_id"], row["prompt"]) for row in rows]
     return picked

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import re
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -19,9 +20,11 @@ import polars as pl
 from stages.clusters import EndpointSpec
 from stages.draws import draw_sample
 from stages.errors import ClusterError, ConfigError, DataError, run_stage
-from stages.prompting.slots import SLOTS, slot_columns
+from stages.prompting.cells import Cell, prepared, prompts_of
+from stages.prompting.recipe import PromptsParams, Style
+from stages.prompting.seeds import seed_batches
+from stages.prompting.slots import SLOTS
 from stages.prompting.templates import read_template
-from stages.prompts import PromptsParams, Style, build_cell, read_seeds
 from stages.seeds.readers import READERS
 from stages.seeds.reading import read_records
 from stages.serving import client
@@ -61,18 +64,29 @@ def table(params: PromptsParams) -> str:
     return "\n".join("  ".join(f"{v:{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def seed_rows(source: str) -> pl.DataFrame:
+def seed_rows(source: str, count: int, seed: int) -> pl.DataFrame:
+    """`count` rows with a `topic`, drawn by the seed from `candidates`, whatever their batches."""
+    taken = pl.DataFrame()
+    for batch in candidates(source):
+        taken = pl.concat([taken, batch], how="diagonal_relaxed")
+        taken = taken.filter(pl.col("row_id").is_in(draw_sample(seed, "preview", taken["row_id"], count)))
+    return taken
+
+
+def candidates(source: str) -> Iterator[pl.DataFrame]:
     """Rows with a `topic`, of the stages' tables where they exist, else of the dataset; says on stderr which."""
     made = Path(f"data/sources/{source}.parquet").is_file()
     if made and (source != "web" or Path("data/topics/web.parquet").is_file()):
-        return read_seeds(source)
+        yield from seed_batches(source)
+        return
     rows = pl.DataFrame(read_table(f"data/sources/{source}.parquet", SOURCE)) if made else first_rows(source)
     if source != "web":
-        return rows.with_columns(topic=pl.lit(None, pl.String))
+        yield rows.with_columns(topic=pl.lit(None, pl.String))
+        return
     entries = read_yaml(Path("curation/topics.yaml"))["topics"]
     topic = next(entry["topic"] for entry in entries if entry["decision"] == "keep")
     note(f"the topics stage has not run: {topic!r} stands for every page's topic")
-    return rows.with_columns(topic=pl.lit(topic))
+    yield rows.with_columns(topic=pl.lit(topic))
 
 
 def first_rows(source: str) -> pl.DataFrame:
@@ -131,13 +145,12 @@ def main(source: str, name: str, count: int, seed: int | None, chat: bool, endpo
     params = load("prompts", PromptsParams)
     style = style_of(params, source, name)
     template = read_template(source, name)
-    rows = seed_rows(source)
-    ids = draw_sample(params.seed if seed is None else seed, "preview", rows["row_id"], count)
-    if not ids:
+    rows = seed_rows(source, count, params.seed if seed is None else seed)
+    if rows.is_empty():
         raise DataError(f"data/sources/{source}.parquet has no row to make a prompt of")
-    rows = slot_columns(source, rows.filter(pl.col("row_id").is_in(ids)), params.extract_chars)
-    cell = build_cell(rows, name, style, template, params).sort("seed_id")
-    prompts = [(str(i), str(prompt)) for i, prompt in cell.select("prompt_id", "prompt").iter_rows()]
+    rows = prepared(source, rows, params.extract_chars).sort_by("row_id")
+    cell = prompts_of(rows, Cell(source, name, style, template), params).to_pydict()
+    prompts = list(zip(cell["prompt_id"], cell["prompt"], strict=True))
     shown = [prompt for _, prompt in prompts]
     if chat:
         model = GenerationModel.read()

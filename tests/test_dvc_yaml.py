@@ -20,6 +20,7 @@ EXECUTION = {
     "stages/clusters.py",
     "stages/launch/arrays.py",
     "stages/launch/leash.py",
+    "stages/launch/scratch.py",
     "stages/launch/servers.py",
     "stages/launch/slurm.py",
     "stages/launch/supervisor.py",

@@ -5,35 +5,27 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import yaml
+from prompt_seeds import CELLS, ODD, ROOT, STYLES, odd_rows, params, passage, repository, source_rows, with_duplicates
 
 from stages import prompts
-from stages.draws import draw_u64
-from stages.errors import ConfigError
-from stages.prompting.near_duplicates import Alikes, near_duplicates, sketch
+from stages.errors import ConfigError, DataError
+from stages.prompting.cells import Cell, digests_of, drawn, order_of, prepared, prompts_of
+from stages.prompting.identity import digests, prompt_ids
+from stages.prompting.near_duplicates import Basis, basis_of, near_duplicates, sketch
+from stages.prompting.recipe import PromptsParams, Style
+from stages.prompting.seeds import on_disk
 from stages.prompting.slots import SLOTS, covered_sentence, slot_columns
-from stages.prompting.templates import parse_template, read_template
-from stages.prompts import PromptsParams, Style, build_cell, drawn
-from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
-from stages.tables.parquet import write_table
+from stages.prompting.templates import Template, parse_template, read_template
 
-ROOT = Path(__file__).parents[1]
-STYLES = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["prompts"]["styles"]
-CELLS = [(source, style) for sources in STYLES.values() for source, styles in sources.items() for style in styles]
-ODD = [
-    'He said "no" {x} ${y} $z %s',
-    "\U0001f600 emoji",
-    "\u0645\u0631\u062d\u0628\u0627 rtl",
-    "w" * 100_000,
-    "tail\nlines",
-    "# no header {{ nor }} $$5 'single' \\n \\",
-    "many words" * 9_000 + " of 90 kB",
-    ("many words " * 9_000).strip(),
-]
 OPENINGS = (
     "Once upon a time",
     "The sun hung low in the sky",
@@ -59,42 +51,28 @@ def seeds(texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"topic": pl.String, "url": pl.String})
 
 
-def params(**changes) -> PromptsParams:
-    return PromptsParams(
-        **{"seed": 1, "topic_probability": 0.5, "extract_chars": 200, "per_cell": None, "near_duplicate": 0.8}
-        | {"goal_rate": 0.01, "presets": ["cosmopedia"], "styles": {}, **changes}
-    )
+WIKIHOW = Style(format="wikihow", audience="general", share=1.0)
 
 
-def build(rows: pl.DataFrame, settings: PromptsParams) -> pl.DataFrame:
-    template = read_template("web", "wikihow", ROOT / "prompts")
-    style = Style(format="wikihow", audience="general", share=1.0)
-    return build_cell(slot_columns("web", rows, settings.extract_chars), "wikihow", style, template, settings)
+def cell(source: str, name: str, style: Style = WIKIHOW, template: Template | None = None) -> Cell:
+    return Cell(source, name, style, template or read_template(source, name, ROOT / "prompts"))
 
 
-def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
-    """SOURCE rows of any source whose every field is odd."""
-    rows = []
-    for n, text in enumerate(texts):
-        name = text[:200].strip()
-        context = dict.fromkeys(("course", "section", "unit", "chapter", "book", "format", "audience"), name)
-        lists = {f"covered_{part}s": [name] for part in ("unit", "section", "chapter", "lesson")}
-        lists["trail"] = [name]
-        context = json.dumps({**context, **lists, "seed_data": name}, ensure_ascii=False)
-        row = {"row_id": f"{source}/{n:04d}", "source": source, "original_id": str(n), "title": name, "text": text}
-        rows.append({**row, "context": context, "url": None, "licence": "CC0-1.0", "revision": "r", "topic": topic})
-    return pl.DataFrame(rows, schema_overrides={"topic": pl.String, "url": pl.String})
+def build(rows: pl.DataFrame, settings: PromptsParams, of: Cell | None = None) -> pl.DataFrame:
+    """A cell's prompts, in the order of the rows."""
+    of = of or cell("web", "wikihow")
+    return pl.DataFrame(prompts_of(prepared(of.source, rows, settings.extract_chars), of, settings))
 
 
 @pytest.mark.parametrize(("source", "style"), CELLS)
 def test_every_template_carries_odd_data_unharmed(source: str, style: str) -> None:
-    template = read_template(source, style, ROOT / "prompts")
+    template = (of := cell(source, style)).template
     header = (ROOT / "prompts" / source / f"{style}.txt").read_text(encoding="utf-8").splitlines()[0]
     settings = params(extract_chars=1000, topic_probability=1.0)
     for topic in ('A "topic"', "", None):
         rows = slot_columns(source, odd_rows(source, ODD, topic), 1000)
-        cell = build_cell(rows, style, Style(format="f", audience="a", share=1.0), template, settings)
-        for row, seed in zip(cell.iter_rows(named=True), rows.iter_rows(named=True), strict=True):
+        made = build(odd_rows(source, ODD, topic), settings, of)
+        for row, seed in zip(made.iter_rows(named=True), rows.iter_rows(named=True), strict=True):
             held = {slot: seed[f"slot.{slot}"] for slot in template.slots if slot != "in_topic"}
             clause = ', within the context of "A "topic""' if topic and "in_topic" in template.slots else ""
             assert row["prompt"] == template.render({**held, "in_topic": clause})
@@ -175,19 +153,25 @@ def test_the_topic_is_named_at_the_set_rate_and_recorded() -> None:
 
 
 def test_each_template_names_the_topic_as_often() -> None:
-    rows = slot_columns("web", seeds([f"Row {n} of a large set." for n in range(3000)]), 200)
+    rows = seeds([f"Row {n} of a large set." for n in range(3000)])
     for name in (style for source, style in CELLS if source == "web"):
-        template = read_template("web", name, ROOT / "prompts")
-        cell = build_cell(rows, name, Style(format="f", audience="a", share=1.0), template, params())
-        expected = 1500 if "in_topic" in template.slots else 0
-        assert abs(cell["topic_named"].sum() - expected) <= bool(expected) * 4 * (3000 * 0.25) ** 0.5, name
+        made = build(rows, params(), of := cell("web", name))
+        expected = 1500 if "in_topic" in of.template.slots else 0
+        assert abs(made["topic_named"].sum() - expected) <= bool(expected) * 4 * (3000 * 0.25) ** 0.5, name
 
 
 def test_a_share_or_limit_takes_the_same_rows_of_any_order() -> None:
-    rows = seeds([f"Row {n}" for n in range(300)])
-    taken = drawn(rows, "wikihow", 0.5, 40, 9)["row_id"].sort()
-    assert taken.equals(drawn(rows.reverse(), "wikihow", 0.5, 40, 9)["row_id"].sort()) and len(taken) == 40
-    assert drawn(rows, "wikihow", 0.0, None, 9).is_empty()
+    rows, half = seeds([f"Row {n}" for n in range(300)]), Style(format="f", audience="a", share=0.5)
+
+    def taken(rows: pl.DataFrame, style: Style, limit: int | None) -> list[str]:
+        ordered = prepared("web", rows, 100)
+        ordered = ordered.take(pa.array(order_of(ordered)))
+        mask = drawn([digests_of(ordered)], cell("web", "wikihow", style), params(per_cell=limit))
+        return ordered["row_id"].filter(pa.array(mask)).to_pylist()
+
+    assert taken(rows, half, 40) == taken(rows.reverse(), half, 40) and len(taken(rows, half, 40)) == 40
+    assert set(taken(rows, half, 40)) < set(taken(rows, half, None)) and 110 < len(taken(rows, half, None)) < 190
+    assert taken(rows, Style(format="f", audience="a", share=0.0), None) == []
 
 
 def test_the_covered_sentence_is_right_for_first_second_and_later_units() -> None:
@@ -227,10 +211,8 @@ def test_a_style_without_template_names_the_templates_there_are() -> None:
 
 
 def test_templates_may_change_without_another_prompt_id() -> None:
-    style = Style(format="wikihow", audience="general", share=1.0)
-    rows = slot_columns("web", seeds(["One text."]), 100)
     one, two = (
-        build_cell(rows, "w", style, parse_template(t, Path("t"), ("extract",)), params())
+        build(seeds(["One text."]), params(), cell("web", "w", WIKIHOW, parse_template(t, Path("t"), ("extract",))))
         for t in ("A $extract", "B $extract")
     )
     assert one["prompt_id"].equals(two["prompt_id"]) and not one["template_hash"].equals(two["template_hash"])
@@ -246,34 +228,6 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True
     )
     assert result.returncode == ConfigError.status and "unknown source 'news'" in result.stderr
-
-
-def repository(folder: Path, sources: dict[str, list[dict]], **changes: object) -> None:
-    """Templates, settings and seed tables (web rows of one topic) in a folder."""
-    (folder / "prompts").symlink_to(ROOT / "prompts")
-    (folder / "profiles").mkdir()
-    section = {**params().model_dump(), "styles": STYLES, **changes}
-    (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "p", "prompts": section}), encoding="utf-8")
-    (folder / "profiles/p.yaml").write_text("{prompts: {}}", encoding="utf-8")
-    for source, rows in {**{source: [] for source in SLOTS}, **sources}.items():
-        write_table(folder / f"data/sources/{source}.parquet", rows, SOURCE)
-    topics = [{"row_id": row["row_id"], "cluster": 0, "topic": "Geology"} for row in sources.get("web", [])]
-    write_table(folder / "data/topics/web.parquet", topics, TOPIC_OF_ROW)
-
-
-def source_rows(source: str, texts: list[str]) -> list[dict]:
-    return odd_rows(source, texts).drop("topic").to_dicts()
-
-
-def passage(number: int, words: int = 60) -> list[str]:
-    """Words that no other number shares more than a few of."""
-    return [f"w{draw_u64(7, number, n) % 5000}" for n in range(words)]
-
-
-def with_duplicates(count: int) -> list[str]:
-    """Texts of which the last three repeat the first: as it is, in capitals, with another word at the end."""
-    texts = [" ".join(passage(n)) for n in range(count)]
-    return [*texts, texts[0], texts[0].upper(), f"{texts[0]} more"]
 
 
 def test_counts_add_up_from_source_row_to_prompt(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,18 +246,21 @@ def test_counts_add_up_from_source_row_to_prompt(empty_folder: Path, capsys: pyt
         ("duplicate_prompt", metrics["removed"]["duplicate_prompt"]),
         ("near_duplicate_prompt", metrics["removed"]["near_duplicate_prompt"]),
     ]
-    assert removed.height == table["duplicates"].sum() + table["near_duplicates"].sum() > 10
+    assert removed.height == table.select(pl.sum_horizontal("duplicates", "near_duplicates").sum()).item() > 10
     assert "warning" in (said := capsys.readouterr().err) and "web-" in said and "openstax" not in said
 
 
 def test_any_order_of_rows_gives_the_same_bytes(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(empty_folder, {"web": source_rows("web", with_duplicates(60))}, per_cell=50)
     made = []
-    read = prompts.read_seeds
+    read = prompts.seed_batches
+
+    def shuffled(source: str, seed: int) -> Iterator[pl.DataFrame]:
+        for rows in [pl.concat(batches)] if (batches := list(read(source))) else []:
+            yield from rows.sample(fraction=1, shuffle=True, seed=seed).iter_slices(1 + 13 * seed)
+
     for seed in range(3):
-        monkeypatch.setattr(
-            prompts, "read_seeds", lambda s, seed=seed: read(s).sample(fraction=1, shuffle=True, seed=seed)
-        )
+        monkeypatch.setattr(prompts, "seed_batches", lambda s, seed=seed: shuffled(s, seed))
         prompts.main()
         files = [*Path("data/prompts").rglob("*.parquet"), Path("metrics/prompts.json")]
         made.append({str(path): path.read_bytes() for path in files})
@@ -342,10 +299,49 @@ def test_ready_made_prompts_are_sent_as_they_are(empty_folder: Path) -> None:
     assert row["prompt"] == "  Write on $x, {y}.\n " and row["format"] == row["audience"] == "Write on $x, {y}."
 
 
+def test_ready_made_prompts_count_under_their_own_format_and_audience(empty_folder: Path) -> None:
+    rows = source_rows("ready", [f"Write on rock number {n}, please." for n in range(5)])
+    kinds = [("story", "general"), ("blogpost", "researchers"), ("story", "general"), ("blogpost", "general")]
+    for row, (kind, audience) in zip(rows, [*kinds, ("story", "general")], strict=True):
+        row["context"] = json.dumps({"format": kind, "audience": audience, "seed_data": ""})
+    repository(empty_folder, {"ready": rows})
+    prompts.main()
+    counted = pl.read_csv("metrics/plots/prompts.csv").select("format", "audience", "prompts").rows()
+    assert counted == [("blogpost", "general", 1), ("blogpost", "researchers", 1), ("story", "general", 3)]
+    metrics = json.loads(Path("metrics/prompts.json").read_text())
+    assert metrics["by_format"] == {"blogpost": 2, "story": 3} and list(metrics["cells"]) == ["ready-as_is"]
+
+
+def test_a_source_table_without_a_column_is_refused(empty_folder: Path) -> None:
+    repository(empty_folder, {"web": source_rows("web", ["Some text."])})
+    path = Path("data/sources/web.parquet")
+    pl.read_parquet(path).drop("context", "licence").write_parquet(path)
+    with pytest.raises(DataError, match=r"data/sources/web.parquet: source rows lacks .*context, licence;.* run the"):
+        prompts.main()
+
+
+def test_the_smallest_prompt_id_of_a_group_stays(empty_folder: Path) -> None:
+    texts = with_duplicates(30)
+    repository(empty_folder, {"web": source_rows("web", texts)}, topic_probability=0.0)
+    prompts.main()
+    removed = pl.read_parquet("data/prompts/removed/removed.parquet")["row_id"].to_list()
+    group = [f"web/{n:04d}" for n in (0, 30, 31, 32)]  # one text four times
+    for file in Path("data/prompts").glob("*.parquet"):
+        made = pl.read_parquet(file)
+        (stays,) = made.filter(pl.col("seed_id").is_in(group))["prompt_id"]
+        gone = prompt_ids(digests(group), made["style"][0], made["audience"][0]).to_pylist()
+        assert stays == min(gone) and sorted(gone)[1:] == [i for i in sorted(removed) if i in gone]
+
+
 def found_in(texts: list[str], threshold: float = 0.8, names: list[str] | None = None) -> dict[int, int]:
-    ids = [f"web/{n:04d}" for n in range(len(texts))]
-    known = sketch(ids, names or [""] * len(texts), pl.Series(texts, dtype=pl.String))
-    return near_duplicates(known, pl.Series(range(len(texts))).to_numpy(), threshold)
+    """Of texts in the order of their rows' digests the near duplicates, each with the one that it is like."""
+    rows = seeds(texts).with_columns(title=pl.Series(names or [""] * len(texts)))
+    rows = rows.with_columns(row_id=rows["row_id"].gather(np.argsort(digests(rows["row_id"])[:, 0])))
+    basis = Basis(("title",), "slot.extract")
+    with TemporaryDirectory() as folder:
+        found = on_disk("web", [rows], 10**6, Path(folder), lambda part: sketch(part, basis), lambda _: None)
+        like = near_duplicates(found, basis, np.ones(len(texts), dtype=bool), threshold)
+    return {n: int(other) for n, other in enumerate(like) if other >= 0}
 
 
 def test_near_duplicates_are_those_that_brute_force_finds() -> None:
@@ -365,39 +361,27 @@ def test_near_duplicates_are_those_that_brute_force_finds() -> None:
     assert found.keys() == wanted and len(wanted) > 60
 
 
-def test_the_smallest_seed_id_stays_in_any_order() -> None:
-    texts = with_duplicates(20)
-    order = list(range(len(texts)))
-    for seed in range(5):
-        random.Random(seed).shuffle(order)
-        ids = [f"web/{n:04d}" for n in order]
-        known = sketch(ids, [""] * len(ids), pl.Series([texts[n] for n in order]))
-        found = near_duplicates(known, pl.Series(range(len(ids))).to_numpy(), 0.8)
-        assert {order[seed]: order[other] for seed, other in found.items()} == {20: 0, 21: 0, 22: 0}
-
-
 def test_seeds_of_other_names_and_texts_without_words_are_no_duplicates() -> None:
     text = " ".join(passage(1))
     assert found_in([text, text, text], names=["Review", "review!", "Practice"]) == {1: 0}
     assert found_in(["\U0001f600", "\U0001f680", "", "", "\U0001f600"]) == {3: 2, 4: 0}
     assert found_in(["short text", "Short text!", "short texts"]) == {1: 0}
-    assert found_in([]) == {} == found_in([text])
+    assert found_in([text]) == {}
 
 
-def test_lessons_of_one_title_in_two_chapters_both_stay() -> None:
+def test_lessons_of_one_title_in_two_chapters_both_stay(tmp_path: Path) -> None:
     rows = odd_rows("khanacademy", ["Review", "Review "])
     rows = rows.with_columns(
         context=pl.Series([c.replace("Review", f"Part {n}") for n, c in enumerate(rows["context"])])
     )
-    template = read_template("khanacademy", "textbook", ROOT / "prompts")
-    filled = slot_columns("khanacademy", rows, 100)
-    cell = build_cell(filled, "textbook", Style(format="f", audience="a", share=1.0), template, params())
-    kept, alike = Alikes(filled, 0.8).apart(cell, template.slots)
-    assert (kept.height, alike.height) == (2, 0)
+    basis = basis_of(cell("khanacademy", "textbook").template.slots)
+    found = on_disk("khanacademy", [rows], 100, tmp_path, lambda part: sketch(part, basis), lambda _: None)
+    assert basis.text == "" and (near_duplicates(found, basis, np.ones(2, dtype=bool), 0.8) == -1).all()
 
 
 def test_looking_for_near_duplicates_is_cheap() -> None:
     texts = [" ".join(passage(n, 160)) for n in range(3000)]
+    found_in(texts[:2])  # compiles, where no earlier run has
     started = time.process_time()
     assert found_in([*texts, texts[0]]) == {3000: 0}
     assert time.process_time() - started < 3  # 0.15 on a quiet core, 5 for 100,000

@@ -18,7 +18,8 @@ import yaml
 import zstandard
 
 from stages import sources
-from stages.errors import ConfigError, DataError
+from stages.errors import ClusterError, ConfigError, DataError
+from stages.seeds import reading
 from stages.seeds.duplicates import Fingerprints
 from stages.seeds.readers import READERS, UltrachatFilter, concepts_of
 from stages.seeds.reading import read_records
@@ -325,3 +326,40 @@ def test_the_command_line_ends_with_one_sentence_and_no_traceback(tmp_path: Path
     )
     assert result.returncode == ConfigError.status
     assert result.stderr.count("\n") == 1 and "data/nowhere.txt does not exist" in result.stderr
+
+
+class BreakingStream:
+    """Ten rows of a hub dataset, in a stream that breaks off before some of them, each as often as it says."""
+
+    def __init__(self, breaks: dict[int, int], first: int = 0):
+        self.breaks, self.first = breaks, first
+
+    def skip(self, rows: int) -> "BreakingStream":
+        return BreakingStream(self.breaks, rows)
+
+    def __iter__(self):
+        for row in range(self.first, 10):
+            if self.breaks.get(row, 0):
+                self.breaks[row] -= 1
+                raise ConnectionResetError("Connection reset by peer")
+            yield {"text": f"page {row}"}
+
+
+def test_a_hub_stream_that_breaks_off_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import datasets
+
+    monkeypatch.setattr(reading, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, breaks={0: 1, 4: 2, 9: 2}, **__: BreakingStream(breaks))
+    records, _ = read_records("some/dataset", None, "train", "0" * 40)
+    assert [record.values["text"] for record in records] == [f"page {row}" for row in range(10)]
+    assert capsys.readouterr().err.count("broke off at row 4: ConnectionResetError") == 2
+
+
+def test_a_hub_stream_that_keeps_breaking_off_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(reading, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, breaks={4: 9}, **__: BreakingStream(breaks))
+    records, _ = read_records("some/dataset", None, "train", "0" * 40)
+    with pytest.raises(ClusterError, match=r"some/dataset at 0{40} broke off at row 4: .*tried 3 times"):
+        list(records)

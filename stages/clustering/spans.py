@@ -58,7 +58,7 @@ def read_span(
             table = pa.Table.from_batches([batch])
             table, skip = table.slice(skip), max(skip - table.num_rows, 0)
             table = wanted.conform(table.slice(0, left), str(path))
-            last = wanted.check_order(table[contract.key].to_pylist(), last, str(path))
+            last = wanted.check_order(table[contract.key], last, str(path))
             left -= table.num_rows
             held = pa.concat_tables([held, table])
             while held.num_rows >= batch_rows:
@@ -119,7 +119,7 @@ def read_parts(parts: Path, contract: Contract, tasks: int, rows: int) -> Iterat
             found = f"{found} rows" if part.is_file() else "no file"
             raise DataError(f"{part}: wanted the {wanted} rows of task {rank} of {tasks}, found {found}; run again")
         for table in read_batches([part], contract, batch_rows=BATCH_ROWS):
-            last = contract.check_order(table[contract.key].slice(0, 1).to_pylist(), last, str(part))
+            last = contract.check_order(table[contract.key].slice(0, 1), last, str(part))
             yield table
             last = table[contract.key][-1].as_py()
 

@@ -1,16 +1,16 @@
 """Datatrove pipelines over the cells of a corpus.
 
-A cell is one file `<source>-<style>.parquet` of DOCUMENT rows. A stage is a datatrove pipeline: `ReadCells`, its own
-filters and blocks, `WriteCells`. Each cell is read and written by exactly one task, so the outputs' bytes depend on
-neither the number of tasks nor that of workers. Removed documents go through datatrove's exclusion writers into parts,
-which `CorpusRun.settle` merges into one table by key while it counts them.
+A cell, `<source>-<style>`, is one file of DOCUMENT rows or several (stages/tables/cells.py). A stage is a datatrove
+pipeline: `ReadCells`, its own filters and blocks, `WriteCells`. Each file is read and written by exactly one task, so
+the outputs' bytes depend on neither the number of tasks nor that of workers. Removed documents go through datatrove's
+exclusion writers into parts, which `CorpusRun.settle` merges into one table by key while it counts them.
 """
 
 import heapq
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -27,6 +27,7 @@ from stages.clusters import Data
 from stages.errors import DataError
 from stages.launch.arrays import Arrays
 from stages.tables.accounting import RowAccount
+from stages.tables.cells import cell_of
 from stages.tables.contracts import DOCUMENT, REMOVED
 from stages.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in
 
@@ -36,7 +37,7 @@ IDS_AT_ONCE = 1 << 16  # read by `check_ids`
 
 
 class ReadCells(PipelineStep):
-    """Yields the documents of every `world_size`-th cell, in the order of completion ids within a cell."""
+    """Yields the documents of every `world_size`-th file, in the order of completion ids within a file."""
 
     type = "READER"
     name = "cells"
@@ -73,7 +74,7 @@ class NoteProgress(PipelineStep):
 
 
 class WriteCells(PipelineStep):
-    """Writes the documents that arrive to their cells' files; a cell of which none arrives gets an empty file.
+    """Writes the documents that arrive to their files; a file of which none arrives is written empty.
 
     The files reach `out` when all tasks are done (`CorpusRun.run`).
     """
@@ -176,11 +177,14 @@ class CorpusRun:
         their texts. Memory does not grow with the rows, but for those that are kept.
         """
         self.arrays.check()
-        files = sorted((p for folder in parts for p in folder.glob("*.parquet")), key=lambda p: (p.stem, str(p)))
-        total, accounts = RowAccount(self.stage), {cell.stem: RowAccount(cell.stem) for cell in self.cells}
+        total, accounts = RowAccount(self.stage), {cell: RowAccount(cell) for cell in map(cell_of, self.cells)}
         seen: list[dict] = []
         with TableWriter(self.out / "removed" / "removed.parquet", REMOVED) as writer:
-            rows = [zip(read_rows([file], REMOVED), repeat(file.stem)) for file in files]
+            rows = [
+                zip(read_rows(list(files), REMOVED), repeat(cell))
+                for folder in parts
+                for cell, files in groupby(sorted(folder.glob("*.parquet")), key=cell_of)
+            ]
             for row, cell in heapq.merge(*rows, key=lambda pair: pair[0]["completion_id"]):
                 writer.write(row)
                 total.remove(row["reason"])
@@ -188,10 +192,10 @@ class CorpusRun:
                 if keep:
                     seen.append({name: value for name, value in row.items() if name != "text"})
         for cell in self.cells:
-            account = accounts[cell.stem]
-            account.rows_in, account.kept = count_rows(cell), count_rows(self.out / cell.name)
-            total.rows_in += account.rows_in
-            total.kept += account.kept
+            rows_in, kept = count_rows(cell), count_rows(self.out / cell.name)
+            for account in (accounts[cell_of(cell)], total):
+                account.rows_in += rows_in
+                account.kept += kept
         cells = {cell: account.metrics() for cell, account in accounts.items()}
         return {**total.metrics(), "cells": cells}, seen
 
@@ -232,7 +236,7 @@ def check_ids(cells: list[Path]) -> None:
 def _checked_rows(cell: Path) -> int:
     """Rows of an input cell; `DataError` when its name or its footer is wrong."""
     if "-" not in cell.stem:
-        raise DataError(f"{cell}: a cell's file is named <source>-<style>.parquet; rename or remove it")
+        raise DataError(f"{cell}: a cell's file is named <source>-<style>[.<number>].parquet; rename or remove it")
     try:
         return count_rows(cell)
     except (pa.ArrowInvalid, OSError) as error:

@@ -62,7 +62,7 @@ class MeasureCopies(PipelineStep):
             for document in cast(Iterator[Document], data):
                 share = extract_share(document.text, document.metadata["seed_data"], self.n_grams)
                 if share is not None:
-                    cell = document.metadata["cell"]
+                    cell = cell_of(document.metadata["cell"])
                     self.stat_update(f"copies.{cell}/documents")
                     self.stat_update(f"copies.{cell}/sum", value=round(share * MILLION))
                     for level in LEVELS:

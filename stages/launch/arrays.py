@@ -12,7 +12,6 @@ next array reads them or a later attempt takes them over: the signatures
 of 30 million documents (28 GB) take half a minute each time.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,22 +21,16 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from datatrove.utils.stats import PipelineStats
 
 from stages.clusters import Data
-from stages.draws import content_hash
-from stages.errors import DataError, InternalError
+from stages.errors import DataError
 from stages.launch.executors import Steps, execute, prepared
-from stages.lineage import hash_files, store_root
+from stages.launch.scratch import scratch_folder
 from stages.progress import Progress
-from stages.settings import read_yaml, section
-
-PIPELINE = Path("dvc.yaml")
 
 
 class Arrays:
@@ -54,32 +47,17 @@ class Arrays:
     def __enter__(self) -> "Arrays":
         with ExitStack() as stack:
             stack.enter_context(prepared(self.stage, self.data))
-            self._folder, lock = _claim(store_root().resolve() / "work" / self.stage, self._key())
-            stack.enter_context(lock)
-            earlier = sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
-            self._earlier = [self._folder / str(number) for number in earlier]
-            self.scratch = self._folder / str(earlier[-1] + 1 if earlier else 0)
+            folder = stack.enter_context(scratch_folder(self.stage, *self.identity, self.data.tasks))
+            earlier = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+            self._earlier = [folder / str(number) for number in earlier]
+            self.scratch = folder / str(earlier[-1] + 1 if earlier else 0)
             self.scratch.mkdir()
             self._seals: dict[str, list] = {}  # of files that no array has read yet: path -> [bytes, SHA-256]
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        if kind is None or issubclass(kind, (DataError, InternalError)):
-            shutil.rmtree(self._folder, ignore_errors=True)
         self._stack.__exit__(kind, error, trace)
-
-    def _key(self) -> str:
-        """Runs of the stage with equal keys do the same. Where no dvc.yaml names its deps, no two are equal."""
-        known = read_yaml(PIPELINE)["stages"] if PIPELINE.is_file() else {}
-        if self.stage not in known:
-            return f"alone-{os.getpid()}"
-        found: list[object] = [*self.identity, self.data.tasks, json.dumps(section(self.stage), sort_keys=True)]
-        for dep in sorted(known[self.stage]["deps"]):
-            path = Path(dep)
-            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            found += [f"{file} {hash_files([file]) if file.is_file() else None}" for file in files]
-        return content_hash(*found)
 
     def notes(self, name: str) -> Path:
         """The folder in which task `n` of the pipeline `name` keeps the file `n`: how much it has done."""
@@ -188,41 +166,6 @@ def _broken(folder: Path, seals: dict[str, list]) -> str | None:
     for name, seal in _sealed(folder, list(seals)).items():
         if seal != seals[name]:
             return f"{folder / name}: its {seal[0]} bytes are not those that were written"
-    return None
-
-
-def _claim(room: Path, key: str) -> tuple[Path, IO[str]]:
-    """(a folder for `key` in `room`, its open lock file), and no folder of a run that has ended under another key.
-
-    Runs of other checkouts (queued experiments) that go on keep theirs; one with the same key makes another folder.
-    The lock is a POSIX one: it ends with this process, and does not pass to the processes that it forks.
-    """
-    room.mkdir(parents=True, exist_ok=True)
-    for other in room.iterdir():
-        if other.name.rpartition(".")[0] != key and (lock := _locked(other)):
-            with lock:
-                shutil.rmtree(other, ignore_errors=True)
-    for number in count():
-        folder = room / f"{key}.{number}"
-        folder.mkdir(exist_ok=True)
-        if lock := _locked(folder):
-            return folder, lock
-    raise AssertionError
-
-
-def _locked(folder: Path) -> IO[str] | None:
-    """The open and locked lock file of a folder; None when another process has it."""
-    try:
-        file = (folder / "lock").open("a")
-    except OSError:  # somebody is removing the folder
-        return None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if (folder / "lock").exists():
-            return file
-    except OSError:
-        pass
-    file.close()
     return None
 
 

@@ -1,10 +1,12 @@
 """Template files, `prompts/<source>/<style>.txt`: text with `$slots`; leading lines that begin with # are not sent."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.draws import content_hash
 from stages.errors import ConfigError
@@ -26,10 +28,10 @@ class Template:
         """The slots in the order of their use."""
         return self.pieces[1::2]
 
-    def expression(self) -> pl.Expr:
-        """The rendered prompt as a polars expression over the columns `slot.<name>`."""
-        parts = [pl.col(f"slot.{p}") if n % 2 else pl.lit(p) for n, p in enumerate(self.pieces)]
-        return pl.concat_str(parts)
+    def render_column(self, slots: Mapping[str, pa.Array]) -> pa.Array:
+        """The prompts of many rows, from a column a slot."""
+        parts = [slots[p] if n % 2 else pa.scalar(p, pa.large_string()) for n, p in enumerate(self.pieces)]
+        return pc.binary_join_element_wise(*parts, pa.scalar("", pa.large_string()))  # type: ignore[attr-defined]
 
     def render(self, values: dict[str, str]) -> str:
         """The prompt for one row's slot values."""

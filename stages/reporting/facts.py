@@ -5,7 +5,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import polars as pl
 
 from stages.draws import draw_u64
 from stages.errors import DataError
+from stages.tables.cells import cell_of, source_and_style
 from stages.tables.contracts import DOCUMENT, REMOVED
 from stages.tables.parquet import read_batches, read_rows, tables_in
 
@@ -81,10 +82,10 @@ def collect(seed: int, examples: int) -> Facts:
 
 def glance(cells: list[Path], seed: int, examples: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Counts of the corpus, and for each format the ids of the documents that stand for it."""
-    found, formats, audiences, generators, licences = [], Counter(), Counter(), set(), set()
+    found, formats, audiences, generators, licences = {}, Counter(), Counter(), set(), set()
     drawn: dict[str, list[tuple[int, str]]] = {}
     for path in cells:
-        source, _, style = path.stem.partition("-")
+        name = cell_of(path)
         documents = tokens = 0
         for table in read_batches([path], DOCUMENT, [*GLANCE, "seed_licence", "seed_revision"], batch_rows=20_000):
             rows = pl.DataFrame(table)
@@ -97,8 +98,9 @@ def glance(cells: list[Path], seed: int, examples: int) -> tuple[dict[str, Any],
                 entry = (-draw_u64(seed, "report", completion_id), completion_id)
                 heap = drawn.setdefault(kind, [])
                 heapq.heappush(heap, entry) if len(heap) < examples else heapq.heappushpop(heap, entry)
-        found.append(Cell(source, style, documents, tokens))
-    counts = {"cells": found, "by_format": formats, "by_audience": audiences}
+        earlier = found.get(name, Cell(*source_and_style(name), 0, 0))
+        found[name] = replace(earlier, documents=earlier.documents + documents, tokens=earlier.tokens + tokens)
+    counts = {"cells": list(found.values()), "by_format": formats, "by_audience": audiences}
     counts |= {"generators": sorted(generators), "licences": sorted(licences)}
     return counts, {kind: sorted(i for _, i in heap) for kind, heap in sorted(drawn.items())}
 

@@ -14,7 +14,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import ConfigError, DataError
+from stages.errors import ClusterError, ConfigError, DataError
 
 KINDS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+WAITS_S = (1.0, 5.0, 25.0)  # before a hub stream that broke off is opened again
 COMMIT = re.compile(r"[0-9a-f]{40}")
 csv.field_size_limit(1 << 24)
 
@@ -240,12 +242,40 @@ def _record(place: str, values: Any, raw: str) -> Record:
 
 
 def _hub_records(dataset: str, subset: str | None, split: str | None, revision: str) -> Iterator[Record]:
+    """A hub dataset's rows. When the stream breaks off it is opened again at the row where it was.
+
+    `ConfigError` when it cannot be opened at all, `ClusterError` when it breaks off at one row again and again.
+    """
+    from aiohttp import ClientError
     from datasets import load_dataset
 
-    try:
+    def opened(skipped: int) -> Iterable[dict[str, Any]]:
         stream = load_dataset(dataset, name=subset, split=split, revision=revision, streaming=True)
+        return stream.skip(skipped) if skipped else stream  # type: ignore[union-attr]
+
+    try:
+        stream = opened(0)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _reason(error)
         raise ConfigError(f"hub dataset {dataset} (subset {subset}, split {split}) at {revision}: {reason}") from None
-    for number, values in enumerate(stream):
-        yield Record(f"{dataset}:{number}", dict(values))
+    row, waits = 0, iter(WAITS_S)
+    while True:
+        try:
+            for values in opened(row) if stream is None else stream:
+                yield Record(f"{dataset}:{row}", dict(values))
+                row, waits = row + 1, iter(WAITS_S)
+            return
+        except (OSError, EOFError, ValueError, RuntimeError, ClientError) as error:  # what network and decoders raise
+            wait, stream = next(waits, None), None
+            problem = f"the stream of {dataset} at {revision} broke off at row {row}: {_reason(error)}"
+            if wait is None:
+                raise ClusterError(
+                    f"{problem}; tried {len(WAITS_S) + 1} times. Check the network and run the stage again, or give"
+                    " sources a local copy of the dataset"
+                ) from None
+            print(f"warning: {problem}; opened again in {wait:g} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:300]

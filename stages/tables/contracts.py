@@ -30,7 +30,10 @@ class Contract:
         """
         found, wanted = set(table.column_names), set(self.schema.names)
         if missing := sorted(wanted - found):
-            raise DataError(f"{where}: {self.name} lacks the column(s) {', '.join(missing)}; found {sorted(found)}")
+            raise DataError(
+                f"{where}: {self.name} lacks the column(s) {', '.join(missing)}; found {sorted(found)};"
+                " run the stage that writes it again"
+            )
         if extra := sorted(found - wanted):
             raise DataError(f"{where}: {self.name} has unexpected column(s) {', '.join(extra)}; drop them")
         columns = []
@@ -63,14 +66,21 @@ class Contract:
             return str(first + row)
         return f"{first + row} ({key[0].as_py()!r})"
 
-    def check_order(self, keys: list, previous: object, where: str) -> object:
+    def check_order(self, keys: pa.ChunkedArray, previous: object, where: str) -> object:
         """Check that `keys` ascend strictly after `previous` (None at the start); returns the last key."""
-        for key in keys:
-            if previous is not None and not previous < key:  # type: ignore[operator]
-                problem = "occurs twice" if previous == key else f"stands after {previous!r}"
-                raise DataError(f"{where}: {self.name}.{self.key} {key!r} {problem}; keys must be unique and sorted")
-            previous = key
-        return previous
+        if not len(keys):
+            return previous
+        first, flat = keys[0].as_py(), keys.combine_chunks()
+        if previous is not None and not previous < first:
+            raise self._disorder(previous, first, where)
+        rising = pc.less(flat[:-1], flat[1:])  # type: ignore[attr-defined]
+        if (row := pc.index(rising, False).as_py()) >= 0:  # type: ignore[attr-defined]
+            raise self._disorder(flat[row].as_py(), flat[row + 1].as_py(), where)
+        return flat[-1].as_py()
+
+    def _disorder(self, previous: object, key: object, where: str) -> DataError:
+        problem = "occurs twice" if previous == key else f"stands after {previous!r}"
+        return DataError(f"{where}: {self.name}.{self.key} {key!r} {problem}; keys must be unique and sorted")
 
 
 def _no_text(column: pa.ChunkedArray) -> int | None:

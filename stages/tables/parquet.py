@@ -17,11 +17,11 @@ class TableWriter:
     """Writes rows of one contract to one file, in key order; the file appears under its name only when complete.
 
     Use as a context manager. `InternalError` when rows come out of order or twice, `DataError` when they break the
-    contract.
+    contract. `level` is zstd's.
     """
 
-    def __init__(self, path: Path | str, contract: Contract):
-        self.path, self.contract, self.rows = Path(path), contract, 0
+    def __init__(self, path: Path | str, contract: Contract, level: int = 3):
+        self.path, self.contract, self.level, self.rows = Path(path), contract, level, 0
         self._last: object = None
         self._pending: list[dict] = []
         self._partial = self.path.with_name(f".{self.path.name}.partial")
@@ -29,7 +29,11 @@ class TableWriter:
     def __enter__(self) -> "TableWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = pq.ParquetWriter(
-            self._partial, self.contract.schema, compression="zstd", compression_level=3, write_page_checksum=True
+            self._partial,
+            self.contract.schema,
+            compression="zstd",
+            compression_level=self.level,
+            write_page_checksum=True,
         )
         return self
 
@@ -52,9 +56,7 @@ class TableWriter:
     def _write(self, table: pa.Table) -> None:
         table = self.contract.conform(table, str(self.path))
         try:
-            self._last = self.contract.check_order(
-                table.column(self.contract.key).to_pylist(), self._last, str(self.path)
-            )
+            self._last = self.contract.check_order(table.column(self.contract.key), self._last, str(self.path))
         except DataError as error:
             raise InternalError(f"a stage wrote rows out of order: {error}") from None
         self._writer.write_table(table, row_group_size=ROW_GROUP)
@@ -116,7 +118,7 @@ def read_batches(
                 table = wanted.conform(table, str(path), first)
                 first += table.num_rows
                 if contract.key in table.column_names:
-                    last = contract.check_order(table.column(contract.key).to_pylist(), last, str(path))
+                    last = contract.check_order(table.column(contract.key), last, str(path))
                 yield table
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: damaged parquet file: {error}; run the stage that writes it again") from None

@@ -1,0 +1,58 @@
+"""What the prompts stage counts: prompts and duplicates by source, style, format and audience, and their rates."""
+
+import polars as pl
+
+from stages.tables.accounting import RowAccount
+
+CELL = ("source", "style", "format", "audience")
+WORST = 5  # cells that a warning names
+
+
+def counts_table(rows: list[tuple]) -> pl.DataFrame:
+    """One row a source, style, format and audience, of rows with CELL and the counts."""
+    counts = ("prompts", "topic_named", "duplicates", "near_duplicates")
+    schema = {**dict.fromkeys(CELL, pl.String), **dict.fromkeys(counts, pl.Int64)}
+    table = pl.DataFrame(rows, schema=schema, orient="row")
+    return table.group_by(CELL).agg(pl.col(counts).sum()).sort(CELL)
+
+
+def account_of(table: pl.DataFrame, rows: int) -> RowAccount:
+    """The stage's account; `rows`: seed rows x styles. `not_drawn` are those that no style took."""
+    kept, same, near = (int(n) for n in table.select("prompts", "duplicates", "near_duplicates").sum().row(0))
+    account = RowAccount("prompts", rows, kept)
+    removed = {"duplicate_prompt": same, "near_duplicate_prompt": near, "not_drawn": rows - kept - same - near}
+    for reason, number in removed.items():
+        account.remove(reason, number)
+    return account
+
+
+def duplicate_rates(table: pl.DataFrame) -> dict:
+    """Exact and near duplicates over the prompts drawn, in all and by cell."""
+    counts = pl.col("prompts", "duplicates", "near_duplicates")
+    drawn = pl.col("prompts") + pl.col("duplicates") + pl.col("near_duplicates")
+    rate = (pl.col("duplicates", "near_duplicates") / drawn).fill_nan(0.0)
+    whole = table.select(counts.sum()).select(rate).row(0)
+    cells = table.group_by("source", "style").agg(counts.sum()).sort("source", "style")
+    rows = cells.select(pl.concat_str("source", pl.lit("-"), "style"), rate).iter_rows()
+    by_cell = {name: {"duplicate_rate": same, "near_duplicate_rate": near} for name, same, near in rows}
+    return {"duplicate_rate": whole[0], "near_duplicate_rate": whole[1], "cells": by_cell}
+
+
+def complaint(rates: dict, goal: float, removed: str) -> str:
+    """What the warning says: the rate, the cells above the goal, the next action."""
+    cells = {name: rate["duplicate_rate"] + rate["near_duplicate_rate"] for name, rate in rates["cells"].items()}
+    worst = sorted(((-rate, name) for name, rate in cells.items() if rate > goal))
+    named = ", ".join(f"{name} ({-rate:.1%})" for rate, name in worst[:WORST])
+    more = f" and {len(worst) - WORST} more" if len(worst) > WORST else ""
+    return (
+        f"{rates['duplicate_rate']:.1%} duplicates and {rates['near_duplicate_rate']:.1%} near duplicates were drawn,"
+        f" the goal is at most {goal:.1%}; most in {named}{more}; see {removed}, and filter these sources' seeds"
+    )
+
+
+def sums(table: pl.DataFrame) -> dict:
+    """Prompts by source, format and audience."""
+    return {
+        f"by_{column}": dict(table.group_by(column).agg(pl.col("prompts").sum()).sort(column).iter_rows())
+        for column in ("source", "format", "audience")
+    }

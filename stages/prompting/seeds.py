@@ -1,0 +1,246 @@
+"""A source's rows for prompts: streamed, and on disk in the order of their prompts' ids.
+
+1. Runs: rows as they are read, some 100,000 at a time, prepared (slots, digest) and sorted by digest.
+2. Parts: the runs' rows merged, each part an equal range of digests that fits memory; what is found out about the rows
+   lies beside them.
+
+Runs and parts are finished one by one, so a killed run goes on with the next.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.launch.scratch import lend, made
+from stages.prompting.cells import DIGEST, digests_of, order_of, prepared
+from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
+from stages.tables.parquet import read_batches
+
+COLUMNS = ["row_id", "title", "text", "context", "licence", "revision"]
+READ_ROWS = 8192
+RUN_ROWS, RUN_BYTES = 1 << 17, 192 << 20  # a run ends with the batch that reaches one of them
+PART_ROWS, PART_BYTES = 1 << 17, 192 << 20  # a part holds at most about so much
+SLICE_ROWS, SLICE_BYTES = 10_000, 48 << 20  # of a part, for those who make something of each row
+
+
+def seed_batches(source: str) -> Iterator[pl.DataFrame]:
+    """A source's rows by and by; for the web only those whose topic was kept, with the topic."""
+    topics = topic_batches() if source == "web" else None
+    known = pl.DataFrame(schema={"row_id": pl.String, "topic": pl.String})
+    for table in read_batches([f"data/sources/{source}.parquet"], SOURCE, COLUMNS, READ_ROWS):
+        rows = cast(pl.DataFrame, pl.from_arrow(table))
+        if topics is None or rows.is_empty():
+            yield rows.with_columns(topic=pl.lit(None, pl.String))
+            continue
+        last = rows["row_id"][-1]
+        while (known.is_empty() or known["row_id"][-1] < last) and (more := next(topics, None)) is not None:
+            known = pl.concat([known, more])
+        yield rows.join(known, on="row_id", how="inner", maintain_order="left")
+        known = known.filter(pl.col("row_id") > last)
+
+
+def topic_batches() -> Iterator[pl.DataFrame]:
+    """The web rows whose topic was kept, with the topic, in the order of their ids."""
+    for table in read_batches(["data/topics/web.parquet"], TOPIC_OF_ROW, ["row_id", "topic"], READ_ROWS):
+        yield cast(pl.DataFrame, pl.from_arrow(table))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of a source's rows, in the order of their digests; `first` is the place of the first among all."""
+
+    folder: Path
+    first: int
+    rows: int
+
+    def table(self) -> pa.Table:
+        """The prepared rows, mapped: what is not looked at is not read."""
+        return _mapped(self.folder / "rows.arrow")
+
+    def slices(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """(places, rows) of some of the rows, a bounded number of rows and bytes at a time."""
+        table = self.table()
+        weights, begin = np.concatenate([[0], np.cumsum(_sizes(table)[places])]), 0
+        whole = len(places) == table.num_rows
+        while begin < len(places):
+            within = int(np.searchsorted(weights, weights[begin] + SLICE_BYTES, "right")) - 1
+            end = max(begin + 1, min(begin + SLICE_ROWS, within))
+            some = places[begin:end]
+            rows = table.slice(begin, len(some)) if whole else table.take(pa.array(some))
+            yield some, rows.combine_chunks()
+            begin = end
+
+    def load(self, name: str) -> np.ndarray:
+        """A column that `save` has put beside the rows, mapped."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def save(self, name: str, values: np.ndarray) -> None:
+        np.save(self.folder / f"{name}.npy", values)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """All of a source's rows, in parts."""
+
+    source: str
+    folder: Path
+    parts: list[Part]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    def digests(self) -> Iterator[np.ndarray]:
+        """The digests of each part."""
+        return (digests_of(part.table()) for part in self.parts)
+
+    def column(self, name: str, members: np.ndarray) -> np.ndarray:
+        """What was saved beside the parts' rows, of those rows that `members` (a mask) takes."""
+        return np.concatenate([part.load(name)[members[part.first : part.first + part.rows]] for part in self.parts])
+
+    def kept(self, name: str, make: Callable[[], np.ndarray]) -> Path:
+        """The file of an array that is made once."""
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            with made(path) as partial, partial.open("wb") as file:
+                np.save(file, make())
+        return path
+
+    def split(self, places: np.ndarray) -> Iterator[tuple[Part, np.ndarray]]:
+        """(part, places within it) of ascending places among all rows."""
+        for part in self.parts:
+            begin, end = np.searchsorted(places, [part.first, part.first + part.rows])
+            if begin < end:
+                yield part, places[begin:end] - part.first
+
+    def row_ids(self, places: np.ndarray) -> dict[int, str]:
+        """The ids of the rows at some places."""
+        found = {}
+        for part, some in self.split(np.unique(places)):
+            ids = part.table()["row_id"].take(pa.array(some)).to_pylist()
+            found.update(zip((some + part.first).tolist(), ids, strict=True))
+        return found
+
+
+def on_disk(
+    source: str,
+    batches: Iterable[pl.DataFrame],
+    extract_chars: int,
+    folder: Path,
+    look: Callable[[Part], None],
+    note: Callable[[int], None],
+) -> Seeds:
+    """Bring a source's rows to disk. `look` finds out about a new part's rows; `note` is told of rows done."""
+    finished = folder / "parts.json"
+    if not finished.exists():
+        runs = _runs(source, batches, extract_chars, folder / "runs", note)
+        held = [_parted(runs, number, pieces, folder, look) for pieces in [_pieces(runs)] for number in range(pieces)]
+        with made(finished) as partial:
+            partial.write_text(json.dumps(held))
+        shutil.rmtree(folder / "runs")
+    parts, first = [], 0
+    for number, rows in enumerate(json.loads(finished.read_text())):
+        parts.append(Part(_folder(folder, number), first, rows))
+        first += rows
+    return Seeds(source, folder, parts)
+
+
+def _runs(
+    source: str, batches: Iterable[pl.DataFrame], extract_chars: int, folder: Path, note: Callable[[int], None]
+) -> list[Path]:
+    """The source's rows in sorted runs; those that are there already are not made again."""
+    finished = folder / "runs.json"
+    runs = sorted(folder.glob("run-*.arrow"))
+    if finished.exists():
+        return runs
+    done = sum(_mapped(run).num_rows for run in runs)
+    pending: list[pa.Table] = []
+
+    def spill() -> None:
+        runs.append(folder / f"run-{len(runs):05d}.arrow")
+        rows = pa.concat_tables(pending).combine_chunks()
+        pending.clear()  # one copy less in memory while they are sorted
+        with made(runs[-1]) as partial:
+            _write(rows, partial)
+
+    for batch in batches:
+        note(batch.height)
+        skipped = min(done, batch.height)
+        done -= skipped
+        if skipped < batch.height:
+            pending.append(prepared(source, batch[skipped:], extract_chars))
+        if sum(t.num_rows for t in pending) >= RUN_ROWS or sum(t.nbytes for t in pending) >= RUN_BYTES:
+            spill()
+    if pending:
+        spill()
+    with made(finished) as partial:
+        partial.write_text(json.dumps(len(runs)))
+    return runs
+
+
+def _pieces(runs: list[Path]) -> int:
+    """How many parts there are: a power of two, so that a part lies within one file of a cell; 0 without rows.
+
+    A function of the rows alone, whatever the runs were.
+    """
+    rows, size = sum(_mapped(run).num_rows for run in runs), sum(int(_sizes(_mapped(run)).sum()) for run in runs)
+    pieces = 1 if rows else 0
+    while rows > PART_ROWS * pieces or size > PART_BYTES * pieces:
+        pieces *= 2
+    return pieces
+
+
+def _parted(runs: list[Path], number: int, pieces: int, folder: Path, look: Callable[[Part], None]) -> int:
+    """Make a part, if it is not there: of `pieces` equal ranges of digests the one of this number; its rows."""
+    target = _folder(folder, number)
+    if not target.exists():
+        with made(target) as partial:
+            partial.mkdir()
+            if pieces == len(runs) == 1:
+                lend(runs[0], partial / "rows.arrow")
+            else:
+                bounds = [number * (1 << 64) // pieces, (number + 1) * (1 << 64) // pieces - 1]
+                found = [_within(_mapped(run), *bounds) for run in runs]
+                _write(pa.concat_tables(found).combine_chunks(), partial / "rows.arrow")
+            look(Part(partial, 0, _mapped(partial / "rows.arrow").num_rows))
+    return _mapped(target / "rows.arrow").num_rows
+
+
+def _within(run: pa.Table, lowest: int, highest: int) -> pa.Table:
+    """The rows of a run whose digests lie in a range."""
+    first = run[DIGEST[0]].to_numpy()
+    begin = int(np.searchsorted(first, np.uint64(lowest), "left"))
+    return run.slice(begin, int(np.searchsorted(first, np.uint64(highest), "right")) - begin)
+
+
+def _folder(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}"
+
+
+def _write(rows: pa.Table, path: Path) -> None:
+    """Write prepared rows in order; a second copy of them is never whole in memory."""
+    order = order_of(rows)
+    with pa.ipc.new_file(path, rows.schema) as file:
+        for begin in range(0, max(len(order), 1), SLICE_ROWS):
+            file.write_table(rows.take(pa.array(order[begin : begin + SLICE_ROWS])))
+
+
+def _mapped(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _sizes(table: pa.Table) -> np.ndarray:
+    """Bytes of each row's texts."""
+    sizes = np.zeros(table.num_rows, np.int64)
+    for column in table.columns:
+        if pa.types.is_large_string(column.type):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()  # type: ignore[attr-defined]
+    return sizes

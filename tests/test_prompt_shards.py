@@ -1,0 +1,205 @@
+"""Prompts at scale: files of a cell, runs and batches move nothing, and a killed run goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+import yaml
+from fake_tgi import FakeTgi
+from prompt_rows import write_model
+from prompt_seeds import ODD, ROOT, passage, repository, source_rows, with_duplicates
+from rows import byte_tokenizer, bytes_of, write_items
+
+from stages import clean, decontaminate, dedup, generate, pilot, prompts, tokenize_corpus
+from stages.prompting import exact_duplicates, near_duplicates, seeds, shards
+from stages.reporting.facts import glance
+from stages.serving import generation
+from stages.tables.cells import cell_of
+from stages.tables.contracts import DOCUMENT
+from stages.tables.parquet import write_table
+
+OUT = Path("data/prompts")
+WEB = source_rows("web", with_duplicates(90))
+
+
+def made_with(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> tuple[dict[str, pl.DataFrame], dict[str, bytes]]:
+    """({cell: its prompts}, {file: its bytes}) of a run with these constants."""
+    for module in (seeds, shards):
+        for name, size in sizes.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, size)
+    prompts.main()
+    files = sorted(OUT.glob("*.parquet"))
+    cells = {
+        cell: pl.concat([pl.read_parquet(f) for f in files if cell_of(f) == cell]) for cell in map(cell_of, files)
+    }
+    return cells, bytes_of(OUT) | {name: Path("metrics", name).read_bytes() for name in ("prompts.json",)}
+
+
+def test_one_two_or_eight_files_of_a_cell_hold_the_same_table(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository(empty_folder, {"web": WEB, "ready": source_rows("ready", ODD)})
+    whole, files = made_with(monkeypatch)
+    assert "web-wikihow.parquet" in files and whole["web-wikihow"]["prompt_id"].is_sorted()
+    for shard_rows, count in ((60, 2), (14, 8)):
+        cells, cut = made_with(monkeypatch, SHARD_ROWS=shard_rows, PART_ROWS=12)
+        assert sorted(name for name in cut if name.startswith("web-wikihow")) == [
+            f"web-wikihow.{number:05d}.parquet" for number in range(count)
+        ]
+        assert "ready-as_is.parquet" in cut and len(ODD) <= 14
+        assert cells.keys() == whole.keys() and all(cells[name].equals(whole[name]) for name in whole)
+        for name in ("removed/removed.parquet", "prompts.json"):
+            assert cut[name] == files[name]
+
+
+def test_runs_and_batches_do_not_move_a_byte(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(empty_folder, {"web": WEB})
+    sizes = {"PART_ROWS": 20, "SHARD_ROWS": 40}
+    _, once = made_with(monkeypatch, **sizes)
+    monkeypatch.setattr(exact_duplicates, "COMPARED", 7)
+    monkeypatch.setattr(near_duplicates, "COMPARED", 50)
+    monkeypatch.setattr(near_duplicates, "TEXTS", 3)
+    _, in_small_pieces = made_with(monkeypatch, **sizes, RUN_ROWS=5, READ_ROWS=3)
+    assert once == in_small_pieces and len(once) == 4 * 4 + 2
+
+
+def test_a_slice_of_a_part_is_bounded_in_bytes(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = source_rows("ready", [f"{n} {'x' * 1000}" for n in range(20)])
+    repository(empty_folder, {"ready": rows})
+    seen = []
+    real = shards.prompts_of
+    monkeypatch.setattr(shards, "prompts_of", lambda rows, *rest: seen.append(rows.num_rows) or real(rows, *rest))
+    made_with(monkeypatch, SLICE_BYTES=6000)
+    assert sum(seen) == 20 and 1 <= max(seen) <= 6
+
+
+def test_every_stage_takes_the_files_of_a_cell_for_one_cell(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics and the rows from prompts to token shards are those of a run with one file a cell."""
+    monkeypatch.setattr(generation, "_mlflow", lambda *_: nullcontext())
+    found = []
+    for shard_rows in (250_000, 8):
+        folder = empty_folder / str(shard_rows)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(shards, "SHARD_ROWS", shard_rows)
+        monkeypatch.setattr(seeds, "PART_ROWS", shard_rows)
+        texts = [" ".join(passage(n, 30)) for n in range(40)]
+        repository(folder, {"web": source_rows("web", [*texts, texts[3]])})
+        write_model(folder)
+        byte_tokenizer(folder / "data/tokenizer")
+        found.append(through_the_corpus(folder))
+    (one_rows, one_metrics, one_files), (several_rows, several_metrics, several_files) = found
+    assert one_metrics == several_metrics and one_metrics["clean"]["rows_kept"] > 100
+    assert one_rows.equals(several_rows) and one_files == 4 < several_files
+
+
+def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
+    """(documents, metrics of all stages, files) of a small repository whose settings are the rehearsal's."""
+    with FakeTgi() as server:
+        recipe = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        profile = yaml.safe_load((ROOT / "profiles/rehearsal.yaml").read_text(encoding="utf-8"))
+        cluster = yaml.safe_load((ROOT / "clusters/local.yaml").read_text(encoding="utf-8"))
+        own = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        recipe |= {"profile": "p", "prompts": own["prompts"]}
+        recipe["tokenize_corpus"]["tokenizer"] = "data/tokenizer"
+        profile.pop("prompts")
+        profile["tokenize_corpus"].pop("tokenizer", None)
+        cluster["serving"] |= {"engine": "external", "endpoints": [server.url], "concurrency": 8}
+        (folder / "clusters").mkdir()
+        for name, content in (("params", recipe), ("profiles/p", profile), ("clusters/local", cluster)):
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        prompts.main()
+        pilot.main()
+        generate.main()
+    for path in Path("data/generate").glob("*.parquet"):  # the fake's texts are too short to be kept
+        rows = pl.read_parquet(path)
+        texts = [". ".join(passage(int(i[:16], 16), 80)) for i in rows["completion_id"]]
+        rows = rows.with_columns(pl.Series("text", texts), finish_reason=pl.lit("eos_token"), text_token_length=80)
+        write_table(path, pa.Table.from_pylist(rows.to_dicts()), DOCUMENT)
+    write_items(folder / "data/benchmarks", "arc", [("Which gas do plants take in by day?", "carbon dioxide")])
+    for stage in (clean, dedup, decontaminate, tokenize_corpus):
+        stage.main()
+    files = sorted(Path("data/decontaminate").glob("*.parquet"))
+    metrics = {path.stem: json.loads(path.read_text()) for path in sorted(Path("metrics").glob("*.json"))}
+    del metrics["generate_run"], metrics["tokenize_corpus"]["dataset_hash"]  # shards of tokens follow the files
+    metrics["facts"] = glance(files, 1, 2)
+    return pl.concat(map(pl.read_parquet, files)).sort("completion_id"), metrics, len(files)
+
+
+DRIVER = """
+import os, pathlib, signal, sys
+from stages import prompts
+from stages.prompting import seeds, shards
+
+seeds.READ_ROWS, seeds.RUN_ROWS, seeds.PART_ROWS, shards.SHARD_ROWS = 8, 16, 24, 24
+left = int(sys.argv[1])
+
+
+def counted(finish):
+    def last(*arguments):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return finish(*arguments)
+
+    return last
+
+
+for name in ("rename", "replace", "hardlink_to"):
+    setattr(pathlib.Path, name, counted(getattr(pathlib.Path, name)))
+prompts.main()
+print(int(sys.argv[1]) - left)
+"""
+
+
+def run_killed(folder: Path, after: int) -> subprocess.CompletedProcess[str]:
+    """The stage in a process that is killed (SIGKILL) when so many pieces are finished, just before the next."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DRIVER, str(after)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(empty_folder: Path) -> None:
+    made = []
+    for name in ("undisturbed", "killed"):
+        folder = empty_folder / name
+        folder.mkdir()
+        repository(folder, {"web": WEB, "wikihow": source_rows("wikihow", ODD)})
+        shutil.copy(ROOT / "dvc.yaml", folder)  # its deps are what unfinished work is known by
+        made.append(folder)
+    whole = run_killed(made[0], 10**6)
+    pieces, killed = int(whole.stdout), 0
+    while (result := run_killed(made[1], pieces // 4)).returncode:
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        killed += 1
+        shutil.rmtree(made[1] / "data/prompts", ignore_errors=True)  # as DVC does
+    assert 3 <= killed <= 6 and pieces > 40  # the merged removed rows and the links are made anew, nothing else
+    first, second = ({**bytes_of(f / "data/prompts"), **bytes_of(f / "metrics")} for f in made)
+    assert first == second and len(first) == 20
+    assert [path.name for folder in made for path in (folder / ".store/work/prompts").iterdir()] == []
+
+
+def test_unfinished_work_for_other_params_is_not_taken_up(empty_folder: Path) -> None:
+    repository(empty_folder, {"web": WEB})
+    shutil.copy(ROOT / "dvc.yaml", empty_folder)
+    assert run_killed(empty_folder, 12).returncode == -signal.SIGKILL
+    left = {path.name for path in (empty_folder / ".store/work/prompts").iterdir()}
+    settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    settings["prompts"]["extract_chars"] = 100
+    Path("params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert run_killed(empty_folder, 12).returncode == -signal.SIGKILL
+    assert len(left) == 1 and left.isdisjoint(path.name for path in Path(".store/work/prompts").iterdir())
+    assert run_killed(empty_folder, 10**6).returncode == 0
+    assert max(map(len, pl.read_parquet(OUT / "web-wikihow.*.parquet")["seed_data"])) <= 100
