@@ -106,17 +106,37 @@ def read_batches(
     within each file, when the key is among `columns`.
     """
     for path in paths:
-        file, last = _open(Path(path), contract), None
+        file, last, rows = _open(Path(path), contract), None, 0
         try:
             for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 wanted = contract if columns is None else _narrow(contract, columns)
-                table = wanted.conform(table, str(path))
+                table = wanted.conform(table, str(path) if not rows else f"{path} after row {rows}")
+                _check_utf8(table, str(path), rows)
+                rows += table.num_rows
                 if contract.key in table.column_names:
                     last = contract.check_order(table.column(contract.key).to_pylist(), last, str(path))
                 yield table
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: damaged parquet file: {error}; run the stage that writes it again") from None
+
+
+def _check_utf8(table: pa.Table, where: str, before: int) -> None:
+    """`DataError` for the first text that is no UTF-8, which parquet itself lets pass; `before`: rows before these."""
+    for name in table.column_names:
+        try:
+            table.column(name).validate(full=True)
+        except pa.ArrowInvalid as error:
+            row = before + next((n for n, value in enumerate(table.column(name)) if not _readable(value)), 0)
+            raise DataError(f"{where}: row {row}, column {name}: {error}; mend or remove the row") from None
+
+
+def _readable(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def read_table(path: Path | str, contract: Contract, columns: list[str] | None = None) -> pa.Table:
