@@ -233,7 +233,7 @@ def test_common_ngrams_make_no_candidate_but_the_whole_item_does():
         {"ngram": "she had gone half of the way back home the", "documents": 4, "items": 2},
     ]
     found = [findings(index, text) for text in texts]
-    assert [(f.pairs, f.capped) for f in found] == [(0, 2), (0, 2), (1, 1), (1, 1)]
+    assert [(f.pairs, f.common_only) for f in found] == [(0, 2), (0, 2), (1, 1), (1, 1)]
     assert guilty(index, PARTLY) == ["t/0"]
     index.common[:] = True
     assert guilty(index, texts[2]) == [] and guilty(index, f"{FILLER} {PARTLY} {FILLER}") == ["t/0"]

@@ -71,7 +71,7 @@ class TakeContaminatedOut(PipelineStep):
                 for number, findings in index.findings([document.text for document in batch]):
                     self.stat_update("candidate.documents", value=int(findings.pairs > 0))
                     self.stat_update("candidate.pairs", value=findings.pairs)
-                    self.stat_update("candidate.common_only", value=findings.capped)
+                    self.stat_update("candidate.common_only", value=findings.common_only)
                     rows += verdicts_of(batch[number], findings, index.rule)
                     if items := [match for match in findings.matches if match.contaminated(index.rule)]:
                         shown = [evidence_of(match) | {"matched": match.matched} for match in items]

@@ -100,7 +100,7 @@ class Findings:
     """What a document has in common with the items."""
 
     pairs: int  # candidates: items that share an n-gram with it
-    capped: int  # items that share only common n-grams and do not stand in it: not candidates
+    common_only: int  # items that share only common n-grams and do not stand in it: not candidates
     matches: list[Match]  # the candidates that may be above max_ratio by either rule
 
 
