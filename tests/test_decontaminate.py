@@ -446,6 +446,14 @@ def test_a_benchmark_without_a_column_and_an_item_in_two_files_are_refused(dedup
         main()
 
 
+def test_a_contaminated_document_in_two_cells_is_named(deduplicated: Path):
+    write_documents(deduplicated / "data/dedup/web-blogpost.parquet", [document(text=ICE)])
+    write_documents(deduplicated / "data/dedup/web-wikihow.parquet", [document(text=ICE)])
+    repository(deduplicated, "decontaminate")
+    with pytest.raises(DataError, match=r"completion_id '.*' is in web-blogpost and in web-wikihow"):
+        main()
+
+
 def test_empty_texts_stay(deduplicated: Path):
     write_documents(deduplicated / "data/dedup/web-blogpost.parquet", [document(text=""), document(text=" \n\0")])
     repository(deduplicated, "decontaminate")

@@ -175,9 +175,13 @@ class CorpusRun:
         files = sorted((p for folder in parts for p in folder.glob("*.parquet")), key=lambda p: (p.stem, str(p)))
         total, accounts = RowAccount(self.stage), {cell.stem: RowAccount(cell.stem) for cell in self.cells}
         seen: list[dict] = []
+        before: tuple[str, str] = ("", "")  # completion id and cell
         with TableWriter(self.out / "removed" / "removed.parquet", REMOVED) as writer:
             rows = [zip(read_rows([file], REMOVED), repeat(file.stem)) for file in files]
             for row, cell in heapq.merge(*rows, key=lambda pair: pair[0]["completion_id"]):
+                if row["completion_id"] == before[0]:
+                    raise DataError(f"completion_id {before[0]!r} is in {before[1]} and in {cell}; ids must be unique")
+                before = row["completion_id"], cell
                 row = finish(row)
                 writer.write(row)
                 total.remove(row["reason"])

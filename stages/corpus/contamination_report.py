@@ -55,7 +55,12 @@ def markdown(
     """The report: the article's table, the two rules beside each other, common n-grams."""
     found, items = metrics["rules"], metrics["benchmark_items"]
     names = {"plain": "plain (published)", "window": f"window of {rule.window:g} lengths"}
-    cap = "off" if common.most is None else f"n-grams in more than {common.most:,} documents"
+    left_out = "`common_ngram` is off: every n-gram makes candidates."
+    if common.most is not None:
+        left_out = (
+            f"{common.ngrams:,} n-grams stand in more than {common.most:,} documents and make no candidate by"
+            f" themselves; {metrics['candidates']['common_only']:,} pairs share nothing else."
+        )
     differ = [row for row in rows if len(row["rules"]) == 1]
     parts = [
         "# Contamination",
@@ -83,8 +88,7 @@ def markdown(
             ]),
         ] if differ else []),
         "## Common n-grams",
-        f"Left out as evidence: {cap}. {common.ngrams:,} n-grams; {metrics['candidates']['common_only']:,} pairs share"
-        " nothing else.",
+        left_out,
         *([_table(["n-gram", "documents", "items"], "lrr", [
             [row["ngram"], row["documents"], row["items"]] for row in common.first
         ])] if common.first else []),
