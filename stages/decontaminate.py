@@ -2,49 +2,52 @@
 
 In: data/dedup/<source>-<style>.parquet (DOCUMENT), data/benchmarks/<task>.parquet (BENCHMARK).
 Out: data/decontaminate/<source>-<style>.parquet (DOCUMENT), data/decontaminate/removed/removed.parquet (REMOVED, with
-benchmark, item, shared n-gram, matched text and ratio of every item found), metrics/decontaminate.json, and the
-article's table in metrics/plots/contamination.csv: contaminated documents and distinct items by source and task.
+benchmark, item, shared n-gram, matched text and both ratios of every item found), metrics/decontaminate.json, and the
+article's table, contaminated documents and distinct items by source and benchmark, in metrics/decontaminate.md and
+metrics/plots/contamination.csv.
 The rule is in stages/corpus/contamination.py. Neither shards nor the order of documents nor PYTHONHASHSEED matter.
 Alone: python -m stages.decontaminate
 """
 
 import csv
-import json
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from stages.clusters import load_cluster
 from stages.corpus.cells import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
-from stages.corpus.contamination import ContaminationFilter, DecontaminateParams, Index
-from stages.errors import run_stage
+from stages.corpus.contaminated import CountNgrams, TakeContaminatedOut, merged_counts, merged_verdicts
+from stages.corpus.contamination import DecontaminateParams, Index
+from stages.corpus.contamination_report import SHOWN, Common, contamination_table, markdown, side_by_side
+from stages.errors import DataError, run_stage
 from stages.settings import load
 from stages.tables.accounting import write_metrics
 from stages.tables.contracts import BENCHMARK
 from stages.tables.parquet import read_rows, tables_in
 
-PLOT = Path("metrics/plots/contamination.csv")
+REPORT, PLOT = Path("metrics/decontaminate.md"), Path("metrics/plots/contamination.csv")
 
 
 def item_texts(tables: list[Path]) -> Iterator[tuple[str, str, str]]:
-    """(item_id, task, question and right answer) of every benchmark item."""
-    for row in read_rows(tables, BENCHMARK):
-        yield row["item_id"], row["task"], f"{row['question']} {row['answer']}"
+    """(item_id, task, question and right answer) of every benchmark item. `DataError` for an id in two files."""
+    seen: dict[str, Path] = {}
+    for table in tables:
+        for row in read_rows([table], BENCHMARK):
+            if (first := seen.setdefault(row["item_id"], table)) != table:
+                raise DataError(f"{table}: item {row['item_id']!r} is in {first} too; run the benchmarks stage again")
+            yield row["item_id"], row["task"], f"{row['question']} {row['answer']}"
 
 
-def contamination_table(removed: list[dict]) -> list[dict]:
-    """Contaminated documents and distinct items by source and task, from REMOVED rows."""
-    documents: dict[tuple[str, str], set[str]] = defaultdict(set)
-    items: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for row in removed:
-        for item in json.loads(row["evidence"])["items"]:
-            key = (row["source"], item["task"])
-            documents[key].add(row["completion_id"])
-            items[key].add(item["item_id"])
-    return [
-        {"source": source, "task": task, "documents": len(documents[source, task]), "items": len(items[source, task])}
-        for source, task in sorted(documents)
-    ]
+def leave_common_out(run: CorpusRun, index: Index, allowed: float | None) -> Common:
+    """Count the items' n-grams in all documents, and mark those in the index that stand in too many."""
+    if allowed is None:
+        return Common(None, 0, [])
+    most = int(allowed * run.rows if allowed < 1 else allowed)
+    counts = run.scratch / "counts"
+    index.save(run.scratch / "counted.pickle")
+    run.run("count", [ReadCells(run.cells), CountNgrams(run.scratch / "counted.pickle", counts)], total=run.rows)
+    documents = merged_counts(counts, index.ngrams)
+    index.common = documents > most
+    return Common(most, int(index.common.sum()), index.commonest(documents, SHOWN))
 
 
 def main() -> str:
@@ -53,32 +56,39 @@ def main() -> str:
     tables = tables_in("data/benchmarks")
     with CorpusRun("decontaminate", "data/dedup", "data/decontaminate", load_cluster().data) as run:
         index = Index(item_texts(tables), params)
+        common = leave_common_out(run, index, params.common_ngram)
         index.save(run.scratch / "index.pickle")
-        parts = run.scratch / "removed"
+        parts, verdicts = run.scratch / "removed", run.scratch / "verdicts"
         steps = [
             ReadCells(run.cells),
-            ContaminationFilter(run.scratch / "index.pickle", removed_writer(parts)),
+            TakeContaminatedOut(run.scratch / "index.pickle", verdicts, removed_writer(parts)),
             WriteCells(run.cells, run.out),
         ]
         stats = run.run("decontaminate", steps, total=run.rows)
-        metrics, removed = run.settle([parts])
-    table = contamination_table(removed)
+        metrics, _ = run.settle([parts])
+        rows = merged_verdicts(verdicts)
+    table = contamination_table(rows, params.ratio)
+    by_source: dict[str, dict[str, dict[str, int]]] = {}
+    for row in table:
+        by_source.setdefault(row["source"], {})[row["task"]] = {k: row[k] for k in ("documents", "items")}
+    found = statistic(stats, "candidate.")
+    metrics |= {
+        "benchmark_items": {"checked": index.checked, "short": index.short, "shortest": index.shortest},
+        "candidates": {name: found.get(name, 0) for name in ("documents", "pairs", "common_only")},
+        "common_ngrams": {"allowed_documents": common.most, "left_out": common.ngrams},
+        "rules": side_by_side(rows),
+        "contamination": by_source,
+    }
     PLOT.parent.mkdir(parents=True, exist_ok=True)
     with PLOT.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["source", "task", "documents", "items"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-    found = statistic(stats, "candidate.")
-    checked = {"checked": len(index.items), "short": index.short, "unchecked": len(index.unchecked)}
-    by_source: dict[str, dict[str, dict[str, int]]] = {}
-    for row in table:
-        by_source.setdefault(row["source"], {})[row["task"]] = {k: row[k] for k in ("documents", "items")}
-    candidates = {name: found.get(name, 0) for name in ("documents", "pairs")}
-    extra = {"benchmark_items": checked, "candidates": candidates, "contamination": by_source}
-    write_metrics("metrics/decontaminate.json", {**metrics, **extra})
+    write_metrics("metrics/decontaminate.json", metrics)
+    REPORT.write_text(markdown(metrics, rows, params, [path.stem for path in tables], common), encoding="utf-8")
     return (
         f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; {metrics['rows_removed']} contaminated of"
-        f" {candidates['documents']} that share an n-gram with one of {len(index.items)} benchmark items"
+        f" {found.get('documents', 0)} that share an n-gram with one of {len(index.items)} benchmark items"
     )
 
 

@@ -22,6 +22,7 @@ from stages.corpus.minhash import find_near, take_out
 from stages.errors import run_stage
 from stages.settings import Params, load
 from stages.tables.accounting import write_metrics
+from stages.tables.cells import cell_of
 
 
 class DedupParams(Params):

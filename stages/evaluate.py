@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import Field
 
 from stages.draws import draw_sample
-from stages.errors import DataError, InternalError, run_stage
+from stages.errors import ConfigError, DataError, InternalError, run_stage
 from stages.evaluation.scoring import DETAIL, average, run_lighteval, summary
 from stages.lineage import hash_files
 from stages.settings import Params, load
@@ -47,6 +47,8 @@ def read_items(task: str, params: EvaluateParams) -> list[dict[str, Any]]:
     rows = read_table(BENCHMARKS / f"{task}.parquet", BENCHMARK).to_pylist()
     if not rows:
         raise DataError(f"{BENCHMARKS}/{task}.parquet has no items; repeat the benchmarks stage")
+    if one := next((row["item_id"] for row in rows if len(row["choices"]) < 2), None):
+        raise ConfigError(f"evaluate.tasks: {task} cannot be scored, {one} has no wrong answer beside the right one")
     if params.max_items is None or len(rows) <= params.max_items:
         return rows
     chosen = set(draw_sample(params.seed, f"evaluate.{task}", (row["item_id"] for row in rows), params.max_items))

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from rows import repository
+from rows import ROOT, repository
 
 from stages.benchmarks import items_of, main
 from stages.corpus.cloze import FORMS, Cloze, Fields
 from stages.errors import ConfigError, DataError
-from stages.seeds.reading import Record
+from stages.seeds.reading import Record, read_records
 from stages.settings import read_yaml
 from stages.tables.contracts import BENCHMARK
 from stages.tables.parquet import read_rows
@@ -49,7 +49,25 @@ RECORDS: dict[str, dict] = {
     },
     "openbookqa": {"id": "7", "question_stem": "Vapour is", **LETTERED},
     "mmlu": {"question": "2+2?", "subject": "abstract_algebra", "choices": ["3", "4", "5", "6"], "answer": 1},
+    "gsm8k": {"question": "Ann has 2 x 3 eggs. How many?", "answer": "She has 2*3 = <<2*3=6>>6 eggs.\n#### 6"},
+    "commonsense_qa": {"id": "9", "question": "Where is vapour?", "question_concept": "vapour", **LETTERED},
+    "triviaqa": {
+        "question": "Who wrote Emma?",
+        "question_id": "tc_1",
+        "answer": {"value": "Jane Austen", "aliases": ["Austen"], "normalized_value": "jane austen"},
+    },
+    "mmlu_pro": {
+        "question_id": 3,
+        "question": "2+2?",
+        "options": ["3", "4", "5"],
+        "answer": "B",
+        "answer_index": 1,
+        "cot_content": "",
+        "category": "math",
+        "src": "x",
+    },
 }
+UNREAD = {"id", "ctx", "question_id", "question_concept", "cot_content", "src"}  # columns that no form looks at
 FORMS_EXPECTED = {
     "arc_easy": Cloze(
         "Question: What is hot water vapour?\nAnswer:", [" ice", " steam"], 1, "What is hot water vapour?", "steam"
@@ -80,12 +98,27 @@ FORMS_EXPECTED = {
         "2+2?",
         "4",
     ),
+    "gsm8k": Cloze(
+        "Question: Ann has 2 x 3 eggs. How many?\nAnswer:", [" 6"], 0, "Ann has 2 x 3 eggs. How many?", "6"
+    ),
+    "commonsense_qa": Cloze("Question: Where is vapour?\nAnswer:", [" ice", " steam"], 1, "Where is vapour?", "steam"),
+    "triviaqa": Cloze("Question: Who wrote Emma?\nAnswer:", [" Jane Austen"], 0, "Who wrote Emma?", "Jane Austen"),
+    "mmlu_pro": Cloze(
+        "The following are questions about math.\nQuestion: 2+2?\nAnswer:", [" 3", " 4", " 5"], 1, "2+2?", "4"
+    ),
 }
 
 
 @pytest.mark.parametrize("task", FORMS)
 def test_a_record_becomes_the_cloze_form(task: str):
     assert FORMS[task](Fields(RECORDS[task], "file:1")) == FORMS_EXPECTED[task]
+
+
+def test_the_samples_are_in_the_public_schemas():
+    for task in FORMS:
+        records, _ = read_records(str(ROOT / f"data/samples/benchmarks/{task}.jsonl"), None, None, None)
+        rows = items_of(task, records, "sha256:0")
+        assert len({(row["question"], row["answer"]) for row in rows}) == len(rows) >= 20
 
 
 def test_boolq_is_read_in_both_public_schemas():
@@ -107,6 +140,10 @@ def test_boolq_is_read_in_both_public_schemas():
         ("siqa", {"label": "0"}, "'label' must be a label from 1 to 3"),
         ("winogrande", {"sentence": "no gap"}, "'sentence' must be a sentence with a gap"),
         ("mmlu", {"answer": 4}, "'answer' must be a label from 0 to 3"),
+        ("gsm8k", {"answer": "Six eggs."}, "'answer' must be a worked answer that ends with ####"),
+        ("commonsense_qa", {"answerKey": ""}, "'answerKey' must be one of the labels"),
+        ("triviaqa", {"answer": {"value": "<unk>"}}, "'answer' must be an object with the text value"),
+        ("mmlu_pro", {"answer_index": 10}, "'answer_index' must be a label from 0 to 2"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named(task: str, change: dict, named: str):
@@ -116,7 +153,7 @@ def test_a_row_that_does_not_fit_is_named(task: str, change: dict, named: str):
 
 @pytest.mark.parametrize("task", FORMS)
 def test_a_missing_column_is_named(task: str):
-    for column in RECORDS[task].keys() - {"id", "ctx"}:
+    for column in RECORDS[task].keys() - UNREAD - ({"answer"} if task == "mmlu_pro" else set()):
         record = {name: value for name, value in RECORDS[task].items() if name != column}
         with pytest.raises(DataError, match=f"^file:1: column '{column}' must be .* found columns"):
             items_of(task, [Record("file:1", record)], "sha256:0")
@@ -161,5 +198,5 @@ def test_invalid_utf8_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest
 
 def test_an_unknown_task_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     local = {"dataset": "x.jsonl", "subset": None, "split": None, "revision": None}
-    with pytest.raises(ConfigError, match=r"unknown task\(s\) triviaqa; known: arc_easy"):
-        run(tmp_path, monkeypatch, goals(1), triviaqa=local)
+    with pytest.raises(ConfigError, match=r"unknown task\(s\) trivia; known: arc_easy"):
+        run(tmp_path, monkeypatch, goals(1), trivia=local)

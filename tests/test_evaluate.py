@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tiny_llama import write_model, write_tokenizer, write_training
 
+from stages.errors import ConfigError
 from stages.evaluation.scoring import average, best, by_character, summary
 from stages.tables.contracts import BENCHMARK
 from stages.tables.parquet import read_table, write_table
@@ -139,6 +140,15 @@ def test_the_drawn_items_do_not_depend_on_the_order_of_the_table(repository: Pat
     fewer = [row for row in rows("arc_easy") if row["item_id"] in ids]
     write_table("data/benchmarks/arc_easy.parquet", fewer, BENCHMARK)
     assert len(ids) == 2 and [row["item_id"] for row in read_items("arc_easy", params)] == ids
+
+
+def test_a_benchmark_without_wrong_answers_cannot_be_scored(repository: Path):
+    from stages.evaluate import EvaluateParams, read_items
+
+    alone = [row | {"choices": row["choices"][:1], "gold": 0} for row in rows("arc_easy")]
+    write_table("data/benchmarks/gsm8k.parquet", alone, BENCHMARK)
+    with pytest.raises(ConfigError, match=r"evaluate\.tasks: gsm8k cannot be scored"):
+        read_items("gsm8k", EvaluateParams(seed=1, tasks=["gsm8k"], max_items=2, batch_size=1))
 
 
 def test_characters_are_counted_without_the_leading_space():

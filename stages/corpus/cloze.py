@@ -1,7 +1,9 @@
-"""The nine evaluation sets in one shape: the cloze forms of Cosmopedia (evaluation/lighteval_tasks.py).
+"""Evaluation sets in one shape: the cloze forms of Cosmopedia (evaluation/lighteval_tasks.py), and sets that are only
+searched for in the corpus.
 
 A form takes a record of the public schema and gives query, choices (continuations with their leading space), gold, and
-what decontamination matches: the bare question and the right answer's text.
+what decontamination matches: the bare question and the right answer's text. `evaluate.tasks` says which are scored;
+those that have no wrong answers to choose from (GSM8K, TriviaQA) have one choice and cannot be.
 """
 
 import re
@@ -131,6 +133,33 @@ def mmlu(row: Fields) -> Cloze:
     return _scored(query, choices, row.label("answer", len(choices)), question)
 
 
+def gsm8k(row: Fields) -> Cloze:
+    """The question and the result after ####, without the worked answer between them.
+
+    A worked answer doubles the length of the item, so that a document with the whole question, worked in other words,
+    would match less than half of it; and its <<48/2=24>> marks are the dataset's own, which no leaked copy has.
+    """
+    question, (_, mark, result) = row.text("question"), row.text("answer").rpartition("####")
+    if not mark or not result.strip():
+        raise row.wrong("answer", "a worked answer that ends with #### and the result")
+    return _scored(f"Question: {question}\nAnswer:", [result.strip()], 0, question)
+
+
+def triviaqa(row: Fields) -> Cloze:
+    """The question and the answer's usual form; its aliases are other spellings of it."""
+    question, answer = row.text("question"), row.values.get("answer")
+    value = answer.get("value") if isinstance(answer, dict) else None
+    if not isinstance(value, str) or not value.strip() or value == "<unk>":
+        raise row.wrong("answer", "an object with the text value (the test split has none)")
+    return _scored(f"Question: {question}\nAnswer:", [value.strip()], 0, question)
+
+
+def mmlu_pro(row: Fields) -> Cloze:
+    question, options = row.text("question"), row.texts("options")
+    query = f"The following are questions about {row.text('category')}.\nQuestion: {question}\nAnswer:"
+    return _scored(query, options, row.label("answer_index", len(options)), question)
+
+
 FORMS: dict[str, Callable[[Fields], Cloze]] = {
     "arc_easy": arc,
     "arc_challenge": arc,
@@ -141,4 +170,8 @@ FORMS: dict[str, Callable[[Fields], Cloze]] = {
     "winogrande": winogrande,
     "openbookqa": openbookqa,
     "mmlu": mmlu,
+    "gsm8k": gsm8k,
+    "commonsense_qa": arc,
+    "triviaqa": triviaqa,
+    "mmlu_pro": mmlu_pro,
 }

@@ -4,61 +4,104 @@ The published rule (Cosmopedia, decontamination/decontaminate.py, after Phi-1's 
 `plain_words` and texts are these words joined by spaces. A document that shares a 10-gram with an item is a candidate;
 it is contaminated when difflib's matching blocks of more than 5 characters, joined and with white space collapsed, are
 longer than half the item. The published script looks at the first n-gram hit of a document alone, in the order of a
-set; here all candidates of a document are tested. An item's text is its question and its right answer.
+set, and an n-gram leads it to the last item that has it; here all pairs are tested. An item's text is its question and
+its right answer.
 
-The index holds 64-bit hashes of the items' n-grams in sorted arrays; a hit is verified word by word, so that a
-collision cannot make a candidate. Items of 5 to 9 words are found by the n-gram of all their words; shorter ones are
-not checked, but counted.
+`plain` is that ratio. It grows with the document: the more text, the more of an item's short phrases are somewhere in
+it. `window` is the same ratio with only the part of the document where the item would stand, if the shared n-gram were
+where it is in the item: for an item of L characters that would begin at s, the characters s - window * L to
+s + L + window * L. Of several such places the best counts, of equals the first.
+
+Items of `shortest_item` words up to `ngram` - 1 are found by all their words. Shorter ones are everywhere and count
+only where they are the whole document. A document that holds an item verbatim has ratio 1, whatever the parameters.
+
+N-grams in more documents than `common_ngram` allows (legal phrases, templates) lead to no candidate, unless the
+document holds the item verbatim.
 """
 
-import difflib
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from datatrove.data import Document
-from datatrove.pipeline.filters.base_filter import BaseFilter
-from datatrove.pipeline.writers.disk_base import DiskWriter
 from pydantic import Field
 
-from stages.corpus.cells import removal
+from stages.corpus.blocks import Block, Matcher
+from stages.corpus.wordhash import Hashes, word_hashes
 from stages.corpus.words import plain_words
 from stages.settings import Params
 
-UNKNOWN = 0  # a word that no item has
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that every position of an n-gram counts
+SECOND = np.uint64(0xD6E8FEB86659FD93)  # times a hash: another one
+NOT_COUNTED = -1  # in place of an n-gram's number: an item found by all its words
+RULES = ("plain", "window")
 
 
 class DecontaminateParams(Params):
     """When a document counts as contaminated."""
 
     ngram: int = Field(ge=2)  # words that a document and an item must share in a row
-    shortest_item: int = Field(
-        ge=1
-    )  # words; items below `ngram` are found by all their words, shorter ones are not checked
+    shortest_item: int = Field(ge=1)  # words; shorter items are found only as whole documents
     min_block: int = Field(ge=0)  # characters; only longer matching blocks count
-    max_ratio: float = Field(ge=0, le=1)  # matched characters over the item's; above it is contaminated
+    max_ratio: float = Field(ge=0, lt=1)  # matched characters over the item's; above it is contaminated
+    ratio: Literal["plain", "window"]  # which of the two decides
+    window: float = Field(ge=0)  # the window's margin on each side, in lengths of the item
+    common_ngram: float | None = Field(gt=0)  # documents, below 1 a share of them; n-grams in more make no candidate
 
 
 @dataclass(frozen=True)
 class Item:
-    """A benchmark item as it is matched."""
+    """A benchmark item."""
 
     item_id: str
     task: str
-    text: str  # its words, joined by spaces
+    question_and_answer: str
+
+    @cached_property
+    def words(self) -> list[str]:
+        return plain_words(self.question_and_answer)
+
+    @cached_property
+    def text(self) -> str:
+        """As it is matched."""
+        return " ".join(self.words)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Words that a document and an item share."""
+
+    at: int  # the first one, in the document
+    place: int  # and in the item
+    size: int  # words
+    ngram: int  # its number, or NOT_COUNTED
 
 
 @dataclass(frozen=True)
 class Match:
-    """A candidate pair: the item, an n-gram that it shares with the document, and how much of it is there."""
+    """A pair that shares an n-gram, and how much of the item the document holds."""
 
     item: Item
-    ngram: str
-    matched: str
-    ratio: float
+    ngram: str  # the first that they share
+    matched: str  # by the rule that decides
+    plain: float
+    window: float
+
+    def contaminated(self, params: DecontaminateParams, rule: str | None = None) -> bool:
+        """The verdict of one of RULES; by default of the one that decides."""
+        return getattr(self, rule or params.ratio) > params.max_ratio
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a document has in common with the items."""
+
+    pairs: int  # candidates: items that share an n-gram with it
+    common_only: int  # items that share only common n-grams and do not stand in it: not candidates
+    matches: list[Match]  # the candidates that may be above max_ratio by either rule
 
 
 class Index:
@@ -66,149 +109,217 @@ class Index:
 
     def __init__(self, items: Iterable[tuple[str, str, str]], rule: DecontaminateParams):
         """`items` are (item_id, task, text)."""
-        self.rule, self.items, self.unchecked = rule, [], []
-        self.vocabulary: dict[str, int] = {}
-        self.words: list[np.ndarray] = []
-        entries: dict[int, list[int]] = {}
-        for item_id, task, text in sorted(items):
-            words = plain_words(text)
-            item = Item(item_id, task, " ".join(words))
-            if len(words) < min(rule.shortest_item, rule.ngram):
-                self.unchecked.append(item)
+        self.rule, self.items = rule, [Item(*item) for item in sorted(items)]
+        hashes = word_hashes([item.question_and_answer for item in self.items])
+        sizes = np.diff(hashes.bounds)
+        short = min(rule.shortest_item, rule.ngram)
+        long = np.flatnonzero(sizes >= rule.ngram)
+        middle = np.flatnonzero((sizes >= short) & (sizes < rule.ngram))
+        self.checked, self.short, self.shortest = len(long), len(middle), len(self.items) - len(long) - len(middle)
+        grams = sizes[long] - rule.ngram + 1
+        places = np.arange(grams.sum()) - np.repeat(np.cumsum(grams) - grams, grams)
+        self._long = _Table.of(hashes, rule.ngram, np.repeat(long, grams), places)
+        self._short = _Table.of(hashes, short, middle, np.zeros_like(middle), sizes[middle])
+        self._whole: dict[str, list[int]] = {}
+        for number in np.flatnonzero((sizes > 0) & (sizes < short)).tolist():
+            self._whole.setdefault(self.items[number].text, []).append(number)
+        self._shortest_item = short
+        self.common = np.zeros(self.ngrams, dtype=bool)
+
+    def found(self, texts: list[str]) -> Iterator[tuple[int, list[str], dict[int, list[Hit]]]]:
+        """(number of a text, its words, the hits of each item by number), for the texts with any, in their order."""
+        for text, near in sorted(self._near(texts).items()):
+            words = plain_words(texts[text])
+            if hits := self._verified(words, near):
+                yield text, words, hits
+
+    def _near(self, texts: list[str]) -> dict[int, list[tuple[int, int, int, int]]]:
+        """(place in the text, item, place in the item, n-gram) of equal hashes, by the number of the text."""
+        hashes = word_hashes(texts)
+        near: dict[int, list[tuple[int, int, int, int]]] = {}
+        for table in (self._long, self._short):
+            for text, *hit in table.lookup(hashes):
+                near.setdefault(text, []).append((hit[0], hit[1], hit[2], hit[3]))
+        sizes = np.diff(hashes.bounds)
+        for text in np.flatnonzero((sizes > 0) & (sizes < self._shortest_item)).tolist():
+            near.setdefault(text, [])
+        return near
+
+    def _verified(self, words: list[str], near: list[tuple[int, int, int, int]]) -> dict[int, list[Hit]]:
+        hits: dict[int, list[Hit]] = {}
+        for at, item, place, ngram in sorted(near):
+            wanted = self.items[item].words
+            size = len(wanted) if ngram == NOT_COUNTED else self.rule.ngram
+            if words[at : at + size] == wanted[place : place + size]:
+                hits.setdefault(item, []).append(Hit(at, place, size, ngram))
+        if len(words) < self._shortest_item:
+            for item in self._whole.get(" ".join(words), []):
+                hits[item] = [Hit(0, 0, len(words), NOT_COUNTED)]
+        return dict(sorted(hits.items()))
+
+    def findings(self, texts: list[str]) -> Iterator[tuple[int, Findings]]:
+        """(number of a text, its findings), for the texts that share an n-gram with an item."""
+        for text, words, hits in self.found(texts):
+            document, rare = " ".join(words), {}
+            matches: list[Match] = []
+            for number, several in hits.items():
+                item = self.items[number]
+                if item.text in document:
+                    matches.append(Match(item, _shared(item, several[0]), item.text, 1.0, 1.0))
+                elif first := next((hit for hit in several if not self.common[hit.ngram]), None):
+                    rare[number] = _shared(item, first)
+            pairs = len(matches) + len(rare)
+            matches += self._rated(document, words, rare, hits)
+            matches.sort(key=lambda match: match.item.item_id)
+            yield text, Findings(pairs, len(hits) - pairs, matches)
+
+    def _rated(
+        self, document: str, words: list[str], shared: dict[int, str], hits: dict[int, list[Hit]]
+    ) -> Iterator[Match]:
+        """The matches of items that the document does not hold verbatim, where a ratio can be above `max_ratio`."""
+        if not shared:
+            return
+        rule, starts = self.rule, _starts(words)
+        items = [self.items[number] for number in shared]
+        found = Matcher(document, rule.min_block).runs([item.text for item in items])
+        for number, item, runs in zip(shared, items, found, strict=True):
+            size = len(item.text)
+            if runs.covered <= rule.max_ratio * size:
                 continue
-            numbers = [self.vocabulary.setdefault(word, len(self.vocabulary) + 1) for word in words]
-            self.words.append(np.array(numbers, dtype=np.int64))
-            entries.setdefault(min(rule.ngram, len(words)), []).append(len(self.items))
-            self.items.append(item)
-        self.short = sum(len(words) < rule.ngram for words in self.words)
-        self._tables = {n: _Table.of(n, {i: self.words[i] for i in found}) for n, found in sorted(entries.items())}
+            own, margin = _starts(item.words), int(rule.window * size)
+            begins = sorted({starts[hit.at] - own[hit.place] for hit in hits[number]})
+            windows = [(max(0, at - margin), min(len(document), at + size + margin)) for at in begins]
+            different = {document[low:high]: (low, high) for low, high in reversed(windows)}
+            matched, plain = joined(document, runs.blocks(0, len(document)), size)
+            rated = [joined(document, runs.blocks(low, high), size) for low, high in sorted(different.values())]
+            best, window = max(rated, key=lambda found: found[1])
+            yield Match(item, shared[number], matched if rule.ratio == "plain" else best, plain, window)
 
-    def candidates(self, words: list[str]) -> dict[int, tuple[int, int]]:
-        """{item number: (position in the document, n)} for all items that share an n-gram, its first place."""
-        get = self.vocabulary.get
-        numbers = np.fromiter((get(word, UNKNOWN) for word in words), dtype=np.int64, count=len(words))
-        found: dict[int, tuple[int, int]] = {}
-        for n, wanted in _hashes(numbers, self._tables):
-            for position, item, place in self._tables[n].lookup(wanted):
-                gram = numbers[position : position + n]
-                if item not in found and np.array_equal(self.words[item][place : place + n], gram):
-                    found[item] = (position, n)
-        return found
+    def count(self, texts: list[str], documents: np.ndarray) -> None:
+        """Add to `documents` (by an n-gram's number) the texts that have it."""
+        for _, _, hits in self.found(texts):
+            numbers = {hit.ngram for several in hits.values() for hit in several} - {NOT_COUNTED}
+            documents[list(numbers)] += 1
 
-    def matches(self, text: str) -> list[Match]:
-        """All candidate pairs of a document with their ratios, by item id."""
-        words = plain_words(text)
-        found = self.candidates(words)
-        if not found:
-            return []
-        document = " ".join(words)
-        return [
-            Match(self.items[item], " ".join(words[at : at + n]), *matched(document, self.items[item].text, self.rule))
-            for item, (at, n) in sorted(found.items())
-        ]
+    @property
+    def ngrams(self) -> int:
+        """How many different n-grams the items have; they are numbered from 0."""
+        return int(self._long.ngrams.max(initial=-1)) + 1
 
-    def contaminating(self, matches: list[Match]) -> list[Match]:
-        """Those that the rule calls contamination."""
-        return [match for match in matches if match.ratio > self.rule.max_ratio]
+    def commonest(self, documents: np.ndarray, count: int) -> list[dict[str, Any]]:
+        """`count` of the common n-grams, with how many documents and items have them; most documents first."""
+        numbers = np.flatnonzero(self.common)
+        least = np.sort(documents[numbers])[-count:][:1]  # nothing, where none is common
+        found = []
+        for number in numbers[documents[numbers] >= least].tolist():
+            entries = slice(*np.searchsorted(self._long.ngrams, (number, number + 1)).tolist())
+            items, place = self._long.items[entries], int(self._long.places[entries][0])
+            words = self.items[int(items[0])].words[place : place + self.rule.ngram]
+            row = {"ngram": " ".join(words), "documents": int(documents[number]), "items": len(np.unique(items))}
+            found.append(row)
+        return sorted(found, key=lambda row: (-row["documents"], row["ngram"]))[:count]
 
     def save(self, path: Path) -> None:
         """Write the index for other processes of the same run."""
         path.write_bytes(pickle.dumps(self))
 
+    @staticmethod
+    def read(path: Path) -> "Index":
+        """What `save` wrote."""
+        return pickle.loads(path.read_bytes())
 
-def matched(document: str, item: str, rule: DecontaminateParams) -> tuple[str, float]:
-    """(the parts of the item that the document holds, joined; their length over the item's)."""
-    if item in document and len(item) > rule.min_block:
-        return item, 1.0  # what difflib finds too: no block can be longer
-    matcher = difflib.SequenceMatcher(None, document, item, autojunk=False)
-    blocks = [document[a : a + size] for a, _, size in matcher.get_matching_blocks() if size > rule.min_block]
-    text = " ".join("".join(blocks).split())
-    return text, len(text) / len(item)
+
+def joined(document: str, blocks: list[Block], size: int) -> tuple[str, float]:
+    """(the blocks' text, joined and with white space collapsed; its length over `size`, that of the item)."""
+    text = " ".join("".join([document[at : at + length] for at, _, length in blocks]).split())
+    return text, len(text) / size
+
+
+def _shared(item: Item, hit: Hit) -> str:
+    return " ".join(item.words[hit.place : hit.place + hit.size])
+
+
+def _starts(words: list[str]) -> list[int]:
+    """Where each word begins in the words joined by spaces."""
+    return list(accumulate([len(word) + 1 for word in words], initial=0))
+
+
+@dataclass(frozen=True)
+class _Sieve:
+    """Whether some hash begins with the bits that another begins with."""
+
+    seen: np.ndarray
+    shift: np.uint64
+
+    @classmethod
+    def of(cls, hashes: np.ndarray, room: int) -> "_Sieve":
+        """A sieve with `room` to twice as many places a hash."""
+        bits = max(10, (len(hashes) * room).bit_length())
+        sieve = cls(np.zeros(1 << bits, dtype=bool), np.uint64(64 - bits))
+        sieve.seen[hashes >> sieve.shift] = True
+        return sieve
+
+    def holds(self, hashes: np.ndarray) -> np.ndarray:
+        return self.seen.take((hashes >> self.shift).astype(np.intp))
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The n-grams of one length: hashes ascending, the item and the place in it of each, and a sieve for misses."""
+    """N-grams of items by the hash of their first `size` words, with sieves for misses."""
 
-    hashes: np.ndarray
-    items: np.ndarray
+    size: int
+    hashes: np.ndarray  # different ones, ascending
+    first: np.ndarray  # the first entry that has each of them,
+    count: np.ndarray  # and how many have it
+    items: np.ndarray  # of an entry, as what follows
     places: np.ndarray
-    sieve: np.ndarray  # whether any hash begins with these bits
-    shift: np.uint64
+    ngrams: np.ndarray  # numbers of the different ones, or NOT_COUNTED
+    whole: np.ndarray | None  # hashes of all `sizes` words; None: these are the first `size`
+    sizes: np.ndarray | None
+    sieves: tuple["_Sieve", "_Sieve"]  # of the hashes, small, and of SECOND times them, finer
 
     @classmethod
-    def of(cls, n: int, words: dict[int, np.ndarray]) -> "_Table":
-        """The table of items' n-grams, from {item: its words as numbers}."""
-        grams = {item: next(_hashes(numbers, [n]))[1] for item, numbers in words.items()}
-        hashes = np.concatenate(list(grams.values()))
-        items = np.concatenate([np.full(len(h), item, dtype=np.int32) for item, h in grams.items()])
-        places = np.concatenate([np.arange(len(h), dtype=np.int32) for h in grams.values()])
-        order = np.lexsort((places, items, hashes))
-        bits = max(10, int(len(hashes) * 16).bit_length())
-        sieve, shift = np.zeros(1 << bits, dtype=bool), np.uint64(64 - bits)
-        sieve[hashes >> shift] = True
-        return cls(hashes[order], items[order], places[order], sieve, shift)
+    def of(
+        cls,
+        words: Hashes,
+        size: int,
+        items: np.ndarray,
+        places: np.ndarray,
+        sizes: np.ndarray | None = None,
+    ) -> "_Table":
+        """The table of the n-grams that begin at `places` in ascending `items`, of `sizes` words (default: `size`)."""
+        at = words.bounds[items] + places
+        hashes = words.ngrams(size, at)
+        order = np.argsort(hashes, kind="stable")
+        different, first, count = np.unique(hashes[order], return_index=True, return_counts=True)
+        if sizes is None:
+            numbers, whole = np.repeat(np.arange(len(different)), count), None
+        else:
+            sizes = sizes[order]
+            numbers, whole = np.full(len(order), NOT_COUNTED), words.ngrams(sizes, at[order])
+        sieves = (_Sieve.of(different, 4), _Sieve.of(different * SECOND, 16))
+        return cls(size, different, first, count, items[order], places[order], numbers, whole, sizes, sieves)
 
-    def lookup(self, wanted: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """(position in `wanted`, item, place in the item) of every equal hash, by position."""
-        maybe = np.flatnonzero(self.sieve[wanted >> self.shift])
-        left = np.searchsorted(self.hashes, wanted[maybe], "left")
-        right = np.searchsorted(self.hashes, wanted[maybe], "right")
-        for position, first, last in zip(maybe.tolist(), left.tolist(), right.tolist(), strict=True):
-            for entry in range(first, last):
-                yield position, int(self.items[entry]), int(self.places[entry])
-
-
-def _hashes(numbers: np.ndarray, lengths: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(n, hashes of all n-grams) for ascending lengths n: polynomials in BASE modulo 2**64 over mixed word numbers."""
-    values = _mix(numbers.astype(np.uint64))
-    total, k = np.zeros(len(values), dtype=np.uint64), 0
-    for n in lengths:
-        if n > len(values):
+    def lookup(self, words: Hashes) -> Iterator[tuple[int, int, int, int, int]]:
+        """(text, place in it, item, place in the item, n-gram) of every equal hash that lies within one text."""
+        wanted = words.ngrams(self.size)
+        at = np.flatnonzero(self.sieves[0].holds(wanted))
+        at = at[self.sieves[1].holds(wanted[at] * SECOND)]
+        found = np.searchsorted(self.hashes, wanted[at])
+        equal = self.hashes[np.minimum(found, len(self.hashes) - 1)] == wanted[at]
+        at, found = at[equal], found[equal]
+        if not len(at):
             return
-        while k < n:
-            total = total[: len(values) - k] * BASE + values[k:]
-            k += 1
-        yield n, _mix(total)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-class ContaminationFilter(BaseFilter):
-    """Removes contaminated documents; the evidence names each item: task, n-gram, matched text, ratio."""
-
-    name = "contamination"
-
-    def __init__(self, index: Path, exclusion_writer: DiskWriter):
-        super().__init__(exclusion_writer)
-        self.index = index
-        self._loaded: Index | None = None
-
-    def filter(self, doc: Document) -> bool:
-        if self._loaded is None:
-            self._loaded = pickle.loads(self.index.read_bytes())
-            assert self._loaded is not None
-        matches = self._loaded.matches(doc.text)
-        if matches:
-            self.stat_update("candidate.documents")
-            self.stat_update("candidate.pairs", value=len(matches))
-        guilty = self._loaded.contaminating(matches)
-        if not guilty:
-            return True
-        items = [
-            {
-                "task": match.item.task,
-                "item_id": match.item.item_id,
-                "ngram": match.ngram,
-                "matched": match.matched,
-                "ratio": round(match.ratio, 4),
-            }
-            for match in guilty
-        ]
-        doc.metadata.update(removal("contaminated", items=items))
-        return False
+        count = self.count[found]
+        before = np.cumsum(count) - count
+        entries = np.arange(int(count.sum())) + np.repeat(self.first[found] - before, count)
+        at = np.repeat(at, count)
+        text = np.searchsorted(words.bounds, at, "right") - 1
+        sizes = self.size if self.sizes is None else self.sizes[entries]
+        inside = at + sizes <= words.bounds[text + 1]
+        at, text, entries = at[inside], text[inside], entries[inside]
+        if self.sizes is not None and self.whole is not None:
+            equal = words.ngrams(self.sizes[entries], at) == self.whole[entries]
+            at, text, entries = at[equal], text[equal], entries[equal]
+        columns = (text, at - words.bounds[text], self.items[entries], self.places[entries], self.ngrams[entries])
+        yield from zip(*(column.tolist() for column in columns), strict=True)

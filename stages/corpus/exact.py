@@ -24,6 +24,7 @@ from stages.corpus.cells import CorpusRun, ReadCells, statistic
 from stages.corpus.removals import GONE, write_removals
 from stages.corpus.words import shingles
 from stages.draws import content_hash
+from stages.tables.cells import cell_of
 
 ROWS_PER_PART = 1 << 18
 LEVELS = (0.5, 0.9)  # shares above which documents are counted

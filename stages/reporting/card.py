@@ -3,7 +3,7 @@
 import json
 
 from stages.reporting.facts import Facts
-from stages.reporting.page import number, share
+from stages.reporting.page import contamination_table, number, share
 
 SIZES = (
     (1e3, "n<1K"),
@@ -100,7 +100,9 @@ The seeds are quoted in `prompt` and `seed_data`, under their own licences:
 Every document was searched for the items of {len(m["benchmarks"].get("tasks", {})) or "the"} benchmarks
 ({number(m["decontaminate"].get("benchmark_items", {}).get("checked"))} items) by shared 10-grams and the length of the
 matched text; {number(m["decontaminate"]["rows_removed"])} documents were removed. They and their evidence are kept in
-`data/decontaminate/removed/removed.parquet`.
+`data/decontaminate/removed/removed.parquet`. Documents by benchmark and source, distinct items in brackets:
+
+{_contamination(facts)}
 
 ## What a model learns from it
 
@@ -121,6 +123,11 @@ def _rows(rows) -> str:
     return "\n".join(
         "| " + " | ".join(str(v).replace("|", "\\|").replace("\n", " ") for v in row) + " |" for row in rows
     )
+
+
+def _contamination(facts: Facts) -> str:
+    head, rows = contamination_table(facts)
+    return f"{_rows([head])}\n|{'---|' * len(head)}\n{_rows(rows)}" if rows else "None held an item."
 
 
 def _removals(facts: Facts) -> str:

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.reporting.facts import FILTERS, Facts
 
 HERE, DASH = Path(__file__).parent, "–"
+RULES = ("plain", "window")  # decontamination's two ratios
 CLUSTERS = Path("metrics/plots/clusters.png")
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -185,12 +186,13 @@ def pilot(facts: Facts) -> list[list[str]]:
 def contamination_note(facts: Facts) -> str:
     """What was looked for."""
     m = facts.metrics["decontaminate"]
-    items = m.get("benchmark_items", {})
+    items, rules = m.get("benchmark_items", {}), m.get("rules", {})
+    beside = "; ".join(f"the {rule} ratio finds {number(rules.get(rule, {}).get('documents'))}" for rule in RULES)
     return (
         f"{number(items.get('checked'))} benchmark items were searched for in {number(m['rows_in'])} documents, first"
         f" by shared 10-grams, then by the length of the matched text ({number(items.get('short'))} short items as"
-        f" wholes); {number(m['rows_removed'])} documents were removed. The table counts documents, distinct items in"
-        " brackets."
+        f" wholes); {number(m['rows_removed'])} documents were removed ({beside}). The table counts documents,"
+        " distinct items in brackets; metrics/decontaminate.md has more."
     )
 
 
@@ -198,7 +200,8 @@ def contamination_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """Contaminated documents by benchmark and source: the head and the rows."""
     columns = sorted({row["source"] for row in facts.contamination})
     found = {(r["task"], r["source"]): f"{r['documents']} ({r['items']})" for r in facts.contamination}
-    tasks = sorted({row["task"] for row in facts.contamination})
+    tasks = sorted({row["task"] for row in facts.contamination} | facts.metrics["benchmarks"].get("tasks", {}).keys())
+    tasks = tasks if columns else []
     return ["benchmark", *columns], [[task, *(found.get((task, c), DASH) for c in columns)] for task in tasks]
 
 
