@@ -4,8 +4,8 @@ difflib takes the longest common substring (of equals the one that begins first 
 goes on to its left and to its right. A range's longest block bounds all that lie inside it, so blocks of at most
 `min_block` characters can be left out with everything below them, and what remains is made of runs: common substrings
 that cannot be extended. These come from equal seeds, of `min_block` + 1 characters, that numpy finds; the rest is
-difflib's recursion over a few dozen runs, compiled. A range of the document cuts runs off at its ends, so one list of runs
-serves the whole document and every window of it.
+difflib's recursion over a few dozen runs, compiled. A range of the document cuts runs off at its ends, so one list of
+runs serves the whole document and every window of it.
 """
 
 from dataclasses import dataclass
