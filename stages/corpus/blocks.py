@@ -4,12 +4,14 @@ difflib takes the longest common substring (of equals the one that begins first 
 goes on to its left and to its right. A range's longest block bounds all that lie inside it, so blocks of at most
 `min_block` characters can be left out with everything below them, and what remains is made of runs: common substrings
 that cannot be extended. These come from equal seeds, of `min_block` + 1 characters, that numpy finds; the rest is
-difflib's recursion over a few dozen runs. A range of the document cuts runs off at its ends, so one list of runs
-serves the whole document and every window of it.
+difflib's recursion over a few dozen runs, compiled. A range of the document cuts runs off at its ends, so one list of
+runs serves the whole document and every window of it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numba
 import numpy as np
 
 SEEDS = 1 << 22  # equal seeds that are in memory at once; only texts that repeat themselves have more
@@ -29,38 +31,37 @@ class Runs:
 
     def blocks(self, start: int, end: int) -> list[Block]:
         """difflib's blocks of the document's characters `start` to `end` and the item, ascending."""
-        chosen: list[Block] = []
-        least = self.min_block + 1
         first_near, end_near = np.searchsorted(self.found[:, 0], (start - self.item_length, end))
         near = self.found[first_near:end_near]
-        longest_first = near[np.argsort(-near[:, 2], kind="stable")].tolist()
-        ranges = [(start, end, 0, self.item_length, longest_first)]
-        while ranges:
-            low, high, first, last, runs = ranges.pop()
-            best, size = (0, 0), 0
-            for at, place, length in runs:
-                if length < size:
-                    break  # no run after this one is longer, even whole
-                if at < low or place < first:
-                    cut = low - at if low - at > first - place else first - place
-                    at, place, length = at + cut, place + cut, length - cut
-                if at + length > high or place + length > last:
-                    length = high - at if high - at < last - place else last - place
-                if length > size or (length == size and (at, place) < best):
-                    best, size = (at, place), length
-            if size < least:
-                continue
-            at, place = best
-            chosen.append((at, place, size))
-            if at - low >= least and place - first >= least:
-                high_left, last_left = at - least, place - least
-                ranges.append((low, at, first, place, [r for r in runs if r[0] <= high_left and r[1] <= last_left]))
-            at, place = at + size, place + size
-            if high - at >= least and last - place >= least:
-                low_right, first_right = at + least, place + least
-                inside = [r for r in runs if r[0] + r[2] >= low_right and r[1] + r[2] >= first_right]
-                ranges.append((at, high, place, last, inside))
-        return sorted(chosen)
+        longest_first = near[np.argsort(-near[:, 2], kind="stable")]
+        chosen = _chosen(longest_first, start, end, self.item_length, self.min_block + 1)
+        return sorted(map(tuple, chosen.tolist()))  # type: ignore[arg-type]
+
+
+@numba.njit(cache=True, nogil=True)
+def _chosen(runs: Any, start: int, end: int, item_length: int, least: int) -> Any:
+    """difflib's blocks of `least` characters or more, in any order, from runs by descending length."""
+    chosen, ranges = [(0, 0, 0)], [(start, end, 0, item_length)]
+    while ranges:
+        low, high, first, last = ranges.pop()
+        best_at, best_place, size = 0, 0, 0
+        for n in range(len(runs)):
+            at, place, length = runs[n, 0], runs[n, 1], runs[n, 2]
+            if length < size:
+                break  # no run after this one is longer, even whole
+            cut = max(0, low - at, first - place)
+            at, place, length = at + cut, place + cut, length - cut
+            length = min(length, high - at, last - place)
+            if length > size or (length == size and (at, place) < (best_at, best_place)):
+                best_at, best_place, size = at, place, length
+        if size >= least:
+            chosen.append((best_at, best_place, size))
+            ranges.append((low, best_at, first, best_place))
+            ranges.append((best_at + size, high, best_place + size, last))
+    found = np.empty((len(chosen) - 1, 3), np.int64)
+    for n in range(1, len(chosen)):
+        found[n - 1, 0], found[n - 1, 1], found[n - 1, 2] = chosen[n]
+    return found
 
 
 class Matcher:
