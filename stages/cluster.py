@@ -103,6 +103,7 @@ def main() -> str:
         found.write_bytes(pickle.dumps(groups))
         step = AssignRows(VECTORS, parts, arrays.notes("assign"), found, params.min_similarity)
         arrays.run("assign", [step], tasks, total=rows_in, unit="rows")
+        arrays.check()
         for rows in read_parts(parts, ASSIGNMENT, tasks, rows_in):
             writer.write_table(rows)
             clusters = rows["cluster"].to_numpy()

@@ -46,6 +46,7 @@ def main() -> str:
         parts = arrays.scratch / "parts"
         step = EmbedTexts(WEB, parts, arrays.notes("embed"), params.model, revision, params.max_tokens)
         stats = arrays.run("embed", [step], tasks, total=rows, unit="texts")
+        arrays.check()
         dimensions = 0
         with TableWriter(OUT / "vectors.parquet", EMBEDDING) as writer:
             for table in read_parts(parts, EMBEDDING, tasks, rows):

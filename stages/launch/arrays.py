@@ -8,8 +8,8 @@ with the same key, what they wrote is copied (a task of a killed driver may stil
 markers, so that only the others run. A pipeline of one task is always done anew.
 
 When an array is done, the size and the SHA-256 of every file that its tasks wrote are noted, and compared before the
-next array reads them or a later attempt takes them over: the signatures
-of 30 million documents (28 GB) take half a minute each time.
+next array reads them or a later attempt takes them over: half a minute each time for the signatures of 30 million
+documents (28 GB).
 """
 
 import hashlib
