@@ -57,9 +57,9 @@ status: setup ## what runs where: jobs, endpoints, tokens/s, ETA, GPU hours
 
 test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
 	@slurm=$$(mktemp); long=$$(mktemp); \
-	  python -m pytest $(SLURM_TESTS) >$$slurm 2>&1 & first=$$!; \
-	  python -m pytest $(LONG_TESTS) >$$long 2>&1 & second=$$!; \
-	  python -m pytest $(foreach file,$(SLURM_TESTS) $(LONG_TESTS),--ignore=$(file)); status=$$?; \
+	  python -m pytest --durations=10 $(SLURM_TESTS) >$$slurm 2>&1 & first=$$!; \
+	  python -m pytest --durations=10 $(LONG_TESTS) >$$long 2>&1 & second=$$!; \
+	  python -m pytest --durations=25 $(foreach file,$(SLURM_TESTS) $(LONG_TESTS),--ignore=$(file)); status=$$?; \
 	  wait $$second || status=$$?; cat $$long; wait $$first || status=$$?; cat $$slurm; \
 	  rm $$slurm $$long; exit $$status
 

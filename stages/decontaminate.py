@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.clusters import load_cluster
-from stages.corpus.cells import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
+from stages.corpus.cells import CorpusRun, ReadCells, removed_writer, statistic
 from stages.corpus.contaminated import CountNgrams, TakeContaminatedOut, merged_counts, merged_verdicts
 from stages.corpus.contamination import DecontaminateParams, Index
 from stages.corpus.contamination_report import SHOWN, Common, contamination_table, markdown, side_by_side
@@ -59,12 +59,10 @@ def main() -> str:
         common = leave_common_out(run, index, params.common_ngram)
         index.save(run.scratch / "index.pickle")
         parts, verdicts = run.scratch / "removed", run.scratch / "verdicts"
-        steps = [
-            ReadCells(run.cells),
-            TakeContaminatedOut(run.scratch / "index.pickle", verdicts, removed_writer(parts)),
-            WriteCells(run.cells, run.out),
-        ]
-        stats = run.run("decontaminate", steps, total=run.rows)
+        notes = run.arrays.notes("decontaminate")
+        index_file, removed = run.scratch / "index.pickle", removed_writer(parts)
+        step = TakeContaminatedOut(run.cells, run.out, index_file, verdicts, removed, notes)
+        stats = run.run("decontaminate", [step], total=run.rows)
         metrics, _ = run.settle([parts])
         rows = merged_verdicts(verdicts)
     table = contamination_table(rows, params.ratio)

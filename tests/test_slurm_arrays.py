@@ -296,4 +296,4 @@ def test_a_signal_cancels_the_array(corpus: Path, slurm: SlurmCluster) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130
-    slurm.wait_empty(20)
+    slurm.wait_empty(120)

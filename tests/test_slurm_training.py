@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
@@ -47,7 +48,7 @@ def start() -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", STAGE], stdout=pipe, stderr=pipe, text=True)
 
 
-def wait_until(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 180) -> None:
+def wait_until(condition: Callable[[], object], process: "subprocess.Popen[Any]", seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end and process.poll() is None, process.communicate()
@@ -79,17 +80,18 @@ def test_requeues_and_a_dead_driver_change_no_digit(folder: Path, slurm: SlurmCl
     process.kill()
     process.communicate()
     (job,) = running(slurm)
-    process = start()
-    slurm.run("scontrol", "requeue", job)
+    slurm.run("scontrol", "requeuehold", job)  # else it may be done before there is another driver
+    with Path("err.txt").open("w") as err:
+        process = subprocess.Popen([sys.executable, "-c", STAGE], stdout=err, stderr=err)
+    wait_until(lambda: f"job {job} of cosmo-train-" in Path("err.txt").read_text(), process)
+    slurm.run("scontrol", "release", job)
     (log,) = Path(".store/train").glob("*/log.txt")
     wait_until(lambda: log.read_text().count("=== torchrun starts") == 2 and running(slurm), process)
     (steps,) = Path(".store/train").glob("*/steps.csv")
     before = steps.stat().st_mtime_ns
     wait_until(lambda: steps.stat().st_mtime_ns != before, process)
     slurm.run("scancel", "--batch", "--signal=TERM", job)
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    assert f"job {job} of cosmo-train-" in err and "adopted" in err
+    assert process.wait(timeout=400) == 0 and "adopted" in Path("err.txt").read_text()
     assert losses() == whole
     assert slurm.jobs() == []
 

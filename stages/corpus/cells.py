@@ -49,9 +49,8 @@ class ReadCells(PipelineStep):
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         for cell in self.cells[rank::world_size]:
             for row in read_rows([cell], DOCUMENT):
-                text, completion_id = row.pop("text"), row.pop("completion_id")
                 self.stat_update("documents")
-                yield Document(text=text, id=completion_id, metadata={**row, "cell": cell.stem})
+                yield as_document(row, cell)
 
 
 class NoteProgress(PipelineStep):
@@ -94,6 +93,12 @@ class WriteCells(PipelineStep):
                 while document is not None and document.metadata["cell"] == cell.stem:
                     writer.write(as_row(document))
                     document = next(documents, None)
+
+
+def as_document(row: dict[str, Any], cell: Path) -> Document:
+    """A datatrove document of a DOCUMENT row."""
+    metadata = {name: value for name, value in row.items() if name not in ("text", "completion_id")}
+    return Document(text=row["text"], id=row["completion_id"], metadata={**metadata, "cell": cell.stem})
 
 
 def as_row(document: Document) -> dict[str, Any]:
@@ -154,10 +159,10 @@ class CorpusRun:
     ) -> PipelineStats:
         """Run a pipeline through the cluster's executor; datatrove's statistics of its steps.
 
-        `tasks` where the number is fixed by the work itself. `total` documents make a progress bar. `DataError` when
-        a cell that a task should have written is missing.
+        `tasks` where the number is fixed by the work itself. `total` documents make a progress bar; a pipeline of one
+        step notes by itself how many it has done. `DataError` when a cell that a task should have written is missing.
         """
-        if total is not None:
+        if total is not None and len(steps) > 1:
             steps = [steps[0], NoteProgress(self.arrays.notes(name)), *steps[1:]]
         writers = [step for step in steps if isinstance(step, WriteCells)]
         for writer in writers:

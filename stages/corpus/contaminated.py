@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datatrove.data import Document, DocumentsPipeline
+import pyarrow as pa
+from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.batching import batched
 
-from stages.corpus.cells import removal
+from stages.corpus.cells import WriteCells, as_document, removal
 from stages.corpus.contamination import RULES, DecontaminateParams, Findings, Index, Match
+from stages.tables.contracts import DOCUMENT
+from stages.tables.parquet import TableWriter, read_batches
 
-BATCH = 32  # documents that are looked up together
+BATCH = 128  # documents that are looked up together
 
 
 class CountNgrams(PipelineStep):
@@ -50,46 +53,63 @@ def merged_counts(folder: Path, ngrams: int) -> np.ndarray:
     return documents
 
 
-class TakeContaminatedOut(PipelineStep):
-    """Removes contaminated documents; the evidence names each item: task, n-gram, matched text, both ratios.
+class TakeContaminatedOut(WriteCells):
+    """Cells without their contaminated documents, read and written as tables; a task notes in `notes` how far it is.
 
-    What either rule calls contaminated, removed or not, goes to `<verdicts>/<rank>.jsonl`.
+    The evidence of a removal names each item: task, n-gram, matched text, both ratios. What either rule calls
+    contaminated, removed or not, goes to `<verdicts>/<rank>.jsonl`.
     """
 
     type = "FILTER"
     name = "contamination"
 
-    def __init__(self, index: Path, verdicts: Path, removed: DiskWriter):
-        super().__init__()
-        self.index, self.verdicts, self.removed = index, verdicts, removed
+    def __init__(self, cells: list[Path], out: Path, index: Path, verdicts: Path, removed: DiskWriter, notes: Path):
+        super().__init__(cells, out)
+        self.index, self.verdicts, self.removed, self.notes = index, verdicts, removed, notes
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
-        index, rows = Index.read(self.index), []
-        with self.removed as writer:
-            for batch in batched(data, BATCH):
-                guilty = set()
-                for number, findings in index.findings([document.text for document in batch]):
-                    self.stat_update("candidate.documents", value=int(findings.pairs > 0))
-                    self.stat_update("candidate.pairs", value=findings.pairs)
-                    self.stat_update("candidate.common_only", value=findings.common_only)
-                    rows += verdicts_of(batch[number], findings, index.rule)
-                    if items := [match for match in findings.matches if match.contaminated(index.rule)]:
-                        shown = [evidence_of(match) | {"matched": match.matched} for match in items]
-                        batch[number].metadata.update(removal("contaminated", items=shown))
-                        guilty.add(number)
-                for number, document in enumerate(batch):
-                    if number in guilty:
-                        writer.write(document, rank)
-                    else:
-                        yield document
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+        index, rows, done = Index.read(self.index), [], 0
+        with self.removed as removed:
+            for cell in self.cells[rank::world_size]:
+                with TableWriter(self.out / cell.name, DOCUMENT) as kept:
+                    for table in read_batches([cell], DOCUMENT):
+                        guilty = self._guilty(index, table, rows)
+                        kept.write_table(without(table, list(guilty)))
+                        for number, items in guilty.items():
+                            document = as_document(table.slice(number, 1).to_pylist()[0], cell)
+                            document.metadata.update(removal("contaminated", items=items))
+                            removed.write(document, rank)
+                        done += table.num_rows
+                        (self.notes / str(rank)).write_text(str(done))
         self.verdicts.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (self.verdicts / f"{rank:05d}.jsonl").write_text("".join(lines), encoding="utf-8")
 
+    def _guilty(self, index: Index, table: pa.Table, rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+        """The items that contaminate each contaminated document, by its place; `rows` gets the verdicts."""
+        about = table.select(["completion_id", "source"])
+        guilty: dict[int, list[dict[str, Any]]] = {}
+        for first in range(0, table.num_rows, BATCH):
+            for number, findings in index.findings(table["text"].slice(first, BATCH).to_pylist()):
+                self.stat_update("candidate.documents", value=int(findings.pairs > 0))
+                self.stat_update("candidate.pairs", value=findings.pairs)
+                self.stat_update("candidate.common_only", value=findings.common_only)
+                rows += verdicts_of(about.slice(first + number, 1).to_pylist()[0], findings, index.rule)
+                if items := [match for match in findings.matches if match.contaminated(index.rule)]:
+                    guilty[first + number] = [evidence_of(match) | {"matched": match.matched} for match in items]
+        self.stat_update("documents", value=table.num_rows)
+        return guilty
 
-def verdicts_of(document: Document, findings: Findings, params: DecontaminateParams) -> Iterator[dict[str, Any]]:
-    """A row for each item that either rule finds in a document, with the rules that do."""
-    about = {"source": document.metadata["source"], "completion_id": document.id}
+
+def without(table: pa.Table, places: list[int]) -> pa.Table:
+    """A table without the rows at some places."""
+    mask = np.ones(table.num_rows, dtype=bool)
+    mask[places] = False
+    return table.filter(pa.array(mask)) if places else table
+
+
+def verdicts_of(about: dict[str, str], findings: Findings, params: DecontaminateParams) -> Iterator[dict[str, Any]]:
+    """A row for each item that either rule finds in a document (`about`: what it is), with the rules that do."""
     for match in findings.matches:
         if rules := [rule for rule in RULES if match.contaminated(params, rule)]:
             yield about | {"rules": rules} | evidence_of(match)

@@ -80,7 +80,7 @@ def _hashed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if _table[codes[stopped]] & KIND == INVOLVED:
             named = {int(t) for t in np.flatnonzero(_involved(codes, ends, _table))}
             return _hashed([" ".join(plain_words(text)) if t in named else text for t, text in enumerate(texts)])
-        _learn(np.unique(codes))
+        _learn(np.unique(codes[_table[codes] == UNSEEN]))
     return counts, words[: counts.sum()]
 
 
@@ -132,8 +132,8 @@ def _involved(codes: Any, ends: Any, table: Any) -> Any:
 
 
 def _learn(codes: np.ndarray) -> None:
-    """Fill the tables for code points that are new."""
-    for code in codes[_table[codes] == UNSEEN].tolist():
+    """Fill the table for code points."""
+    for code in codes.tolist():
         character = chr(code)
         folded = without_diacritics(character).lower()
         if not folded:
