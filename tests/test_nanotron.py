@@ -140,9 +140,7 @@ def test_shards_are_joined_and_a_missing_or_damaged_one_is_told(tmp_path: Path) 
     with pytest.raises(DataError, match=r"tp-rank-1-of-2\.safetensors is damaged"):
         read_weight(tmp_path, name)
     files[1].unlink()
-    with pytest.raises(
-        DataError, match=r"1 shard\(s\) hold 24 of 48 values of .*weight; a shard is missing"
-    ):
+    with pytest.raises(DataError, match=r"1 shard\(s\) hold 24 of 48 values of .*weight; a shard is missing"):
         read_weight(tmp_path, name)
     with pytest.raises(DataError, match="holds no weight; the checkpoint is not whole"):
         read_weight(tmp_path, "model.lm_head.pp_block.weight")
