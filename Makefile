@@ -7,6 +7,7 @@ PROFILES := rehearsal laptop cluster
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE # images of containers set it; 300 packages compiled anew at every start of a stage take 2 s
 
 .DEFAULT_GOAL := help
 .PHONY: help setup nanotron doctor repro cluster-repro status test smoke check lint format lock pin clean distclean
