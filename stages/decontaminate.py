@@ -22,7 +22,7 @@ from stages.errors import DataError, run_stage
 from stages.settings import load
 from stages.tables.accounting import write_metrics
 from stages.tables.contracts import BENCHMARK
-from stages.tables.parquet import read_rows, tables_in
+from stages.tables.parquet import read_batches, tables_in
 
 REPORT, PLOT = Path("metrics/decontaminate.md"), Path("metrics/plots/contamination.csv")
 
@@ -31,10 +31,11 @@ def item_texts(tables: list[Path]) -> Iterator[tuple[str, str, str]]:
     """(item_id, task, question and right answer) of every benchmark item. `DataError` for an id in two files."""
     seen: dict[str, Path] = {}
     for table in tables:
-        for row in read_rows([table], BENCHMARK):
-            if (first := seen.setdefault(row["item_id"], table)) != table:
-                raise DataError(f"{table}: item {row['item_id']!r} is in {first} too; run the benchmarks stage again")
-            yield row["item_id"], row["task"], f"{row['question']} {row['answer']}"
+        for rows in read_batches([table], BENCHMARK, ["item_id", "task", "question", "answer"]):
+            for item_id, task, question, answer in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+                if (first := seen.setdefault(item_id, table)) is not table:
+                    raise DataError(f"{table}: item {item_id!r} is in {first} too; run the benchmarks stage again")
+                yield item_id, task, f"{question} {answer}"
 
 
 def leave_common_out(run: CorpusRun, index: Index, allowed: float | None) -> Common:

@@ -3,9 +3,9 @@
 difflib takes the longest common substring (of equals the one that begins first in the document, then in the item) and
 goes on to its left and to its right. A range's longest block bounds all that lie inside it, so blocks of at most
 `min_block` characters can be left out with everything below them, and what remains is made of runs: common substrings
-that cannot be extended. These come from equal seeds, of `min_block` + 1 characters, that numpy finds; the rest is
-difflib's recursion over a few dozen runs, compiled. A range of the document cuts runs off at its ends, so one list of
-runs serves the whole document and every window of it.
+that cannot be extended. Compiled code finds these from where `min_block` + 1 characters of the document stand in the
+item, and goes through difflib's recursion over a few dozen of them. A range of the document cuts runs off at its ends,
+so one list of runs serves the whole document and every window of it.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 
-SEEDS = 1 << 22  # equal seeds that are in memory at once; only texts that repeat themselves have more
-KEY_BITS = 62  # of a seed as one number
+BASE, MIXED = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd
 
 Block = tuple[int, int, int]  # place in the document, place in the item, length
 
@@ -68,89 +67,58 @@ class Matcher:
     """One document, ready to be matched with any number of items."""
 
     def __init__(self, document: str, min_block: int):
-        self.length, self.min_block = len(document), min_block
-        codes = _codes(document)
-        present = np.zeros(int(codes.max(initial=0)) + 1, dtype=bool)
-        present[codes] = True
-        self._number = np.cumsum(present, dtype=np.int32) * present  # of each character; 0: not in the document
-        base = int(present.sum()) + 1
-        self._seed = max(1, min(min_block + 1, int(KEY_BITS / np.log2(base + 1))))
-        self._base = base
-        numbers = self._number[codes]
-        keys = self._keys(numbers)
-        self._order = np.argsort(keys, kind="stable")
-        self._sorted = keys[self._order]
-        self._numbers = np.concatenate([[-1], numbers, [-2]], dtype=np.int32)  # ends that equal nothing
+        self.min_block, self._codes = min_block, _codes(document)
+        bits = max(4, len(self._codes).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._first, self._next = _chains(self._codes, min_block + 1, bits, self._shift)
 
-    def runs(self, items: list[str]) -> list[Runs]:
-        """The runs that the document has in common with each item."""
-        codes = _codes("\n".join(items))
-        ends = (
-            np.cumsum([len(item) + 1 for item in items]) - 1
-        )  # of the items, each followed by a character of no text
-        numbers = self._number[np.minimum(codes, len(self._number) - 1)] * (codes < len(self._number))
-        numbers[ends[:-1]] = 0
-        keys = np.where(self._known(numbers), self._keys(numbers), -1)
-        item_numbers = np.concatenate([[-3], np.where(numbers == 0, -4, numbers), [-5]])
-        left = np.searchsorted(self._sorted, keys, "left")
-        count = np.searchsorted(self._sorted, keys, "right") - left
-        starts, closes = [], []
-        cuts = np.searchsorted(np.cumsum(count), np.arange(SEEDS, int(count.sum()), SEEDS))
-        for places in np.split(np.arange(len(count)), np.unique(cuts)):
-            place, at = np.repeat(places, count[places]), self._positions(left[places], count[places])
-            opens = self._numbers[at] != item_numbers[place]
-            ended = self._numbers[at + self._seed + 1] != item_numbers[place + self._seed + 1]
-            starts.append((at[opens], place[opens]))
-            closes.append((at[ended], place[ended]))
-        at, place = _by_diagonal(starts)
-        size = _by_diagonal(closes)[0] - at + self._seed
-        long = size > self.min_block
-        return self._by_item(at[long], place[long], size[long], ends)
-
-    def _by_item(self, at: np.ndarray, place: np.ndarray, size: np.ndarray, ends: np.ndarray) -> list[Runs]:
-        """The runs of each item, from the runs of all one after another."""
-        steps = np.zeros(int(ends[-1]) + 2, dtype=np.int64)
-        np.add.at(steps, place, 1)
-        np.add.at(steps, place + size, -1)
-        covered = np.concatenate([[0], np.cumsum(np.cumsum(steps) > 0)])
-        firsts = np.concatenate([[0], ends[:-1] + 1])
-        item = np.searchsorted(ends, place)
-        order = np.lexsort((place, at, item))
-        rows = np.column_stack([at, place - firsts[item], size])[order]
-        bounds = np.searchsorted(item[order], np.arange(len(ends) + 1))
-        return [
-            Runs(rows[bounds[n] : bounds[n + 1]], int(covered[end] - covered[first]), int(end - first), self.min_block)
-            for n, (first, end) in enumerate(zip(firsts, ends, strict=True))
-        ]
-
-    def _positions(self, left: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Places in the document of the seeds that are sorted at `left` and after, `count` of them each."""
-        before = np.cumsum(count) - count
-        return self._order[np.arange(int(count.sum())) + np.repeat(left - before, count)]
-
-    def _keys(self, numbers: np.ndarray) -> np.ndarray:
-        """Every `seed` consecutive numbers as one."""
-        size = max(0, len(numbers) - self._seed + 1)
-        keys = np.zeros(size, dtype=np.int64)
-        for k in range(self._seed):
-            keys *= self._base
-            keys += numbers[k : k + size]
-        return keys
-
-    def _known(self, numbers: np.ndarray) -> np.ndarray:
-        """Whether all numbers of a seed are characters of the document."""
-        missing = np.concatenate([[0], np.cumsum(numbers == 0)])
-        size = max(0, len(numbers) - self._seed + 1)
-        return missing[self._seed : self._seed + size] == missing[:size]
+    def runs(self, item: str) -> Runs:
+        """The runs that the document has in common with an item."""
+        found, covered = _runs(self._codes, _codes(item), self.min_block + 1, self._first, self._next, self._shift)
+        return Runs(found[np.lexsort((found[:, 1], found[:, 0]))], covered, len(item), self.min_block)
 
 
 def _codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def _by_diagonal(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """(places in the document, places in the item), by diagonal and then by place: starts and ends pair off."""
-    at = np.concatenate([part[0] for part in parts])
-    place = np.concatenate([part[1] for part in parts])
-    order = np.lexsort((at, at - place))
-    return at[order], place[order]
+@numba.njit(cache=True, nogil=True)
+def _bucket(codes: Any, at: int, size: int, shift: Any) -> Any:
+    """The number of the chain for the `size` characters from `at` on."""
+    value = np.uint64(0)
+    for place in range(at, at + size):
+        value = value * np.uint64(BASE) + np.uint64(codes[place])
+    return (value * np.uint64(MIXED)) >> shift
+
+
+@numba.njit(cache=True, nogil=True)
+def _chains(codes: Any, size: int, bits: int, shift: Any) -> tuple[Any, Any]:
+    """(the first place in each bucket, the next place in the same one), ascending; -1 ends a chain."""
+    first = np.full(1 << bits, -1, np.int32)
+    following = np.empty(len(codes), np.int32)
+    for at in range(len(codes) - size, -1, -1):
+        bucket = _bucket(codes, at, size, shift)
+        following[at], first[bucket] = first[bucket], at
+    return first, following
+
+
+@numba.njit(cache=True, nogil=True)
+def _runs(document: Any, item: Any, least: int, first: Any, following: Any, shift: Any) -> tuple[Any, int]:
+    """(rows of a Block, not sorted; how many characters of the item lie in some of them)."""
+    found, count, covered, reached = np.empty((16, 3), np.int64), 0, 0, 0
+    for place in range(len(item) - least + 1):
+        at = first[_bucket(item, place, least, shift)]
+        while at >= 0:
+            if not (at and place and document[at - 1] == item[place - 1]):
+                size, most = 0, min(len(document) - at, len(item) - place)
+                while size < most and document[at + size] == item[place + size]:
+                    size += 1
+                if size >= least:
+                    if count == len(found):
+                        found = np.concatenate((found, np.empty_like(found)))
+                    found[count, 0], found[count, 1], found[count, 2] = at, place, size
+                    count += 1
+                    covered += max(0, place + size - max(reached, place))
+                    reached = max(reached, place + size)
+            at = following[at]
+    return found[:count], covered

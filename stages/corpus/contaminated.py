@@ -89,14 +89,16 @@ class TakeContaminatedOut(WriteCells):
         """The items that contaminate each contaminated document, by its place; `rows` gets the verdicts."""
         about = table.select(["completion_id", "source"])
         guilty: dict[int, list[dict[str, Any]]] = {}
-        for first in range(0, table.num_rows, BATCH):
-            for number, findings in index.findings(table["text"].slice(first, BATCH).to_pylist()):
+        first = 0
+        for batch in table.select(["text"]).to_batches(max_chunksize=BATCH):
+            for number, findings in index.findings(batch["text"]):
                 self.stat_update("candidate.documents", value=int(findings.pairs > 0))
                 self.stat_update("candidate.pairs", value=findings.pairs)
                 self.stat_update("candidate.common_only", value=findings.common_only)
                 rows += verdicts_of(about.slice(first + number, 1).to_pylist()[0], findings, index.rule)
                 if items := [match for match in findings.matches if match.contaminated(index.rule)]:
                     guilty[first + number] = [evidence_of(match) | {"matched": match.matched} for match in items]
+            first += batch.num_rows
         self.stat_update("documents", value=table.num_rows)
         return guilty
 

@@ -31,11 +31,10 @@ import numpy as np
 from pydantic import Field
 
 from stages.corpus.blocks import Block, Matcher
-from stages.corpus.wordhash import Hashes, word_hashes
+from stages.corpus.wordhash import Hashes, Sieve, Texts, word_hashes
 from stages.corpus.words import plain_words
 from stages.settings import Params
 
-SECOND = np.uint64(0xD6E8FEB86659FD93)  # times a hash: another one
 NOT_COUNTED = -1  # in place of an n-gram's number: an item found by all its words
 RULES = ("plain", "window")
 
@@ -109,31 +108,39 @@ class Index:
 
     def __init__(self, items: Iterable[tuple[str, str, str]], rule: DecontaminateParams):
         """`items` are (item_id, task, text)."""
-        self.rule, self.items = rule, [Item(*item) for item in sorted(items)]
-        hashes = word_hashes([item.question_and_answer for item in self.items])
+        self.rule, self.items = rule, sorted(items)
+        self._item: dict[int, Item] = {}
+        hashes = word_hashes([text for _, _, text in self.items])
         sizes = np.diff(hashes.bounds)
         short = min(rule.shortest_item, rule.ngram)
         long = np.flatnonzero(sizes >= rule.ngram)
         middle = np.flatnonzero((sizes >= short) & (sizes < rule.ngram))
         self.checked, self.short, self.shortest = len(long), len(middle), len(self.items) - len(long) - len(middle)
-        grams = sizes[long] - rule.ngram + 1
-        places = np.arange(grams.sum()) - np.repeat(np.cumsum(grams) - grams, grams)
-        self._long = _Table.of(hashes, rule.ngram, np.repeat(long, grams), places)
-        self._short = _Table.of(hashes, short, middle, np.zeros_like(middle), sizes[middle])
+        at, grams = hashes.ngrams(rule.ngram)
+        items_of = np.searchsorted(hashes.bounds, at, "right") - 1
+        self._long = _Table.of(hashes, rule.ngram, grams, items_of, at - hashes.bounds[items_of])
+        first = hashes.runs(hashes.bounds[middle], np.full_like(middle, short))
+        self._short = _Table.of(hashes, short, first, middle, np.zeros_like(middle), sizes[middle])
         self._whole: dict[str, list[int]] = {}
         for number in np.flatnonzero((sizes > 0) & (sizes < short)).tolist():
-            self._whole.setdefault(self.items[number].text, []).append(number)
+            self._whole.setdefault(self.item(number).text, []).append(number)
         self._shortest_item = short
         self.common = np.zeros(self.ngrams, dtype=bool)
 
-    def found(self, texts: list[str]) -> Iterator[tuple[int, list[str], dict[int, list[Hit]]]]:
+    def item(self, number: int) -> Item:
+        """An item by its number."""
+        if number not in self._item:
+            self._item[number] = Item(*self.items[number])
+        return self._item[number]
+
+    def found(self, texts: Texts) -> Iterator[tuple[int, list[str], dict[int, list[Hit]]]]:
         """(number of a text, its words, the hits of each item by number), for the texts with any, in their order."""
         for text, near in sorted(self._near(texts).items()):
-            words = plain_words(texts[text])
+            words = plain_words(str(texts[text]))
             if hits := self._verified(words, near):
                 yield text, words, hits
 
-    def _near(self, texts: list[str]) -> dict[int, list[tuple[int, int, int, int]]]:
+    def _near(self, texts: Texts) -> dict[int, list[tuple[int, int, int, int]]]:
         """(place in the text, item, place in the item, n-gram) of equal hashes, by the number of the text."""
         hashes = word_hashes(texts)
         near: dict[int, list[tuple[int, int, int, int]]] = {}
@@ -148,7 +155,7 @@ class Index:
     def _verified(self, words: list[str], near: list[tuple[int, int, int, int]]) -> dict[int, list[Hit]]:
         hits: dict[int, list[Hit]] = {}
         for at, item, place, ngram in sorted(near):
-            wanted = self.items[item].words
+            wanted = self.item(item).words
             size = len(wanted) if ngram == NOT_COUNTED else self.rule.ngram
             if words[at : at + size] == wanted[place : place + size]:
                 hits.setdefault(item, []).append(Hit(at, place, size, ngram))
@@ -157,13 +164,13 @@ class Index:
                 hits[item] = [Hit(0, 0, len(words), NOT_COUNTED)]
         return dict(sorted(hits.items()))
 
-    def findings(self, texts: list[str]) -> Iterator[tuple[int, Findings]]:
+    def findings(self, texts: Texts) -> Iterator[tuple[int, Findings]]:
         """(number of a text, its findings), for the texts that share an n-gram with an item."""
         for text, words, hits in self.found(texts):
             document, rare = " ".join(words), {}
             matches: list[Match] = []
             for number, several in hits.items():
-                item = self.items[number]
+                item = self.item(number)
                 if item.text in document:
                     matches.append(Match(item, _shared(item, several[0]), item.text, 1.0, 1.0))
                 elif first := next((hit for hit in several if not self.common[hit.ngram]), None):
@@ -180,10 +187,10 @@ class Index:
         if not shared:
             return
         rule, starts = self.rule, _starts(words)
-        items = [self.items[number] for number in shared]
-        found = Matcher(document, rule.min_block).runs([item.text for item in items])
-        for number, item, runs in zip(shared, items, found, strict=True):
-            size = len(item.text)
+        matcher = Matcher(document, rule.min_block)
+        for number, words_shared in shared.items():
+            item = self.item(number)
+            runs, size = matcher.runs(item.text), len(item.text)
             if runs.covered <= rule.max_ratio * size:
                 continue
             own, margin = _starts(item.words), int(rule.window * size)
@@ -193,9 +200,9 @@ class Index:
             matched, plain = joined(document, runs.blocks(0, len(document)), size)
             rated = [joined(document, runs.blocks(low, high), size) for low, high in sorted(different.values())]
             best, window = max(rated, key=lambda found: found[1])
-            yield Match(item, shared[number], matched if rule.ratio == "plain" else best, plain, window)
+            yield Match(item, words_shared, matched if rule.ratio == "plain" else best, plain, window)
 
-    def count(self, texts: list[str], documents: np.ndarray) -> None:
+    def count(self, texts: Texts, documents: np.ndarray) -> None:
         """Add to `documents` (by an n-gram's number) the texts that have it."""
         for _, _, hits in self.found(texts):
             numbers = {hit.ngram for several in hits.values() for hit in several} - {NOT_COUNTED}
@@ -214,7 +221,7 @@ class Index:
         for number in numbers[documents[numbers] >= least].tolist():
             entries = slice(*np.searchsorted(self._long.ngrams, (number, number + 1)).tolist())
             items, place = self._long.items[entries], int(self._long.places[entries][0])
-            words = self.items[int(items[0])].words[place : place + self.rule.ngram]
+            words = self.item(int(items[0])).words[place : place + self.rule.ngram]
             row = {"ngram": " ".join(words), "documents": int(documents[number]), "items": len(np.unique(items))}
             found.append(row)
         return sorted(found, key=lambda row: (-row["documents"], row["ngram"]))[:count]
@@ -245,27 +252,8 @@ def _starts(words: list[str]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Sieve:
-    """Whether some hash begins with the bits that another begins with."""
-
-    seen: np.ndarray
-    shift: np.uint64
-
-    @classmethod
-    def of(cls, hashes: np.ndarray, room: int) -> "_Sieve":
-        """A sieve with `room` to twice as many places a hash."""
-        bits = max(10, (len(hashes) * room).bit_length())
-        sieve = cls(np.zeros(1 << bits, dtype=bool), np.uint64(64 - bits))
-        sieve.seen[hashes >> sieve.shift] = True
-        return sieve
-
-    def holds(self, hashes: np.ndarray) -> np.ndarray:
-        return self.seen.take((hashes >> self.shift).astype(np.intp))
-
-
-@dataclass(frozen=True)
 class _Table:
-    """N-grams of items by the hash of their first `size` words, with sieves for misses."""
+    """N-grams of items by the hash of their first `size` words."""
 
     size: int
     hashes: np.ndarray  # different ones, ascending
@@ -276,37 +264,39 @@ class _Table:
     ngrams: np.ndarray  # numbers of the different ones, or NOT_COUNTED
     whole: np.ndarray | None  # hashes of all `sizes` words; None: these are the first `size`
     sizes: np.ndarray | None
-    sieves: tuple["_Sieve", "_Sieve"]  # of the hashes, small, and of SECOND times them, finer
+    sieve: Sieve
 
     @classmethod
     def of(
         cls,
         words: Hashes,
         size: int,
+        hashes: np.ndarray,
         items: np.ndarray,
         places: np.ndarray,
         sizes: np.ndarray | None = None,
     ) -> "_Table":
-        """The table of the n-grams that begin at `places` in ascending `items`, of `sizes` words (default: `size`)."""
-        at = words.bounds[items] + places
-        hashes = words.ngrams(size, at)
+        """The table of n-grams with these `hashes` of their first words, in `items` from `places` on.
+
+        They have `sizes` words (default: `size`).
+        """
         order = np.argsort(hashes, kind="stable")
-        different, first, count = np.unique(hashes[order], return_index=True, return_counts=True)
+        hashes, items, places = hashes[order], items[order], places[order]
+        first = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)])
+        count = np.diff(np.append(first, len(hashes)))
         if sizes is None:
-            numbers, whole = np.repeat(np.arange(len(different)), count), None
+            numbers, whole = np.repeat(np.arange(len(first)), count), None
         else:
             sizes = sizes[order]
-            numbers, whole = np.full(len(order), NOT_COUNTED), words.ngrams(sizes, at[order])
-        sieves = (_Sieve.of(different, 4), _Sieve.of(different * SECOND, 16))
-        return cls(size, different, first, count, items[order], places[order], numbers, whole, sizes, sieves)
+            numbers, whole = np.full(len(order), NOT_COUNTED), words.runs(words.bounds[items] + places, sizes)
+        different = hashes[first]
+        return cls(size, different, first, count, items, places, numbers, whole, sizes, Sieve.of(different))
 
     def lookup(self, words: Hashes) -> Iterator[tuple[int, int, int, int, int]]:
         """(text, place in it, item, place in the item, n-gram) of every equal hash that lies within one text."""
-        wanted = words.ngrams(self.size)
-        at = np.flatnonzero(self.sieves[0].holds(wanted))
-        at = at[self.sieves[1].holds(wanted[at] * SECOND)]
-        found = np.searchsorted(self.hashes, wanted[at])
-        equal = self.hashes[np.minimum(found, len(self.hashes) - 1)] == wanted[at]
+        at, wanted = words.ngrams(self.size, self.sieve)
+        found = np.searchsorted(self.hashes, wanted)
+        equal = self.hashes[np.minimum(found, len(self.hashes) - 1)] == wanted if len(self.hashes) else []
         at, found = at[equal], found[equal]
         if not len(at):
             return
@@ -315,11 +305,10 @@ class _Table:
         entries = np.arange(int(count.sum())) + np.repeat(self.first[found] - before, count)
         at = np.repeat(at, count)
         text = np.searchsorted(words.bounds, at, "right") - 1
-        sizes = self.size if self.sizes is None else self.sizes[entries]
-        inside = at + sizes <= words.bounds[text + 1]
-        at, text, entries = at[inside], text[inside], entries[inside]
         if self.sizes is not None and self.whole is not None:
-            equal = words.ngrams(self.sizes[entries], at) == self.whole[entries]
+            sizes = self.sizes[entries]
+            inside = np.flatnonzero(at + sizes <= words.bounds[text + 1])
+            equal = inside[words.runs(at[inside], sizes[inside]) == self.whole[entries[inside]]]
             at, text, entries = at[equal], text[equal], entries[equal]
         columns = (text, at - words.bounds[text], self.items[entries], self.places[entries], self.ngrams[entries])
         yield from zip(*(column.tolist() for column in columns), strict=True)

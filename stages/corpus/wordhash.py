@@ -1,32 +1,53 @@
 """Hashes of the words of many texts at once, for finding what they share with a table of n-grams.
 
 `plain_words` says what the words are: NFD, diacritics removed, lower case, runs of word characters. Here compiled code
-does the same for a batch of texts: a table says of every code point whether it stands in words and what it is folded
-to. It is filled from `plain_words`' own functions as code points turn up; texts with one that cannot be folded by
-itself (Hangul, a capital sigma, whose lower case depends on its neighbours) are taken apart in Python.
+does the same for texts as Arrow holds them, in UTF-8: a table says of every code point whether it stands in words and
+what it is folded to. It is filled from `plain_words`' own functions, 16 code points at a time, as they turn up; texts
+with one that cannot be folded by itself (Hangul, a capital sigma, whose lower case depends on its neighbours) are
+taken apart in Python.
 
-A word's hash is a polynomial over its characters and an n-gram's one over its words, modulo 2^64; an n-gram's comes
-from differences of running sums. Equal words have equal hashes; different ones may, so whoever looks up must compare.
+A word's hash is a polynomial over its characters and an n-gram's one over its words, modulo 2^64. Equal words have
+equal hashes; different ones may, so whoever looks up must compare.
 """
 
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
+import pyarrow as pa
 
 from stages.corpus.words import WORD, plain_words, without_diacritics
 
 UNSEEN, BETWEEN, LETTER, MARK, INVOLVED = range(5)  # kinds of code points; MARK: dropped; INVOLVED: needs Python
-TOGETHER = 1 << 18  # characters that are hashed at once, so that they stay within the caches
 KIND = np.uint32(7)  # the bits of `_table` that hold the kind
+LEARNT = 16  # code points that `_table` gets at once
 CODE_POINTS, CAPITAL_SIGMA = 0x110000, 0x3A3
-CHARACTER_BASE, WORD_BASE = 0xD6E8FEB86659FD93, 0x9E3779B97F4A7C15  # odd: invertible, and every position counts
+CHARACTER_BASE, WORD_BASE = 0xD6E8FEB86659FD93, 0x9E3779B97F4A7C15  # odd, so that every position counts
+PLACES = 16  # bits of a sieve for a hash, or up to twice as many
+
+Texts = list[str] | pa.StringArray  # without nulls; a list's without lone surrogates
 
 _table = np.zeros(CODE_POINTS, dtype=np.uint32)  # by code point: what it is folded to, and its kind
+
+
+@dataclass(frozen=True)
+class Sieve:
+    """Whether a hash may be one of many: never wrongly no, wrongly yes in one of a hundred cases."""
+
+    bits: np.ndarray  # uint8; two for a hash
+    shift: np.uint64  # of a hash to the number of a bit
+
+    @classmethod
+    def of(cls, hashes: np.ndarray) -> "Sieve":
+        bits = max(10, (len(hashes) * PLACES).bit_length())
+        sieve = cls(np.zeros(1 << (bits - 3), dtype=np.uint8), np.uint64(64 - bits))
+        _fill(sieve.bits, sieve.shift, hashes)
+        return sieve
+
+
+EVERYTHING = Sieve(np.full(1, 255, dtype=np.uint8), np.uint64(61))  # the sieve that lets all hashes through
 
 
 @dataclass(frozen=True)
@@ -34,54 +55,37 @@ class Hashes:
     """Words of several texts in a row; text `t` has the words `bounds[t]` to `bounds[t + 1]`."""
 
     bounds: np.ndarray
-    sums: np.ndarray  # of the words' hashes times the powers of WORD_BASE, from the first word on
+    words: np.ndarray
 
-    def ngrams(self, n: int | np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
-        """Hashes of the `n` words from each position in `at` on (default: all that have `n`), across texts' ends."""
-        _, inverse = _powers(len(self.sums))
-        if at is not None:
-            return (self.sums[at + n] - self.sums[at]) * inverse[at]
-        count = max(0, len(self.sums) - int(n))
-        return (self.sums[len(self.sums) - count :] - self.sums[:count]) * inverse[:count]
+    def ngrams(self, n: int, sieve: Sieve = EVERYTHING) -> tuple[np.ndarray, np.ndarray]:
+        """(the first word, the hash) of the `n` words in a row within a text that pass a sieve, in their order."""
+        top = np.uint64(pow(WORD_BASE, n, 1 << 64))
+        return _ngrams(self.words, self.bounds, n, top, sieve.bits, sieve.shift)
+
+    def runs(self, at: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Hashes of `sizes` words from each word in `at` on, as those of n-grams."""
+        return _runs(self.words, at, sizes)
 
 
-def word_hashes(texts: list[str]) -> Hashes:
+def word_hashes(texts: Texts) -> Hashes:
     """The hashes of `plain_words` of every text."""
-    first, counts, words = 0, [np.zeros(1, dtype=np.int64)], []
-    for last in _groups(texts):
-        found = _hashed(texts[first:last])
-        counts.append(found[0])
-        words.append(found[1])
-        first = last
-    values = np.concatenate(words) if words else np.zeros(0, dtype=np.uint64)
-    sums = np.zeros(len(values) + 1, dtype=np.uint64)
-    np.cumsum(values * _powers(len(values))[0][: len(values)], out=sums[1:])
-    return Hashes(np.cumsum(np.concatenate(counts)), sums)
-
-
-def _groups(texts: list[str]) -> Iterator[int]:
-    """Ends of groups of texts of TOGETHER characters at most, or of one text."""
-    characters = 0
-    for number, text in enumerate(texts):
-        if characters and characters + len(text) > TOGETHER:
-            yield number
-            characters = 0
-        characters += len(text)
-    yield len(texts)
-
-
-def _hashed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(the number of words of each text, the hashes of all words)."""
-    joined = "\n".join(texts) + "\n"
-    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    ends = np.cumsum([len(text) + 1 for text in texts])
-    counts, words = np.zeros(len(texts), dtype=np.int64), np.empty(len(codes) // 2 + 1, dtype=np.uint64)
-    while (stopped := _hash_words(codes, ends, _table, counts, words)) >= 0:
-        if _table[codes[stopped]] & KIND == INVOLVED:
-            named = {int(t) for t in np.flatnonzero(_involved(codes, ends, _table))}
-            return _hashed([" ".join(plain_words(text)) if t in named else text for t, text in enumerate(texts)])
-        _learn(np.unique(codes[_table[codes] == UNSEEN]))
-    return counts, words[: counts.sum()]
+    array: Any = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.string())
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[array.offset : array.offset + len(array) + 1]
+    codes = np.frombuffer(data, dtype=np.uint8) if data else np.zeros(0, dtype=np.uint8)
+    involved = np.zeros(len(array), dtype=np.bool_)
+    words = np.empty((int(ends[-1]) - int(ends[0])) // 2 + len(array), dtype=np.uint64)
+    bounds = np.zeros(len(array) + 1, dtype=np.int64)
+    text = 0
+    while (stopped := _hash_words(codes, ends, _table, text, bounds, words, involved))[0] < len(array):
+        text, unseen = stopped
+        _learn(unseen - unseen % LEARNT)
+    if involved.any():
+        plain = array.to_pylist()
+        for text in np.flatnonzero(involved).tolist():
+            plain[text] = " ".join(plain_words(plain[text]))
+        return word_hashes(plain)
+    return Hashes(bounds, words[: bounds[-1]])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -93,47 +97,105 @@ def _mixed(value: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _hash_words(codes: Any, ends: Any, table: Any, counts: Any, words: Any) -> int:
-    """Fill `counts` and `words`; the place of the first character that it cannot take, or -1.
+def _hash_words(
+    data: Any, ends: Any, table: Any, start: int, bounds: Any, words: Any, involved: Any
+) -> tuple[Any, Any]:
+    """Fill `bounds`, `words` and `involved` from valid UTF-8, from the text `start` on.
 
-    A word's hash is a polynomial over its characters, mixed.
+    (the text that it could not finish, a code point of it that the table lacks), or (the number of texts, 0).
     """
-    found, text, value, inside = 0, 0, np.uint64(0), False
-    counts[:] = 0
-    for place in range(len(codes)):
-        entry = table[codes[place]]
-        kind = entry & 7
-        if kind == LETTER:
-            value = value * np.uint64(CHARACTER_BASE) + np.uint64(entry)
-            inside = True
-        elif kind == BETWEEN:
-            if inside:
-                words[found] = _mixed(value)
-                found += 1
-                counts[text] += 1
-                value, inside = np.uint64(0), False
-            if place + 1 == ends[text]:
-                text += 1
-        elif kind != MARK:
-            return place
-    return -1
+    found = bounds[start]
+    for text in range(start, len(ends) - 1):
+        value, inside, place, end = np.uint64(0), False, ends[text], ends[text + 1]
+        while place < end:
+            first = np.int64(data[place])
+            if first < 0x80:
+                code, place = first, place + 1
+            elif first < 0xE0:
+                code, place = (first & 31) << 6 | (data[place + 1] & 63), place + 2
+            elif first < 0xF0:
+                code = (first & 15) << 12 | np.int64(data[place + 1] & 63) << 6 | (data[place + 2] & 63)
+                place += 3
+            else:
+                code = (first & 7) << 18 | np.int64(data[place + 1] & 63) << 12
+                code |= np.int64(data[place + 2] & 63) << 6 | (data[place + 3] & 63)
+                place += 4
+            entry = table[code]
+            kind = entry & 7
+            if kind == LETTER:
+                value = value * np.uint64(CHARACTER_BASE) + np.uint64(entry)
+                inside = True
+            elif kind == BETWEEN:
+                if inside:
+                    words[found] = _mixed(value)
+                    found += 1
+                    value, inside = np.uint64(0), False
+            elif kind == INVOLVED:
+                involved[text] = True
+            elif kind == UNSEEN:
+                return text, code
+        if inside:
+            words[found] = _mixed(value)
+            found += 1
+        bounds[text + 1] = found
+    return len(ends) - 1, 0
 
 
 @numba.njit(cache=True, nogil=True)
-def _involved(codes: Any, ends: Any, table: Any) -> Any:
-    """Of each text whether it has a character that needs Python."""
-    found, text = np.zeros(len(ends), dtype=np.bool_), 0
-    for place in range(len(codes)):
-        if table[codes[place]] & 7 == INVOLVED:
-            found[text] = True
-        if place + 1 == ends[text]:
-            text += 1
-    return found
+def _ngrams(words: Any, bounds: Any, size: int, top: Any, bits: Any, shift: Any) -> tuple[Any, Any]:
+    """See `Hashes.ngrams`; `top` is WORD_BASE to the power of `size`."""
+    at, hashes, found = np.empty(len(words), np.int64), np.empty(len(words), np.uint64), 0
+    for text in range(len(bounds) - 1):
+        value = np.uint64(0)
+        for place in range(bounds[text], bounds[text + 1]):
+            value = value * np.uint64(WORD_BASE) + words[place]
+            first = place - size + 1
+            if first < bounds[text]:
+                continue
+            if first > bounds[text]:
+                value -= words[first - 1] * top
+            if _holds(bits, shift, value):
+                at[found], hashes[found] = first, value
+                found += 1
+    return at[:found].copy(), hashes[:found].copy()
 
 
-def _learn(codes: np.ndarray) -> None:
-    """Fill the table for code points."""
-    for code in codes.tolist():
+@numba.njit(cache=True, nogil=True)
+def _runs(words: Any, at: Any, sizes: Any) -> Any:
+    hashes = np.zeros(len(at), np.uint64)
+    for n in range(len(at)):
+        for place in range(at[n], at[n] + sizes[n]):
+            hashes[n] = hashes[n] * np.uint64(WORD_BASE) + words[place]
+    return hashes
+
+
+@numba.njit(cache=True, nogil=True)
+def _bit(shift: Any, value: Any) -> Any:
+    """(the byte, the bit) of a sieve for a hash."""
+    number = value >> shift
+    return number >> np.uint64(3), np.uint8(1 << (number & np.uint64(7)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _holds(bits: Any, shift: Any, value: Any) -> Any:
+    byte, bit = _bit(shift, value)
+    if not bits[byte] & bit:
+        return False
+    byte, bit = _bit(shift, value * np.uint64(CHARACTER_BASE))
+    return bits[byte] & bit != 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(bits: Any, shift: Any, hashes: Any) -> None:
+    for value in hashes:
+        for other in (value, value * np.uint64(CHARACTER_BASE)):
+            byte, bit = _bit(shift, other)
+            bits[byte] |= bit
+
+
+def _learn(first: int) -> None:
+    """Fill the table for LEARNT code points."""
+    for code in range(first, first + LEARNT):
         character = chr(code)
         folded = without_diacritics(character).lower()
         if not folded:
@@ -143,18 +205,3 @@ def _learn(codes: np.ndarray) -> None:
         else:
             kind = LETTER if WORD.match(folded) else BETWEEN
         _table[code] = (ord(folded[0]) << 3 if folded else 0) | kind
-
-
-def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Powers of WORD_BASE from 0, and their inverses, `count` of each or more."""
-    return _power_tables(max(16, count.bit_length()))
-
-
-@cache
-def _power_tables(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    tables = []
-    for factor in (WORD_BASE, pow(WORD_BASE, -1, 1 << 64)):
-        table = np.full(1 << bits, factor, dtype=np.uint64)
-        table[0] = 1
-        tables.append(np.cumprod(table, dtype=np.uint64))
-    return tables[0], tables[1]
