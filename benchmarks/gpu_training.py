@@ -9,8 +9,9 @@ What it does, in order, each with its own line; nothing else must be prepared:
 1. what the machine has, and torch's bf16 rate on large matrices (the floor that MFU is told beside)
 2. tiny: loss falls; kill -9 after a checkpoint, resume, losses beside an undisturbed run's; export, logits in fp32
    beside nanotron's (1e-4)
-3. the 1B preset at several micro-batches, twenty steps each: tokens/s, MFU of the stated peak and of the measured rate
-4. the best of them for `--steps` steps: loss, tokens/s (median of the second half), logits of the export
+3. the 1B preset at several micro-batches, twenty steps each, and at the best of them with `compile`: tokens/s, MFU of
+   the stated peak and of the measured rate
+4. the best of all for `--steps` steps: loss, tokens/s (median of the second half), logits of the export
 
 The corpus is made here (a noisy count, which a model can learn). Figures also go to `--out` as JSON; the last line is
 a summary.
@@ -108,7 +109,14 @@ class Trial:
         path = os.pathsep.join([str(ROOT), str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = os.environ | {"PYTHONPATH": path, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
-    def prepare(self, name: str, preset: str, changes: dict[str, Any], checkpoint_seconds: float = 1e9) -> Path:
+    def prepare(
+        self,
+        name: str,
+        preset: str,
+        changes: dict[str, Any],
+        checkpoint_seconds: float = 1e9,
+        compiled: bool = False,
+    ) -> Path:
         """A job's folder."""
         from stages.clusters import Layout
         from stages.training.nano.job import Job
@@ -133,6 +141,7 @@ class Trial:
             precision=self.precision,  # type: ignore[arg-type]
             checkpoint_seconds=checkpoint_seconds,
             peak_tflops=H100_TFLOPS,
+            compile=compiled,
         )
         (folder / "job.json").write_text(job.model_dump_json())
         return folder
@@ -231,32 +240,37 @@ def tiny(trial: Trial, steps: int) -> dict[str, Any]:
     return found
 
 
-def sizes(trial: Trial, preset: str, changes: dict[str, Any], micro: list[int], rate: float) -> list[dict[str, Any]]:
-    """Speed at several micro-batches."""
+def size(
+    trial: Trial, preset: str, changes: dict[str, Any], micro: int, compiled: bool, rate: float
+) -> dict[str, Any]:
+    """Speed at a micro-batch; without figures where it does not fit."""
     from stages.training.nano.job import Job
     from stages.training.recipe import flops_per_token
 
-    found = []
-    for size in micro:
-        batch = size * trial.processes * 4
-        folder = trial.prepare(
-            f"micro-{size}", preset, {"steps": 20, "warmup_steps": 5, "batch": batch, "micro_batch": size, **changes}
-        )
-        fits = trial.run(folder, may_fail=True)
-        if fits:
-            job = Job.model_validate_json((folder / "job.json").read_text())
-            speed = median_speed(folder)
-            tflops = speed * flops_per_token(job.recipe) / trial.processes / 1e12
-            one = {"micro_batch": size, "tokens_per_second": speed, "tflops": tflops}
-            found.append(one | {"mfu_stated": tflops / H100_TFLOPS, "mfu_measured": tflops / rate})
-            told = (
-                f"{speed:,.0f} tokens/s, {tflops:.3g} TFLOPS a GPU, MFU {tflops / H100_TFLOPS:.1%} of the stated peak"
-            )
-            print(f"3. micro-batch {size}: {told}, {tflops / rate:.1%} of the measured rate", flush=True)
-        else:
-            print(f"3. micro-batch {size}: does not fit or fails; see {folder}/log.txt", flush=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    name = f"micro-{micro}{'-compiled' if compiled else ''}"
+    batch = micro * trial.processes * 4
+    shape = {"steps": 20, "warmup_steps": 5, "batch": batch, "micro_batch": micro, **changes}
+    folder = trial.prepare(name, preset, shape, compiled=compiled)
+    found: dict[str, Any] = {"micro_batch": micro, "compile": compiled}
+    told = f"3. micro-batch {micro}{', compiled' if compiled else ''}"
+    if trial.run(folder, may_fail=True):
+        job = Job.model_validate_json((folder / "job.json").read_text())
+        speed = median_speed(folder)
+        tflops = speed * flops_per_token(job.recipe) / trial.processes / 1e12
+        found |= {"tokens_per_second": speed, "tflops": tflops}
+        found |= {"mfu_stated": tflops / H100_TFLOPS, "mfu_measured": tflops / rate}
+        mfu = f"MFU {tflops / H100_TFLOPS:.1%} of the stated peak, {tflops / rate:.1%} of the measured rate"
+        print(f"{told}: {speed:,.0f} tokens/s, {tflops:.3g} TFLOPS a GPU, {mfu}", flush=True)
+    else:
+        end = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-5:])
+        print(f"{told}: does not fit or fails: {end}", flush=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return found
+
+
+def fastest(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one of most tokens/s."""
+    return max(found, key=lambda one: one.get("tokens_per_second", 0))
 
 
 def main() -> None:
@@ -290,8 +304,11 @@ def main() -> None:
         )
         preset, changes = ("rehearsal", {"architecture": {"vocabulary": 4096}}) if options.small else ("1b", {})
         micro = [1, 2] if options.small else [int(size) for size in options.micro_batches.split(",")]
-        found["sizes"] = sizes(trial, preset, changes, micro, rate)
-        best = max(found["sizes"], key=lambda one: one["tokens_per_second"])
+        found["sizes"] = [size(trial, preset, dict(changes), one, False, rate) for one in micro]
+        if "tokens_per_second" not in (best := fastest(found["sizes"])):
+            raise SystemExit("no micro-batch could be trained; see above")
+        found["sizes"].append(size(trial, preset, dict(changes), best["micro_batch"], True, rate))
+        best = fastest(found["sizes"])
         steps = 20 if options.small else options.steps
         batch = best["micro_batch"] * processes * 8
         folder = trial.prepare(
@@ -304,6 +321,7 @@ def main() -> None:
                 "micro_batch": best["micro_batch"],
                 **changes,
             },
+            compiled=best["compile"],
         )
         trial.run(folder)
         one = steps_of(folder)
@@ -326,7 +344,8 @@ def main() -> None:
         what = "tiny" if options.small else "1B"
         logits = found["tiny"]["logits_difference"] or 0
         print(
-            f"summary: {what} on {processes} x {device}: {speed:,.0f} tokens/s, MFU {mfu:.1%} of {H100_TFLOPS:g}"
+            f"summary: {what} on {processes} x {device}, micro-batch {best['micro_batch']}"
+            f"{', compiled' if best['compile'] else ''}: {speed:,.0f} tokens/s, MFU {mfu:.1%} of {H100_TFLOPS:g}"
             f" TFLOPS, loss {one[0].loss:.2f} -> {one[-1].loss:.2f}, logits within {logits:.1g}"
         )
 

@@ -230,6 +230,7 @@ class Training(Params):
     launcher: Literal["local", "slurm"]  # of nanotron: torchrun here, or as a job
     threads: int = Field(ge=0)  # torch threads of a process; 0 leaves torch's own choice
     layout: Layout = Layout()  # of nanotron's processes
+    compile: bool = False  # nanotron's rotary positions, norms and gates by torch.compile; losses agree to rounding
     peak_tflops: float | None = Field(default=None, gt=0)  # of one GPU in bf16, dense: for MFU (H100 SXM: 989)
     checkpoint_minutes: float = Field(default=15.0, gt=0)  # at least so long between two; also before the end
     python: str = ".nanotron/bin/python"  # that has nanotron (make nanotron); in a container, that of the image

@@ -404,6 +404,22 @@ def test_a_training_goes_on_on_another_layout(repository: Path) -> None:
 
 @pytest.mark.slow
 @needs_nanotron
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_compiled_kernels_change_the_losses_by_rounding_alone(repository: Path) -> None:
+    set_recipe(repository, backend="nanotron", **TRAINING)
+    train()
+    plain = losses()
+    set_cluster(repository, compile=True)
+    Path(".store").rename(".store-plain")
+    train()
+    for (step, loss, _, norm), (_, other, _, other_norm) in zip(losses(), plain, strict=True):
+        assert (loss, norm) == (pytest.approx(other, abs=1e-5), pytest.approx(other_norm, abs=1e-4)), step
+    assert [step[3] for step in losses()] != [step[3] for step in plain]  # other kernels did run
+    assert_exported()
+
+
+@pytest.mark.slow
+@needs_nanotron
 def test_a_loss_that_is_no_number_stops_with_the_step(repository: Path) -> None:
     set_recipe(repository, backend="nanotron", **{**TRAINING, "learning_rate": 1e38, "gradient_clip": 1e30})
     with pytest.raises(ConfigError, match=r"norm nan at step 3 of 12; look at .* lower train.learning_rate"):
@@ -470,7 +486,7 @@ def test_every_patch_is_tested() -> None:
     from stages.training.nano import patches
 
     (mark,) = (m for m in test_without_a_patch_training_fails.pytestmark if m.name == "parametrize")
-    assert {name for name, _ in mark.args[1]} == {"", *patches.BEFORE, *patches.AFTER}
+    assert {name for name, _ in mark.args[1]} | {"compiled"} == {"", *patches.BEFORE, *patches.AFTER}
 
 
 def test_another_version_of_nanotron_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ class Job(Params):
     checkpoint_seconds: float = Field(gt=0)
     peak_tflops: float | None = Field(default=None, gt=0)  # of one processor in this precision, for MFU
     threads: int = Field(default=0, ge=0)
+    compile: bool = False
 
     @property
     def micro_batch(self) -> int:
@@ -95,6 +96,7 @@ def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], tra
             checkpoint_seconds=training.checkpoint_minutes * 60,
             peak_tflops=training.peak_tflops,
             threads=training.threads,
+            compile=training.compile,
         )
     except ValidationError as error:
         told = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())

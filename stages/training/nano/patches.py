@@ -6,6 +6,7 @@ A  where flash-attn is not installed: attention, rotary positions and norms on t
    names; they run on CPUs and GPUs alike
 B  where there is no CUDA: the few places that name the device are sent to the CPU, and processes talk over gloo
 C  repairs of 0.2 on any device
+D  where the cluster file says `compile: true`: what works element by element becomes one kernel each
 
 Each patch says what fails without it; tests/test_nanotron.py leaves out one at a time and sees it fail.
 """
@@ -90,14 +91,16 @@ class RotaryEmbedding(torch.nn.Module):
             self._table = angles.cos(), angles.sin()
         return self._table[0][:length], self._table[1][:length]
 
-    def _turn(self, x: torch.Tensor) -> torch.Tensor:
-        cos, sin = self._angles(x.shape[1], x.device)
-        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
-
     def forward(self, q: torch.Tensor, kv: torch.Tensor, **unused: Any) -> tuple[torch.Tensor, torch.Tensor]:
         k, v = kv.unbind(2)
-        return self._turn(q), torch.stack((self._turn(k), v), 2)
+        cos, sin = self._angles(q.shape[1], q.device)
+        return turned(q, cos, sin), torch.stack((turned(k, cos, sin), v), 2)
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [batch, sequence, heads, d], each pair of neighbours turned by its angle; cos and sin [sequence, 1, d / 2]."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
 
 
 def norm(
@@ -112,6 +115,10 @@ def norm(
     """RMSNorm over the last dimension."""
     if not is_rms_norm or bias is not None or residual is not None:
         raise NotImplementedError("a norm other than RMSNorm")
+    return rms_norm(x, weight, eps)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
@@ -314,6 +321,26 @@ def _another_layout() -> None:
     trainer.load_optimizer = load
 
 
+# --- D: compiled kernels ---------------------------------------------------------------------------------------------
+
+
+def gated(merged: torch.Tensor) -> torch.Tensor:
+    """SiLU of the first half of the last dimension, times the second."""
+    gate, up = merged.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
+def _compiled() -> None:
+    """Rotary positions, norms and gates are eight to a dozen passes over memory each, one after the other; compiled
+    they are one or two. Those that flash-attn brings are kernels already and stay."""
+    from nanotron.models import llama
+
+    made = torch.compile(gated, dynamic=False)
+    llama.GLUActivation.forward = lambda self, merged: made(merged)
+    for name in ("turned", "rms_norm"):
+        globals()[name] = torch.compile(globals()[name], dynamic=False)
+
+
 BEFORE = {  # nanotron is imported
     "flash_attention": Patch("A", _flash_attention),
     "flash_rotary": Patch("A", _flash_rotary),
@@ -329,12 +356,13 @@ AFTER = {
     "rate_after_resume": Patch("C", _rate_after_resume),
     "shard_metadata": Patch("C", _shard_metadata),
     "another_layout": Patch("C", _another_layout),
+    "compiled": Patch("D", _compiled),
 }
 
 
-def groups() -> set[str]:
-    """The groups that this machine needs."""
-    found = {"C"}
+def groups(compiled: bool) -> set[str]:
+    """The groups that this machine needs, and that of compiled kernels where they are wanted."""
+    found = {"C", "D"} if compiled else {"C"}
     if importlib.util.find_spec("flash_attn") is None:
         found.add("A")
     if not torch.cuda.is_available():
@@ -355,11 +383,11 @@ def check_version() -> None:
         )
 
 
-def load(without: Collection[str] = ()) -> list[str]:
+def load(without: Collection[str] = (), compiled: bool = False) -> list[str]:
     """Import nanotron, patched; returns the patches applied. `without` leaves some out, for their tests."""
     check_version()
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # nanotron insists on it where it overlaps communication
-    needed, applied = groups(), []
+    needed, applied = groups(compiled), []
     for patches in (BEFORE, AFTER):
         for name, patch in patches.items():
             if patch.group in needed and name not in without:

@@ -283,7 +283,7 @@ def run(folder: Path, without: Collection[str] = ()) -> str:
     shards = TokenShards(job.tokens / "train", corpus.train, corpus, job.recipe.sequence)
     validation = TokenShards(job.tokens / "validation", corpus.validation, corpus, job.recipe.sequence)
     order = WindowOrder(shards.windows, job.recipe.seed)
-    patches.load(without)
+    patches.load(without, job.compile)
     from nanotron import distributed as dist
 
     first = os.environ["RANK"] == "0"
