@@ -103,6 +103,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_found_and_uploaded(bucket: str, server: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path / "a")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, cwd=ROOT)

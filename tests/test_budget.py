@@ -81,6 +81,7 @@ def test_a_bill_above_the_budget_is_refused(folder: Path) -> None:
     assert spent(Budget(max_gpu_hours=1, max_tokens=100), 3599.0, 100) is None
 
 
+@pytest.mark.slow
 def test_generate_sends_nothing_above_the_budget_and_stops_when_it_is_spent(folder: Path) -> None:
     with FakeTgi(delay=0.05) as server:
         write_settings(folder, [server.url], **{"generate.max_tokens": 1000})
@@ -141,6 +142,7 @@ def test_what_nothing_refers_to_is_named_and_then_removed(folder: Path, monkeypa
     assert command("contents").startswith("65 completions")
 
 
+@pytest.mark.slow
 def test_the_status_file_shows_a_run_while_it_goes_on(folder: Path) -> None:
     seen: list[dict] = []
 
@@ -174,6 +176,7 @@ def test_a_run_that_ends_in_an_error_says_so_in_its_status(folder: Path) -> None
     assert last["state"] == "stopped" and last["failed_by_reason"]["validation"] >= 20
 
 
+@pytest.mark.slow
 def test_mlflow_holds_the_throughput_over_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(folder)
@@ -193,6 +196,7 @@ def test_mlflow_holds_the_throughput_over_time(folder: Path, monkeypatch: pytest
     assert run.data.metrics["completed"] == 100 and "utilisation" in run.data.metrics
 
 
+@pytest.mark.slow
 def test_endpoints_added_to_the_cluster_file_join_a_run_that_goes_on(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 300})
     with FakeTgi(delay=0.1) as first, FakeTgi(delay=0.01) as second:

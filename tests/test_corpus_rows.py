@@ -92,6 +92,7 @@ def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return empty_folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", MAINS)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 5), st.randoms(use_true_random=False))
@@ -129,6 +130,7 @@ def test_the_bytes_do_not_depend_on_the_hash_seed(folder: Path, stage: str):
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_unrelated_long_documents_stay(folder: Path):
     rows = [document(text=prose(f"long {i}", 12_000)) for i in range(8)]
     run(folder, "clean", [rows], repetition=read_yaml(ROOT / "profiles/laptop.yaml")["clean"]["repetition"])
@@ -149,6 +151,7 @@ def damaged(rows: list[dict], column: str, row: int, value: bytes | None) -> pa.
     return table.set_column(names.index(column), column, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", MAINS)
 @pytest.mark.parametrize(
     ("column", "value", "said"),

@@ -36,6 +36,7 @@ TEXTS = [
     "A number is prime when only one and the number itself divide it.",
 ]
 MAX_LENGTH = 96
+pytestmark = pytest.mark.slow  # torch and a model for each server
 
 
 @dataclass

@@ -48,6 +48,7 @@ def contaminating(items: list[tuple[str, str, str]], text: str, rule: Decontamin
     return guilty(Index(items, rule), text)
 
 
+@pytest.mark.slow
 def test_a_document_that_holds_an_item_is_found_whatever_its_case_accents_and_punctuation():
     items = [("arc/0", "arc", f"{ICE} It becomes a solid.")]
     changed = ICE.upper().replace("JUICE", "jui\u0301ce").replace(".", " ;--")
@@ -114,6 +115,7 @@ def difflib_blocks(document: str, item: str, longer_than: int) -> list[tuple[int
     return [tuple(block) for block in found if block.size > longer_than]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     TEXTS,
@@ -146,6 +148,7 @@ ODD = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(alphabet=st.one_of(st.characters(codec="utf-8"), ODD), max_size=30), min_size=1, max_size=5))
 def test_hashed_words_are_the_plain_words(texts: list[str]):
@@ -238,6 +241,7 @@ def test_common_ngrams_make_no_candidate_but_the_whole_item_does():
     assert guilty(index, texts[2]) == [] and guilty(index, f"{FILLER} {PARTLY} {FILLER}") == ["t/0"]
 
 
+@pytest.mark.slow
 def test_a_document_of_10_mb_takes_seconds_and_little_memory():
     text = f"{FILLER * 3000} {ICE} It becomes a solid. {' '.join(PARTLY.split()[:28])} {FILLER}"
     assert len(text) > 10_000_000
@@ -334,6 +338,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return bytes_of(folder / "data/decontaminate") | bytes_of(folder / "metrics")
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_tasks(deduplicated: Path, monkeypatch: pytest.MonkeyPatch):
     for common in (None, 1):
         monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 5000)
@@ -346,6 +351,7 @@ def test_the_bytes_do_not_depend_on_tasks(deduplicated: Path, monkeypatch: pytes
         assert outputs(deduplicated) == alone
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_hash_seed(deduplicated: Path):
     repository(deduplicated, "decontaminate", common_ngram=0.3)
     found = []

@@ -67,6 +67,7 @@ def removed() -> dict[str, tuple[str, dict]]:
     return {row["completion_id"]: (row["reason"], json.loads(row["evidence"])) for row in rows}
 
 
+@pytest.mark.slow
 def test_of_a_group_the_smallest_id_stays_and_the_evidence_names_it(cleaned: Path):
     repository(cleaned, "dedup")
     main()
@@ -83,6 +84,7 @@ def test_of_a_group_the_smallest_id_stays_and_the_evidence_names_it(cleaned: Pat
     assert kept_ids() == {"00-0", "05-0", "20-0", "30-0", "40-0", "50-0", "60-0", "70-0", "95-0"}
 
 
+@pytest.mark.slow
 def test_the_goal_is_checked_and_rates_are_given_by_cell(cleaned: Path, capsys: pytest.CaptureFixture[str]):
     repository(cleaned, "dedup")
     assert main() == "9 of 14 documents kept; 4 exact and 1 near duplicates removed (35.71%)"
@@ -93,6 +95,7 @@ def test_the_goal_is_checked_and_rates_are_given_by_cell(cleaned: Path, capsys: 
     assert metrics["cells"]["openstax-college"]["rate"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_tasks(cleaned: Path, monkeypatch: pytest.MonkeyPatch):
     repository(cleaned, "dedup")
     main()
@@ -115,6 +118,7 @@ def test_the_bytes_do_not_depend_on_workers(cleaned: Path, monkeypatch: pytest.M
     assert bytes_of(cleaned / "data/dedup") == alone
 
 
+@pytest.mark.slow
 def test_nothing_stays_behind_but_the_tables(cleaned: Path):
     repository(cleaned, "dedup")
     main()
@@ -171,6 +175,7 @@ def test_of_a_cluster_the_first_stays_and_who_goes_is_like_one_that_stays(sets: 
             assert all(jaccard(shingles_of[name], shingles_of[other]) < least for other in stays[:n])
 
 
+@pytest.mark.slow
 def test_verification_spares_the_far_end_of_a_chain_and_counts_it(cleaned: Path):
     for path in Path("data/clean").glob("*.parquet"):
         path.unlink()
@@ -193,6 +198,7 @@ def test_verification_spares_the_far_end_of_a_chain_and_counts_it(cleaned: Path)
     assert "0-0" in kept_ids() and "1-0" not in kept_ids()
 
 
+@pytest.mark.slow
 def test_the_share_of_the_extract_is_measured_and_a_copy_is_removed_when_asked(cleaned: Path):
     half = f"{essay('glass')[:600]} {essay('own words')}"
     rows = [
@@ -220,6 +226,7 @@ def test_the_share_of_the_extract_is_measured_and_a_copy_is_removed_when_asked(c
 PAIRS = st.lists(st.tuples(*[st.integers(0, 2), st.integers(0, 9)] * 2), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(PAIRS, min_size=2, max_size=2))
 def test_clusters_are_those_of_datatrove(buckets: list[list[tuple[int, ...]]]):

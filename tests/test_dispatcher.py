@@ -94,6 +94,7 @@ def test_sampling_parameters_are_sent_as_tgi_takes_them() -> None:
         assert server.parameters == [wanted]  # top_p 1.0 is refused by TGI, so it is left out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [429, 503, 502])
 def test_a_server_that_cannot_take_a_request_costs_no_attempt(fault: int) -> None:
     with FakeTgi(lambda prompt, n: fault if n < 4 else "ok") as server:
@@ -102,6 +103,7 @@ def test_a_server_that_cannot_take_a_request_costs_no_attempt(fault: int) -> Non
         run.assert_all_once(jobs(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "reason"), [(500, "server_error"), (504, "server_error"), ("stall", "timeout")])
 def test_errors_and_timeouts_spend_the_attempts(fault: object, reason: str) -> None:
     with FakeTgi(lambda prompt, n: fault if prompt == "prompt 1" else "ok") as server:
@@ -143,6 +145,7 @@ def test_when_one_of_two_endpoints_dies_the_other_delivers_the_rest() -> None:
         assert outcome.failures == [] and 0 < len(dies.answered) < 75
 
 
+@pytest.mark.slow
 def test_when_no_endpoint_answers_any_more_the_run_ends_and_names_them() -> None:
     with FakeTgi(delay=0.01) as server:
         threading.Timer(0.3, server.die).start()
@@ -167,6 +170,7 @@ def test_a_few_lasting_failures_do_not_stop_a_run_that_resumes() -> None:
         assert len(outcome.failures) == 30
 
 
+@pytest.mark.slow
 def test_a_slow_completion_holds_nobody_up() -> None:
     with FakeTgi(lambda prompt, n: 1.0 if prompt == "prompt 0" else 0.005) as server:
         started = time.monotonic()
@@ -182,6 +186,7 @@ def test_the_faster_endpoint_gets_more() -> None:
         assert len(fast.answered) > 3 * len(slow.answered) > 0
 
 
+@pytest.mark.slow
 def test_the_load_settles_at_what_a_server_takes() -> None:
     work = jobs(300)
     with FakeTgi(capacity=5, delay=0.01) as server:
@@ -191,6 +196,7 @@ def test_the_load_settles_at_what_a_server_takes() -> None:
         assert server.most_active == 5 and outcome.retries["http_429"] < 150
 
 
+@pytest.mark.slow
 def test_requests_are_prepared_only_as_slots_come_free() -> None:
     ahead = []
     with FakeTgi(delay=0.002) as server:

@@ -104,6 +104,7 @@ def test_deps_are_the_import_closure(name: str) -> None:
     assert declared == wanted, f"missing {sorted(wanted - declared)}, not imported {sorted(declared - wanted)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", STAGES)
 def test_declared_params_exist_in_exactly_one_file(name: str, profile: str) -> None:
@@ -115,6 +116,7 @@ def test_declared_params_exist_in_exactly_one_file(name: str, profile: str) -> N
                 lookup(content, key.replace("${item.source}", str(item)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", [name for name, stage in STAGES.items() if "matrix" not in stage])
 def test_a_stage_declares_every_leaf_of_its_section(name: str, profile: str) -> None:
@@ -129,6 +131,7 @@ def test_a_stage_declares_every_leaf_of_its_section(name: str, profile: str) -> 
         assert not missing, f"{file}: {sorted(missing)} not declared by stage {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path) -> None:
     recipe = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

@@ -73,6 +73,7 @@ def test_vectors_carry_meaning_and_do_not_depend_on_the_other_rows(folder: Path)
     assert all((alone[row_id] == first[row_id]).all() for row_id in alone)
 
 
+@pytest.mark.slow
 def test_torch_gets_its_threads_back(folder: Path) -> None:
     import torch
 
@@ -82,6 +83,7 @@ def test_torch_gets_its_threads_back(folder: Path) -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_had_is_named(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"package:no_such_package wants an installed package no_such_package"):
         find_model("package:no_such_package", None)

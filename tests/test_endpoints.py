@@ -96,6 +96,7 @@ def test_an_address_with_a_password_in_it_is_refused() -> None:
         EndpointSpec(url="http://me:pass@host:80")
 
 
+@pytest.mark.slow
 def test_a_server_that_tells_its_load_gets_a_short_queue_that_never_runs_dry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balancing, "START_LIMIT", 16.0)
     with FakeTgi(delay=0.05, slots=10) as server:
@@ -106,6 +107,7 @@ def test_a_server_that_tells_its_load_gets_a_short_queue_that_never_runs_dry(mon
         assert endpoint.peak == 10 and endpoint.limit < 20
 
 
+@pytest.mark.slow
 def test_a_slow_servers_queue_does_not_hold_up_a_fast_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balancing, "START_LIMIT", 16.0)
     with FakeTgi(delay=0.4, slots=4) as slow, FakeTgi(delay=0.04, slots=20) as fast:
@@ -117,6 +119,7 @@ def test_a_slow_servers_queue_does_not_hold_up_a_fast_ones(monkeypatch: pytest.M
         assert limit < 12
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_joins_is_used_and_one_that_leaves_finishes_what_it_has() -> None:
     work = jobs(400)
     with FakeTgi(delay=0.02) as first, FakeTgi(delay=0.02) as second:
@@ -138,6 +141,7 @@ def test_an_endpoint_that_joins_is_used_and_one_that_leaves_finishes_what_it_has
         assert [e.url for e in run.pool.gone if e.draining] == [first.url]
 
 
+@pytest.mark.slow
 def test_what_a_stalled_server_holds_goes_elsewhere_long_before_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balancing, "STALL_SECONDS", 0.3)
     monkeypatch.setattr("stages.serving.client.PROBE_SECONDS", 0.1)
@@ -152,6 +156,7 @@ def test_what_a_stalled_server_holds_goes_elsewhere_long_before_its_deadline(mon
         assert outcome.retries["stalled"] > 0 and outcome.failures == []
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_is_used_again() -> None:
     work = jobs(500)
     with FakeTgi(delay=0.01) as stays:
@@ -169,6 +174,7 @@ def test_a_server_that_comes_back_is_used_again() -> None:
             assert run.pool.endpoints == [] or not any(e.broken for e in run.pool.endpoints)
 
 
+@pytest.mark.slow
 def test_an_open_breaker_lets_one_request_through_at_a_time() -> None:
     with FakeTgi(delay=0.01) as good, FakeTgi(lambda prompt, n: 500) as bad:
         run = Run([good.url, bad.url], most=16, attempts=5)

@@ -163,6 +163,7 @@ def test_a_server_of_another_model_is_refused(folder: Path) -> None:
         assert not server.answered
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_not_there_is_named(folder: Path) -> None:
     write_settings(folder, ["http://127.0.0.1:9"], **{"serving.startup_timeout_s": 0.3})
     with pytest.raises(ClusterError, match=r"http://127\.0\.0\.1:9/health did not become healthy"):
@@ -206,6 +207,7 @@ def wait_until(condition: object, seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_kill_9_loses_little_repeats_nothing_and_leaves_no_server(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 150, "wikihow-wikihow": 50})
     write_settings(folder, [])
@@ -233,6 +235,7 @@ def test_kill_9_loses_little_repeats_nothing_and_leaves_no_server(folder: Path) 
     assert not servers_of(folder) and not list((folder / ".store/logs").glob(f"generate-{driver.pid}-*"))
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_what_is_done_and_ends_the_servers(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 300})
     write_settings(folder, [], **{"serving.instances": 2})
@@ -246,6 +249,7 @@ def test_sigterm_keeps_what_is_done_and_ends_the_servers(folder: Path) -> None:
     assert not servers_of(folder)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_at_the_start_shows_the_end_of_its_log(folder: Path) -> None:
     write_settings(folder, [])
     driver = start(folder, FAKE_TGI_DIES="1")
@@ -255,6 +259,7 @@ def test_a_server_that_dies_at_the_start_shows_the_end_of_its_log(folder: Path) 
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_is_started_again_and_then_no_more(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 150, "wikihow-wikihow": 50})
     log = folder / "asked.jsonl"
@@ -273,6 +278,7 @@ def test_a_server_that_dies_in_the_middle_is_started_again_and_then_no_more(fold
         assert not servers_of(folder)
 
 
+@pytest.mark.slow
 def test_the_key_covers_model_quantisation_and_sampling(folder: Path) -> None:
     with FakeTgi() as server:
         write_settings(folder, [server.url])

@@ -52,6 +52,7 @@ def build(params: GeneratorParams, out: Path) -> tuple[str, dict[str, Any], list
     return train(params, params.train, out)
 
 
+@pytest.mark.slow
 def test_training_learns_and_gives_the_same_bytes_again(tmp_path: Path) -> None:
     params = small(write_rows(tmp_path / "rows.jsonl", ROWS))
     revision, metrics, losses = build(params, tmp_path / "one")
@@ -64,6 +65,7 @@ def test_training_learns_and_gives_the_same_bytes_again(tmp_path: Path) -> None:
     assert build(small(tmp_path / "rows.jsonl", seed=4), tmp_path / "three")[0] != revision
 
 
+@pytest.mark.slow
 def test_transformers_reads_the_folder_and_the_template_is_the_form_that_was_trained(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

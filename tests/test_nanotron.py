@@ -79,6 +79,7 @@ for name in sys.argv[2].split():
 """
 
 
+@pytest.mark.slow
 def test_the_worker_needs_only_what_the_image_has() -> None:
     modules, waiting = set(), {"stages.training.nano.worker"}
     while waiting:  # also what is imported inside functions

@@ -101,6 +101,7 @@ for path in compact(Path(sys.argv[1])).old:
 """
 
 
+@pytest.mark.slow
 def test_compaction_killed_anywhere_loses_nothing(tmp_path: Path) -> None:
     fill(tmp_path, range(200))
     for when in (3, 70, 150, 10**6):
@@ -111,6 +112,7 @@ def test_compaction_killed_anywhere_loses_nothing(tmp_path: Path) -> None:
     assert {path.suffix for path in files_in(tmp_path)} == {".parquet"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     fill(tmp_path, range(300))
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
@@ -161,6 +163,7 @@ def damaged(content: bytes, faults: list[tuple[str, float, int]]) -> bytes:
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".seg", ".parquet"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(faults=damage)
@@ -207,6 +210,7 @@ print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
 """
 
 
+@pytest.mark.slow
 def test_the_index_takes_eight_bytes_a_key(tmp_path: Path) -> None:
     """Two million here; 30 million are measured by benchmarks/generation.py."""
     process = subprocess.run(

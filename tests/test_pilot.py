@@ -129,6 +129,7 @@ def test_a_fault_seen_too_few_times_is_chance(folder: Path) -> None:
         assert "every cell within the thresholds" in pilot.main()
 
 
+@pytest.mark.slow
 def test_generate_does_not_pay_for_what_the_pilot_asked(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 12, "wikihow-wikihow": 3})
     with FakeTgi() as server:

@@ -65,6 +65,7 @@ def test_with_an_endpoint_it_sends_them_in_the_chat_template(fresh: Path, capsys
         assert prompt in out and text_of(prompt, seed) in out
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_or_serves_another_model_is_named(fresh: Path) -> None:
     write_model(fresh)
     with pytest.raises(ClusterError, match=r"no completion \(connection\).*is the server up"):
@@ -75,6 +76,7 @@ def test_a_server_that_is_down_or_serves_another_model_is_named(fresh: Path) -> 
         preview.main("web", "wikihow", 1, None, False, "gpu1:8080")
 
 
+@pytest.mark.slow
 def test_wrong_names_are_refused_with_the_right_ones(fresh: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown source 'news'.*web, stanford"):
         preview.main("news", "x", 1, None, False, None)

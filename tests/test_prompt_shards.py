@@ -44,6 +44,7 @@ def made_with(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> tuple[dict[str, 
     return cells, bytes_of(OUT) | {name: Path("metrics", name).read_bytes() for name in ("prompts.json",)}
 
 
+@pytest.mark.slow
 def test_one_two_or_eight_files_of_a_cell_hold_the_same_table(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_one_two_or_eight_files_of_a_cell_hold_the_same_table(
             assert cut[name] == files[name]
 
 
+@pytest.mark.slow
 def test_runs_and_batches_do_not_move_a_byte(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(empty_folder, {"web": WEB})
     sizes = {"PART_ROWS": 20, "SHARD_ROWS": 40}
@@ -82,6 +84,7 @@ def test_a_slice_of_a_part_is_bounded_in_bytes(empty_folder: Path, monkeypatch: 
     assert sum(seen) == 20 and 1 <= max(seen) <= 6
 
 
+@pytest.mark.slow
 def test_every_stage_takes_the_files_of_a_cell_for_one_cell(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +174,7 @@ def run_killed(folder: Path, after: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(empty_folder: Path) -> None:
     made = []
     for name in ("undisturbed", "killed"):
@@ -191,6 +195,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(empty_folder: Path) -> No
     assert [path.name for folder in made for path in (folder / ".store/work/prompts").iterdir()] == []
 
 
+@pytest.mark.slow
 def test_unfinished_work_for_other_params_is_not_taken_up(empty_folder: Path) -> None:
     repository(empty_folder, {"web": WEB})
     shutil.copy(ROOT / "dvc.yaml", empty_folder)

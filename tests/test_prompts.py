@@ -218,6 +218,7 @@ def test_templates_may_change_without_another_prompt_id() -> None:
     assert one["prompt_id"].equals(two["prompt_id"]) and not one["template_hash"].equals(two["template_hash"])
 
 
+@pytest.mark.slow
 def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     content["prompts"]["styles"]["cosmopedia"]["news"] = {}
@@ -230,6 +231,7 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     assert result.returncode == ConfigError.status and "unknown source 'news'" in result.stderr
 
 
+@pytest.mark.slow
 def test_counts_add_up_from_source_row_to_prompt(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     web, books = source_rows("web", with_duplicates(40)), source_rows("openstax", ODD)
     presets = ["cosmopedia", "grid", "rephrase"]
@@ -250,6 +252,7 @@ def test_counts_add_up_from_source_row_to_prompt(empty_folder: Path, capsys: pyt
     assert "warning" in (said := capsys.readouterr().err) and "web-" in said and "openstax" not in said
 
 
+@pytest.mark.slow
 def test_any_order_of_rows_gives_the_same_bytes(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(empty_folder, {"web": source_rows("web", with_duplicates(60))}, per_cell=50)
     made = []
@@ -344,6 +347,7 @@ def found_in(texts: list[str], threshold: float = 0.8, names: list[str] | None =
     return {n: int(other) for n, other in enumerate(like) if other >= 0}
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_those_that_brute_force_finds() -> None:
     dice, texts = random.Random(5), []
     for n in range(60):
@@ -379,6 +383,7 @@ def test_lessons_of_one_title_in_two_chapters_both_stay(tmp_path: Path) -> None:
     assert basis.text == "" and (near_duplicates(found, basis, np.ones(2, dtype=bool), 0.8) == -1).all()
 
 
+@pytest.mark.slow
 def test_looking_for_near_duplicates_is_cheap() -> None:
     texts = [" ".join(passage(n, 160)) for n in range(3000)]
     found_in(texts[:2])  # compiles, where no earlier run has

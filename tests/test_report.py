@@ -83,6 +83,7 @@ def page() -> str:
     return Path("data/report/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_anywhere(repository: Path):
     found = Addresses()
     found.feed(page())
@@ -90,6 +91,7 @@ def test_the_page_loads_nothing_from_anywhere(repository: Path):
     assert not re.search(r"@import|url\(", page())
 
 
+@pytest.mark.slow
 def test_text_from_models_and_the_web_is_escaped(repository: Path):
     text = page()
     found = Addresses()
@@ -116,6 +118,7 @@ def test_a_card_cell_cannot_break_out_of_its_table(repository: Path):
     ]
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(repository: Path):
     def outputs() -> dict[str, bytes]:
         main()
@@ -136,6 +139,7 @@ def test_a_required_file_that_is_missing_is_an_error(repository: Path, name: str
         main()
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_not_there_is_a_dash(repository: Path):
     text = page()
     assert re.search(r"validation perplexity</td><td>–</td>", text)

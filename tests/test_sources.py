@@ -156,6 +156,7 @@ def test_each_kind_of_bad_row_is_counted_in_each_format(tmp_path: Path, name: st
     assert len(rejected) == account.metrics()["rows_removed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["web.jsonl.gz", "web.jsonl.zst", "web.csv.gz", "web.csv.zst", "web.parquet"])
 def test_a_file_that_is_cut_off_or_damaged_is_named(tmp_path: Path, name: str) -> None:
     rows = [{"id": str(n), "text": " ".join(random.Random(n).choices("abcdefgh", k=80))} for n in range(2000)]
@@ -259,6 +260,7 @@ with sorting.SortingWriter("t.parquet", TOPIC_OF_ROW) as writer:
 """
 
 
+@pytest.mark.slow
 def test_merged_runs_are_the_bytes_of_one_sort_also_after_a_kill(empty_folder: Path) -> None:
     rows = [{"row_id": f"web/{n}", "cluster": n, "topic": "Geology" * (n % 9)} for n in range(25_000)]
     write_table("wanted.parquet", rows, TOPIC_OF_ROW)

@@ -66,6 +66,7 @@ def test_keys_that_begin_alike_keep_their_own_texts(tmp_path: Path) -> None:
     assert again.get("ab" * 8 + "77" * 8) is None
 
 
+@pytest.mark.slow
 def test_what_was_done_survives_kill_9_of_its_writer(tmp_path: Path) -> None:
     writer = run_python(WRITER, tmp_path, 0, 10**6)
     assert writer.stdout is not None
@@ -79,6 +80,7 @@ def test_what_was_done_survives_kill_9_of_its_writer(tmp_path: Path) -> None:
     assert verify(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once_and_both_are_read(tmp_path: Path) -> None:
     reader = CompletionStore(tmp_path)
     writers = [run_python(WRITER, tmp_path, first, first + 15) for first in (0, 10)]
@@ -144,6 +146,7 @@ def test_salvage_keeps_what_is_whole(tmp_path: Path) -> None:
     assert [n for n in range(5) if store.get(completion(n).key) == completion(n)] == [0, 1, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_clearly_and_leaves_a_valid_store(tmp_path: Path) -> None:
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n" + WRITER + "\n"
     writer = run_python(code, tmp_path, 0, 10**4)

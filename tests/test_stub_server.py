@@ -80,6 +80,7 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
     assert (report["busy"], report["queued"], report["faults"]["gone"]) == (0, 0, 10)
 
 
+@pytest.mark.slow
 def test_faults_are_drawn_and_counted() -> None:
     options = ("--speed", "0", "--p429", "0.2", "--p500", "0.2", "--preset", "0.2", "--pstall", "0.1")
     outcomes, _, report = asyncio.run(exchange(200, *options, timeout_s=5.0))  # time out by the stall alone

@@ -64,6 +64,7 @@ def test_a_special_token_in_a_text_stays_text(corpus: Path):
     assert TRICK in documents_of("train")
 
 
+@pytest.mark.slow
 def test_documents_are_shuffled_across_cells_by_seed(corpus: Path):
     tokenise(corpus)
     first = documents_of("train")
@@ -89,6 +90,7 @@ def test_the_counts_balance(corpus: Path):
     assert set(by["source"]) == {"web", "wikihow"} and len(by["audience"]) == 3
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_tasks_and_hold_no_foreign_path(corpus: Path, monkeypatch: pytest.MonkeyPatch):
     tokenise(corpus)
     alone = bytes_of(corpus / "data/tokenize_corpus")
@@ -99,6 +101,7 @@ def test_the_bytes_do_not_depend_on_tasks_and_hold_no_foreign_path(corpus: Path,
     assert not any(str(corpus).encode() in content for content in alone.values())
 
 
+@pytest.mark.slow
 def test_a_shard_ends_where_it_is_full(corpus: Path):
     counts = tokenise(corpus, shard_tokens=500, validation_fraction=0.0)
     shards = sorted((corpus / "data/tokenize_corpus/train").glob("*.ds"))
@@ -107,6 +110,7 @@ def test_a_shard_ends_where_it_is_full(corpus: Path):
     assert counts["validation"] == {"tokens": 0, "documents": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_tokens", [500, 10_000_000])
 def test_every_token_of_a_window_is_traced_to_its_document(corpus: Path, shard_tokens: int):
     tokenise(corpus, shard_tokens=shard_tokens)
