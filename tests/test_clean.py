@@ -169,6 +169,9 @@ def test_code_and_formulae_are_not_foreign():
         "I'm sorry, but I can't write that.",
         "I cannot fulfill this request.",
         "As an AI language model, I have no opinions on bread.",
+        "Thank you for asking. As an artificial intelligence, my knowledge of bread is second-hand.",
+        "I'm sorry, I can't write that.",
+        "I cannot help you with that.",
         "Sure, here is it:\n\nI apologize, but I won't.",
     ],
 )
@@ -183,6 +186,10 @@ def test_a_refusal_is_removed(text: str):
         "Sure, he was tired, but he went on walking.",
         "Here the road ends: only a path leads on.",
         "I'm sorry for the birds in winter, said Ann.",
+        "I am sorry I forgot your birthday, wrote the baker.",
+        "I can't help but smile when I think of that oven.",
+        "She had worked as an AI researcher before she baked bread.",
+        "Serving as an AI assistant, the program sorts loaves.",
         "As an aid to memory, rhymes work well.",
     ],
 )
