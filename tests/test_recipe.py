@@ -15,6 +15,9 @@ from stages.training.presets import PRESETS
 from stages.training.recipe import flops_per_token, learning_rate
 
 
+NANOTRON = ROOT / ".nanotron/bin/python"
+
+
 @pytest.mark.parametrize(("name", "least", "most"), [("130m", 125e6, 140e6), ("360m", 350e6, 370e6), ("1b", 1e9, 2e9)])
 def test_a_preset_takes_the_place_of_the_profile(name: str, least: float, most: float, repository: Path) -> None:
     set_recipe(repository, preset=name, architecture={"vocabulary": 32000})
@@ -111,6 +114,17 @@ def test_the_doctor_does_not_mind_what_is_not_needed(checked: Path, capsys: pyte
     set_cluster(checked, python="nowhere/python")
     assert doctor.main().startswith("nothing is missing")
     assert lines(capsys)["nanotron"][0] == "-"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NANOTRON.exists(), reason="no .nanotron; run `make nanotron`")
+def test_the_doctor_looks_into_nanotrons_environment(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checked / "requirements.lock").write_text("")
+    set_recipe(checked, backend="nanotron")
+    set_cluster(checked, python=str(NANOTRON))
+    assert doctor.main().startswith("nothing is missing")
+    mark, told = lines(capsys)["nanotron"]
+    assert mark == "ok" and told.startswith("0.2, on ")
 
 
 def test_the_doctor_passes_a_wrong_setting_on(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -360,7 +360,7 @@ AFTER = {
 }
 
 
-def groups(compiled: bool) -> set[str]:
+def groups(compiled: bool = False) -> set[str]:
     """The groups that this machine needs, and that of compiled kernels where they are wanted."""
     found = {"C", "D"} if compiled else {"C"}
     if importlib.util.find_spec("flash_attn") is None:
