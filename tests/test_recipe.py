@@ -14,7 +14,6 @@ from stages.training import forecast
 from stages.training.presets import PRESETS
 from stages.training.recipe import flops_per_token, learning_rate
 
-
 NANOTRON = ROOT / ".nanotron/bin/python"
 
 
