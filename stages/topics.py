@@ -111,6 +111,7 @@ def summary(account: RowAccount, topics: list[dict[str, Any]], matches: list[Mat
         "decided_by": {by: decided[by] for by in ("label", "keywords", "score")},
         "labels_contradicted": sum(m is not None and m.contradicts_label for m in matches),
         "rows_by_topic": dict(sorted(rows_of.items())),
+        "dropped": sorted(dropped - kept),
     }
 
 

@@ -105,6 +105,7 @@ def test_each_cluster_is_decided_and_each_row_is_accounted_for(folder: Path) -> 
     metrics = json.loads(Path("metrics/topics.json").read_text())
     assert metrics["rows_in"] == metrics["rows_kept"] + metrics["rows_removed"] == 17
     assert metrics["decided_by"] == {"label": 1, "keywords": 1, "score": 3}
+    assert metrics["dropped"] == ["Car Adverts", "Gambling"]
     outputs = sorted(Path("data/topics").glob("*.parquet"))
     first = hash_files(outputs)
     topics.main()

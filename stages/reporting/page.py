@@ -154,9 +154,11 @@ def sources(facts: Facts) -> list[list[str]]:
 
 
 def topic_rows(facts: Facts) -> list[list[str]]:
-    """Topics by size."""
-    found = facts.metrics["topics"].get("rows_by_topic", {})
-    return [[topic, number(rows)] for topic, rows in sorted(found.items(), key=lambda item: (-item[1], item[0]))]
+    """Topics by size, with the decision."""
+    topics = facts.metrics["topics"]
+    found, dropped = topics.get("rows_by_topic", {}), topics.get("dropped", [])
+    by_size = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return [[topic, number(rows), "dropped" if topic in dropped else "kept"] for topic, rows in by_size]
 
 
 def topics_note(facts: Facts) -> str:
