@@ -7,10 +7,12 @@
 The published method, restated: one style after the other, the rows shuffled, `datasets.map` with an f-string for each
 row, the topic named by a coin, the result written by `to_parquet`. Ours: the stage as it runs, with contracts, lineage
 columns, exact and (unless said otherwise) near duplicates. Each side runs in a process of its own; imports are not
-counted, child processes are. A first small run compiles the kernels, whose machine code is kept for all later runs.
+counted, since a small run comes first in it; child processes are. The very first run compiles the kernels, whose
+machine code is kept for all later ones.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -28,6 +30,7 @@ STYLES = ("textbook_academic", "textbook_narrative", "blogpost", "wikihow")
 WORDS = 160  # of a row, about 1,000 characters: what a prompt quotes
 SIDES = ("ours", "ours without near duplicates", "published")
 BATCH = 10_000
+SMALL = 100  # rows of the run that comes before the one that is measured
 
 
 def texts(count: int, words: int) -> Iterator[list[str]]:
@@ -111,6 +114,14 @@ def published() -> None:
     report(started)
 
 
+def side(name: str) -> None:
+    """One side in this folder, with its figures as a line."""
+    if name == "published":
+        published()
+    else:
+        ours(name == "ours")
+
+
 def cpu() -> float:
     """CPU seconds of this process and its ended children."""
     return sum(os.times()[:4])
@@ -127,6 +138,7 @@ def measure(side: str, count: int, words: int, styles: int, within: Path | None)
     with tempfile.TemporaryDirectory(dir=within) as name:
         folder = Path(name)
         make(folder, count, words, styles)
+        make(folder / "small", SMALL, words, styles)
         environment = {key: value for key, value in os.environ.items() if key != "COSMO_STORE"}
         environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
         started = time.monotonic()
@@ -166,9 +178,9 @@ if __name__ == "__main__":
     parser.add_argument("--within", type=Path, help="a folder for what is written, while it is needed")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.side == "published":
-        published()
-    elif given.side:
-        ours(given.side == "ours")
+    if given.side:
+        with contextlib.chdir("small"):  # imports, and the loading of compiled code, are not counted
+            side(given.side)
+        side(given.side)
     else:
         main(given.rows, given.runs, given.words, given.styles, given.sides, given.within)
