@@ -140,6 +140,31 @@ def test_every_profile_holds_a_recipe(profile: str):
     check(recipe["train"] | scale["train"], TrainParams, "train")
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "vendor", "quick"),
+    [
+        (True, True, "GenuineIntel", True),
+        (False, True, "GenuineIntel", False),
+        (False, True, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_bf16_is_taken_where_it_is_the_faster(
+    amx: bool, avx512_bf16: bool, vendor: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+
+    from stages import processor
+    from stages.training import light
+
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\n")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert light.resolve_precision("auto") == ("bf16" if quick else "fp32")
+
+
 def test_the_number_of_parameters_is_known_before_the_first_step():
     from stages.training.initial import new_model
 

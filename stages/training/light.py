@@ -39,6 +39,7 @@ from transformers import (
 )
 
 from stages.errors import ClusterError, ConfigError
+from stages.processor import quick_in_bf16
 from stages.progress import Progress
 from stages.tracking import Run
 from stages.training import checkpoints
@@ -70,15 +71,12 @@ class Trained:
 
 
 def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
-    """bf16 autocast where it is the faster: CUDA from Ampere on, CPUs with AMX.
-
-    A CPU with AVX512_BF16 alone took 1.4 times as long in it as in fp32 (benchmarks/training.py).
-    """
+    """bf16 autocast where it is the faster (CUDA from Ampere on, CPUs: `quick_in_bf16`), else fp32."""
     if wanted != "auto":
         return wanted
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if quick_in_bf16() else "fp32"
 
 
 def token_loss(
