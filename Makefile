@@ -1,8 +1,8 @@
 # The two commands of the README, and what CI runs. Everything happens in .venv; nothing is installed elsewhere.
 SHELL := /bin/bash
 PYTHON ?= python3
-SLURM_TESTS := $(wildcard tests/test_slurm_*.py) tests/test_driver.py # they mostly wait, so they run beside the others
-LONG_TESTS := tests/test_pipeline.py # as long as all the others
+SLURM_TESTS := $(wildcard tests/test_slurm_*.py) tests/cosmopedia/execution/slurm/test_driver.py # they mostly wait, so they run beside the others
+LONG_TESTS := tests/repository/test_pipeline.py # as long as all the others
 PROFILES := rehearsal laptop cluster
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -45,16 +45,16 @@ nanotron: setup .nanotron/installed ## create .nanotron, the environment of the 
 	@touch .nanotron/installed && echo "nanotron: done"
 
 doctor: setup ## what this machine has and lacks for the chosen profile and cluster file
-	@python -m stages.doctor
+	@python -m cosmopedia.cli.doctor
 
 repro: setup ## run what is out of date of the whole pipeline (dvc repro), on the profile in params.yaml
 	@dvc repro
 
-cluster-repro: setup ## the same as a Slurm job that survives your logout (COSMO_CLUSTER=<file of clusters/>)
-	@python -m stages.launch.driver submit
+cluster-repro: setup ## the same as a Slurm job that survives your logout (COSMO_COMPUTE=<file of clusters/>)
+	@python -m cosmopedia.execution.slurm.driver submit
 
 status: setup ## what runs where: jobs, endpoints, tokens/s, ETA, GPU hours
-	@python -m stages.launch.driver status
+	@python -m cosmopedia.execution.slurm.driver status
 
 test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
 	@slurm=$$(mktemp); long=$$(mktemp); \
@@ -65,11 +65,11 @@ test: setup nanotron ## all tests; what this machine cannot have is skipped, wit
 	  rm $$slurm $$long; exit $$status
 
 smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
-	@python -m pytest tests/test_pipeline.py
+	@python -m pytest tests/repository/test_pipeline.py
 
 check: setup lint ## lint, formatting, types, and the promises about dvc.yaml and the locks
 	@basedpyright
-	@python -m pytest -q tests/test_dvc_yaml.py tests/test_locks.py
+	@python -m pytest -q tests/repository/test_dvc_yaml.py tests/repository/test_locks.py
 
 lint: setup ## ruff: rules and formatting
 	@ruff check .
@@ -79,10 +79,10 @@ format: setup ## let ruff mend what it can
 	@ruff check --fix -q . ; ruff format .
 
 pin: setup ## resolve every hub id in profiles/ to a commit and write it there (needs the network)
-	@python -m stages.pinning $(PROFILES:%=profiles/%.yaml)
+	@python -m cosmopedia.cli.pin $(PROFILES:%=profiles/%.yaml)
 
 lock: setup ## resolve pyproject.toml again and write the two lock files (needs the registry)
-	@python -m stages.locking
+	@python -m cosmopedia.cli.lock
 
 clean: ## remove what the pipeline made, but keep the completion store, DVC's cache and .venv
 	@rm -rf data/[!s]* data/sources models/*/ mlflow.db mlruns .pytest_cache .ruff_cache

@@ -9,7 +9,7 @@ def quick_in_bf16() -> bool:
     """Whether a CPU multiplies faster in bf16 than in fp32: with AMX, and with AVX512_BF16 on AMD's.
 
     AMD's give AVX512_BF16 twice the rate of fp32. Intel's without AMX (or in a virtual machine that hides it) took 1.4
-    times as long in it as in fp32 (benchmarks/training.py).
+    times as long in it as in fp32 (perf/training.py).
     """
     import torch
 

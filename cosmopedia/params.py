@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.errors import ConfigError
+from cosmopedia.errors import ConfigError
 
 
 class Params(BaseModel):

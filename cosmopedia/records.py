@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import ClusterError, ConfigError, DataError
+from cosmopedia.errors import ClusterError, ConfigError, DataError
 
 KINDS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 WAITS_S = (1.0, 5.0, 25.0)  # before a hub stream that broke off is opened again

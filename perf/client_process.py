@@ -3,7 +3,7 @@
 In: a task (JSON file). Out: its measurements (JSON file). The client is `complete()` of this repository, or one of two
 to compare it with: `chunked`, the published script's order of requests, and `bare`, a loop over one aiohttp session
 that keeps nothing, which is what the HTTP itself costs.
-Alone: only benchmarks/generation.py starts it.
+Alone: only perf/generation.py starts it.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.reference_chunks import run as run_chunks
-from benchmarks.stub_server import MOST_TOKENS, corpus
+from perf.reference_chunks import run as run_chunks
+from perf.stub_server import MOST_TOKENS, corpus
 
 SEED = 1
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": None, "repetition_penalty": None}
@@ -172,9 +172,11 @@ async def run_bare(url: str, posts: list[dict[str, Any]], connections: int) -> i
 
 def run(task: Task) -> dict[str, Any]:
     """Do the task; measurements by name. CPU and wall cover the client's work, not imports or the tokenizer's load."""
-    from stages.errors import ClusterError
-    from stages.serving.generation import GenerationModel, PromptRequests, complete
-    from stages.serving.requests import Failure, Sampling
+    from cosmopedia.errors import ClusterError
+    from cosmopedia.execution.sending import Send
+    from cosmopedia.generation.complete import GenerationModel, PromptRequests, complete
+    from cosmopedia.generation.requests import Failure, Sampling
+    from cosmopedia.store.store import CompletionStore
 
     found: dict[str, Any] = {"rss_imports": memory_mb()[0], "error": None}
     model = GenerationModel.read(task.model)
@@ -189,7 +191,8 @@ def run(task: Task) -> dict[str, Any]:
     try:
         if task.client == "ours":
             sampling = Sampling(**SAMPLING, max_new_tokens=task.most_tokens)
-            done = complete("bench", requests, model, sampling)
+            with CompletionStore() as store:
+                done = complete("bench", requests, model, sampling, store, Send())
             found |= {"sent": done.sent, "new": done.new, "cached": done.cached, "failed": done.failed}
             found["retries"] = done.record().get("retries", {})
             results = done.results if done.failed else ()
@@ -211,7 +214,7 @@ def run(task: Task) -> dict[str, Any]:
 
 
 def main() -> None:
-    """python -m benchmarks.client_process TASK"""
+    """python -m perf.client_process TASK"""
     task = Task.read(Path(sys.argv[1]))
     if task.cpu is not None:
         os.sched_setaffinity(0, {task.cpu})

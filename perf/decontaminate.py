@@ -1,8 +1,8 @@
 """CPU time, memory and decisions of decontaminate beside the published script, on the same documents and items.
 
-    python -m benchmarks.decontaminate                                   # made-up texts, about four minutes
-    python -m benchmarks.decontaminate --documents 1000 --runs 1         # smaller
-    python -m benchmarks.decontaminate --completions texts.parquet --items items.jsonl   # real ones
+    python -m perf.decontaminate                                   # made-up texts, about four minutes
+    python -m perf.decontaminate --documents 1000 --runs 1         # smaller
+    python -m perf.decontaminate --completions texts.parquet --items items.jsonl   # real ones
 
 `--completions` is a parquet file with a column `text`, `--items` a jsonl file of `task_name` and `text`. Twenty
 documents get an item planted word for word.
@@ -82,9 +82,9 @@ def make(folder: Path, texts: list[str], items: list[dict[str, str]]) -> None:
     import pyarrow.parquet as pq
     import yaml
 
-    from stages.draws import draw_u64
-    from stages.tables.contracts import BENCHMARK, DOCUMENT
-    from stages.tables.parquet import write_table
+    from cosmopedia.rng import draw_u64
+    from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT
+    from cosmopedia.tables.parquet import write_table
 
     texts, plants = list(texts), {}
     for number in range(0, len(texts), max(1, len(texts) // PLANTS)):
@@ -116,23 +116,23 @@ def make(folder: Path, texts: list[str], items: list[dict[str, str]]) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "p", "decontaminate": section}), encoding="utf-8")
     (folder / "profiles").mkdir()
     (folder / "profiles/p.yaml").write_text("decontaminate: {}\n", encoding="utf-8")
-    (folder / "clusters").mkdir()
+    (folder / "compute").mkdir()
 
 
 def ours(workers: int) -> dict[str, Any]:
     """The stage on this folder's cells; what it removed and why."""
     import yaml
 
-    cluster = yaml.safe_load((ROOT / "clusters/local.yaml").read_text(encoding="utf-8"))
+    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
     cluster["data"] |= {"tasks": workers, "workers": workers}
-    Path("clusters/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    Path("compute/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
     os.environ["COSMO_STORE"] = str(Path("store").resolve())
     import pyarrow as pa
 
-    from stages import decontaminate
-    from stages.corpus import cells
-    from stages.tables.contracts import REMOVED
-    from stages.tables.parquet import read_rows
+    from cosmopedia.corpus import pipeline as cells
+    from cosmopedia.tables.contracts import REMOVED
+    from cosmopedia.tables.parquet import read_rows
+    from stages.decontaminate import __main__ as decontaminate
 
     cells.ROWS_PER_TASK = 1
     # imports are not counted: datatrove looks through all installed packages once, pyarrow imports pandas, and
@@ -153,7 +153,7 @@ def load_compiled_code() -> None:
     """Find one item in one document."""
     import yaml
 
-    from stages.corpus.contamination import DecontaminateParams, Index
+    from stages.decontaminate.index import DecontaminateParams, Index
 
     section = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["decontaminate"]
     text = "a word and then some more words of which the last one is changed here"
@@ -166,8 +166,8 @@ def ours_rule() -> dict[str, Any]:
     import pyarrow.parquet as pq
     import yaml
 
-    from stages.corpus.contaminated import BATCH
-    from stages.corpus.contamination import DecontaminateParams, Index
+    from stages.decontaminate.index import DecontaminateParams, Index
+    from stages.decontaminate.steps import BATCH
 
     section = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["decontaminate"]
     texts, items = pq.read_table("completions.parquet").to_pylist(), pq.read_table("items.parquet").to_pylist()
@@ -275,7 +275,7 @@ def measure(side: str, folder: Path, seed: int) -> dict[str, Any]:
     }
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         environment[name] = "1"
-    command = [sys.executable, "-m", "benchmarks.decontaminate", "--side", side]
+    command = [sys.executable, "-m", "perf.decontaminate", "--side", side]
     answer, complaint, most = folder / "answer", folder / "complaint", 0.0
     with answer.open("w") as out, complaint.open("w") as err:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
@@ -388,7 +388,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decontaminate")
+    parser = argparse.ArgumentParser(prog="python -m perf.decontaminate")
     parser.add_argument("--documents", type=int, nargs="+", default=[1000, 3000, 10_000])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--completions", type=Path, help="parquet file with a column text (default: made-up texts)")

@@ -1,8 +1,8 @@
 """Near-duplicate search beside stock datatrove: CPU of the signatures, recall of planted edits, precision.
 
-    python -m benchmarks.dedup                                    # 2,000 made-up texts, two minutes
-    python -m benchmarks.dedup --passages FILE.parquet            # real ones: parquet or jsonl with a column `text`
-    python -m benchmarks.dedup --passages FILE.jsonl --column paragraph --documents 5000 --runs 5
+    python -m perf.dedup                                    # 2,000 made-up texts, two minutes
+    python -m perf.dedup --passages FILE.parquet            # real ones: parquet or jsonl with a column `text`
+    python -m perf.dedup --passages FILE.jsonl --column paragraph --documents 5000 --runs 5
 
 Into the passages copies are planted of which 0, 2, 5, 10 and 20% of the words were edited: a third each replaced by
 another word of the passages, left out, and followed by a word that was not there. Stock is datatrove's own signature
@@ -39,8 +39,8 @@ from datatrove.pipeline.dedup.minhash import (
 )
 from loguru import logger
 
-from stages.corpus.minhash import CLUSTER, Signatures
-from stages.corpus.words import jaccard, shingles
+from cosmopedia.corpus.words import jaccard, shingles
+from stages.dedup.minhash import CLUSTER, Signatures
 
 LEVELS = (0.0, 0.02, 0.05, 0.10, 0.20)
 SIDES = ("stock", "ours")
@@ -203,7 +203,7 @@ def main(passages: list[str], what: str, runs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dedup")
+    parser = argparse.ArgumentParser(prog="python -m perf.dedup")
     parser.add_argument("--passages", type=Path, help="parquet or jsonl; without it texts are made up")
     parser.add_argument("--column", default="text")
     parser.add_argument("--documents", type=int, default=2000)

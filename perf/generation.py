@@ -1,11 +1,11 @@
 """What asking for completions costs, and what faults do to it: utilisation, CPU, memory, unequal servers, kills.
 
 In: nothing (prompts are made; --prompts FILE takes real ones). Out: a table a section, and one line with all the key
-figures. Servers are stubs (benchmarks/stub_server.py), the client is a process of its own that calls `complete()`.
+figures. Servers are stubs (perf/stub_server.py), the client is a process of its own that calls `complete()`.
 Each section also reads the store back: every request delivered once or failed with a reason, or the run ends with
 status 1. A goal that is missed is printed, and changes no status: machines differ.
-Alone: python -m benchmarks.generation (about 7 minutes on 2 cores), or for one section at a small size
-       python -m benchmarks.generation --sections cost --runs 1 --scale 0.2
+Alone: python -m perf.generation (about 7 minutes on 2 cores), or for one section at a small size
+       python -m perf.generation --sections cost --runs 1 --scale 0.2
 """
 
 import argparse
@@ -31,12 +31,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.client_process import SAMPLING, SEED, Prompts, Task, make_model, memory_mb
-from benchmarks.stub_server import CHARACTERS_PER_TOKEN, MEAN_TOKENS, MODEL, MOST_TOKENS, text_of, tokens_of
-from stages.serving.generation import GenerationModel, PromptRequests
-from stages.serving.requests import Sampling, completion_key
-from stages.serving.segments import read_frames
-from stages.serving.store import CompletionStore
+from cosmopedia.generation.complete import GenerationModel, PromptRequests
+from cosmopedia.generation.requests import Sampling, completion_key
+from cosmopedia.store.segments import read_frames
+from cosmopedia.store.store import CompletionStore
+from perf.client_process import SAMPLING, SEED, Prompts, Task, make_model, memory_mb
+from perf.stub_server import CHARACTERS_PER_TOKEN, MEAN_TOKENS, MODEL, MOST_TOKENS, text_of, tokens_of
 
 ROOT = Path(__file__).parents[1]
 HEADROOM = 1.25  # requests outstanding a slot: a slot that frees finds the next one at the server already
@@ -54,7 +54,7 @@ class Server:
         words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         self.slots, self.speed = int(str(options.get("slots", 256))), float(str(options.get("speed", 1000)))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.stub_server", *words],
+            [sys.executable, "-m", "perf.stub_server", *words],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -166,12 +166,12 @@ class Bench:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "COSMO_CLUSTER": str(cluster),
+            "COSMO_COMPUTE": str(cluster),
             "COSMO_STORE": str(place / "store"),
         }
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.client_process", str(place / f"{name}.task")],
+                [sys.executable, "-m", "perf.client_process", str(place / f"{name}.task")],
                 cwd=place,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -213,8 +213,8 @@ class Bench:
 
 
 def write_cluster(path: Path, urls: list[str], **serving: object) -> None:
-    """clusters/endpoints.yaml with these endpoints; in one step, since a run may be reading it."""
-    content = yaml.safe_load((ROOT / "clusters/endpoints.yaml").read_text(encoding="utf-8"))
+    """compute/endpoints.yaml with these endpoints; in one step, since a run may be reading it."""
+    content = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
     content["serving"] |= {"engine": "external", "endpoints": urls, "startup_timeout_s": 30, **serving}
     partial = path.with_suffix(".partial")
     partial.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -620,9 +620,9 @@ LOOK_UP = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from benchmarks.client_process import cpu_seconds, memory_mb
-from stages.serving.packs import PACK_ROWS
-from stages.serving.store import CompletionStore
+from perf.client_process import cpu_seconds, memory_mb
+from cosmopedia.store.parquet_files import PACK_ROWS
+from cosmopedia.store.store import CompletionStore
 before, began = memory_mb()[0], time.monotonic()
 store = CompletionStore(Path(sys.argv[1]))
 opened, rows = time.monotonic() - began, len(store._packed)
@@ -640,7 +640,7 @@ print(rows, opened, rate(here, True), rate(others, False), before, *memory_mb())
 
 def measure_lookup(bench: Bench) -> None:
     """Memory and speed of look-ups in a store of many packed completions (their texts are a letter)."""
-    from stages.serving.packs import PACK_ROWS
+    from cosmopedia.store.parquet_files import PACK_ROWS
 
     place = bench.place("lookup")
     write_packs(place, max(bench.size(bench.options.keys) // PACK_ROWS, 1))
@@ -664,7 +664,7 @@ def write_packs(folder: Path, count: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from stages.serving.packs import GROUP_ROWS, PACK_ROWS, SCHEMA
+    from cosmopedia.store.parquet_files import GROUP_ROWS, PACK_ROWS, SCHEMA
 
     letters, ones = pa.array(["x"] * PACK_ROWS), pa.array(np.ones(PACK_ROWS, np.int32))
     for number in range(count):

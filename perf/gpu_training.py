@@ -1,8 +1,8 @@
 """nanotron on GPUs, in one go: correctness on a tiny model, then the 1B recipe's speed. For a bare CUDA machine.
 
-    python -m benchmarks.gpu_training                 # one GPU or more; about ten minutes
-    python -m benchmarks.gpu_training --wheels DIR    # packages that are missing come from wheels in DIR
-    python -m benchmarks.gpu_training --small         # every step of it on the CPU, to try the script itself
+    python -m perf.gpu_training                 # one GPU or more; about ten minutes
+    python -m perf.gpu_training --wheels DIR    # packages that are missing come from wheels in DIR
+    python -m perf.gpu_training --small         # every step of it on the CPU, to try the script itself
 
 What it does, in order, each with its own line; nothing else must be prepared:
 
@@ -118,10 +118,10 @@ class Trial:
         compiled: bool = False,
     ) -> Path:
         """A job's folder."""
-        from stages.clusters import Layout
-        from stages.training.nano.job import Job
-        from stages.training.presets import PRESETS
-        from stages.training.recipe import Recipe
+        from cosmopedia.execution.compute import Layout
+        from stages.train.nanotron.job import Job
+        from stages.train.presets import PRESETS
+        from stages.train.recipe import Recipe
 
         preset_values = PRESETS[preset]
         shape = preset_values["architecture"] | {"vocabulary": 32000} | changes.pop("architecture", {})
@@ -157,7 +157,7 @@ class Trial:
         ]
         with (folder / "log.txt").open("ab") as log:
             return subprocess.Popen(
-                [*command, "-m", "stages.training.nano.worker", str(folder)],
+                [*command, "-m", "stages.train.nanotron.worker", str(folder)],
                 stdout=log,
                 stderr=log,
                 env=self.environment,
@@ -188,7 +188,7 @@ class Trial:
 
 
 def steps_of(folder: Path) -> list[Any]:
-    from stages.training.nano.job import read_steps
+    from stages.train.nanotron.job import read_steps
 
     return read_steps(folder / "steps.csv")
 
@@ -204,9 +204,9 @@ def logits_difference(folder: Path) -> float | None:
     import torch
     from safetensors.torch import load_file
 
-    from stages.training.initial import new_model
-    from stages.training.nano.job import Job
-    from stages.training.nano.layout import read_checkpoint
+    from stages.train.init_weights import new_model
+    from stages.train.nanotron.job import Job
+    from stages.train.nanotron.weights import read_checkpoint
 
     if importlib.util.find_spec("transformers") is None:
         return None
@@ -244,8 +244,7 @@ def size(
     trial: Trial, preset: str, changes: dict[str, Any], micro: int, compiled: bool, rate: float
 ) -> dict[str, Any]:
     """Speed at a micro-batch; without figures where it does not fit."""
-    from stages.training.nano.job import Job
-    from stages.training.recipe import flops_per_token
+    from stages.train.nanotron.job import Job
 
     name = f"micro-{micro}{'-compiled' if compiled else ''}"
     batch = micro * trial.processes * 4
@@ -256,7 +255,7 @@ def size(
     if trial.run(folder, may_fail=True):
         job = Job.model_validate_json((folder / "job.json").read_text())
         speed = median_speed(folder)
-        tflops = speed * flops_per_token(job.recipe) / trial.processes / 1e12
+        tflops = speed * job.recipe.flops_per_token / trial.processes / 1e12
         found |= {"tokens_per_second": speed, "tflops": tflops}
         found |= {"mfu_stated": tflops / H100_TFLOPS, "mfu_measured": tflops / rate}
         mfu = f"MFU {tflops / H100_TFLOPS:.1%} of the stated peak, {tflops / rate:.1%} of the measured rate"

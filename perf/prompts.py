@@ -1,8 +1,8 @@
 """CPU time of the prompts stage beside the published method, on made-up web rows x the four published styles.
 
-    python -m benchmarks.prompts                               # 100,000 rows, medians of 3, about five minutes
-    python -m benchmarks.prompts --rows 100000 1000000 --runs 1    # how both grow, about fifteen minutes
-    python -m benchmarks.prompts --rows 10000000 --styles 3 --words 40 --runs 1 --sides ours --within /big/disk
+    python -m perf.prompts                               # 100,000 rows, medians of 3, about five minutes
+    python -m perf.prompts --rows 100000 1000000 --runs 1    # how both grow, about fifteen minutes
+    python -m perf.prompts --rows 10000000 --styles 3 --words 40 --runs 1 --sides ours --within /big/disk
 
 The published method, restated: one style after the other, the rows shuffled, `datasets.map` with an f-string for each
 row, the topic named by a coin, the result written by `to_parquet`. Ours: the stage as it runs, with contracts, lineage
@@ -54,8 +54,8 @@ def make(folder: Path, count: int, words: int = WORDS, styles: int = len(STYLES)
     import pyarrow as pa
     import yaml
 
-    from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
-    from stages.tables.parquet import TableWriter
+    from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
+    from cosmopedia.tables.parquet import TableWriter
 
     fixed = {"source": "web", "title": "", "context": "{}", "licence": "CC0-1.0", "revision": "r"}
     with (
@@ -81,7 +81,7 @@ def make(folder: Path, count: int, words: int = WORDS, styles: int = len(STYLES)
 
 def ours(near: bool) -> None:
     """The stage; `near`: with its search for near duplicates."""
-    from stages import prompts
+    from stages.prompts import __main__ as prompts
 
     if not near:
         path = Path("params.yaml")
@@ -95,7 +95,7 @@ def published() -> None:
     """The published method, restated."""
     import datasets
 
-    from stages.prompting.templates import read_template
+    from stages.prompts.templates import read_template
 
     datasets.disable_progress_bars()
     bodies = {name: read_template("web", name).pieces for name in STYLES}
@@ -142,7 +142,7 @@ def measure(side: str, count: int, words: int, styles: int, within: Path | None)
         environment = {key: value for key, value in os.environ.items() if key != "COSMO_STORE"}
         environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
         started = time.monotonic()
-        command = [sys.executable, "-m", "benchmarks.prompts", "--side", side]
+        command = [sys.executable, "-m", "perf.prompts", "--side", side]
         done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             sys.exit(f"{side} failed")
@@ -169,7 +169,7 @@ def main(counts: list[int], runs: int, words: int, styles: int, sides: list[str]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prompts")
+    parser = argparse.ArgumentParser(prog="python -m perf.prompts")
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
     parser.add_argument("--runs", type=int, default=3, help="of which the medians are shown (3)")
     parser.add_argument("--words", type=int, default=WORDS, help=f"of a row ({WORDS})")

@@ -6,7 +6,7 @@ It holds `--slots` sequences at a time; further requests wait in its queue, as i
 `--max-concurrent` it answers 429 at once. Faults have probabilities and come before serving.
 Written on asyncio.Protocol, since a web framework would be the bottleneck of the measurement. Loopback only; it ends
 when its standard input does, so that it cannot outlive the process that started it.
-Alone: python -m benchmarks.stub_server --slots 256 --speed 1000 (prints its address; end it with Ctrl-D)
+Alone: python -m perf.stub_server --slots 256 --speed 1000 (prints its address; end it with Ctrl-D)
 """
 
 import argparse

@@ -3,8 +3,8 @@
 In: nothing; tokens are drawn at random, the model is the rehearsal profile's shape (3.4M parameters, 8 x 256 tokens a
 step). Out: a table of tokens/s and CPU seconds a thousand tokens, medians over the steps of several interleaved runs,
 and one line with the key figures. A goal that is missed is printed, and changes no status: machines differ.
-Alone: python -m benchmarks.training (about a minute on 2 cores), or smaller
-       python -m benchmarks.training --runs 1 --steps 4
+Alone: python -m perf.training (about a minute on 2 cores), or smaller
+       python -m perf.training --runs 1 --steps 4
 """
 
 import stages  # noqa: F401, I001 - before torch: it lets OpenMP's threads sleep, as they do in the stage
@@ -25,10 +25,10 @@ import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from stages.training import kernels, light
-from stages.training.initial import new_model
-from stages.training.recipe import Recipe
-from stages.training.shards import Corpus, Split, TokenShards, WindowOrder
+from stages.train import cpu_kernels as kernels, transformers_trainer as light
+from stages.train.init_weights import new_model
+from stages.train.recipe import Recipe
+from stages.train.shards import Corpus, Split, TokenShards, WindowOrder
 
 VOCABULARY, SEQUENCE, BATCH = 4096, 256, 8
 GOAL = 8000  # tokens/s of our trainer on two quiet cores

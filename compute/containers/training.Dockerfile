@@ -1,7 +1,7 @@
 # An image for nanotron training on GPU nodes: PyTorch's CUDA image with what requirements-nanotron.lock names.
 #
 #   docker build --build-arg BASE=<name of a CUDA image with PyTorch>@sha256:<digest> \
-#     -f clusters/containers/training.Dockerfile -t cosmopedia-training .
+#     -f compute/containers/training.Dockerfile -t cosmopedia-training .
 #   enroot import -o cosmopedia-training.sqsh dockerd://cosmopedia-training
 #
 # then in the cluster file, section training: container: {runtime: pyxis, image: <path>/cosmopedia-training.sqsh,

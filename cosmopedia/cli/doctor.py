@@ -9,17 +9,16 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.clusters import Cluster, cluster_path, load_cluster
-from stages.errors import ConfigError, CosmoError, run_stage
-from stages.lineage import store_root
-from stages.settings import load, profile_path
-from stages.train import TrainParams
-from stages.training.nano.patches import VERSION
+from cosmopedia.cli.stages import stage_modules
+from cosmopedia.errors import ConfigError, CosmoError, run_stage
+from cosmopedia.execution.compute import Compute, compute_path, load_compute
+from cosmopedia.lineage import store_root
+from cosmopedia.params import profile_path
 
 LEAST_DISK = 5e9  # bytes for the rehearsal: its caches, models and the store
 
@@ -73,43 +72,8 @@ def check_disk() -> Iterator[Finding]:
         yield Finding(name, writable and free > LEAST_DISK, told)
 
 
-def check_torch(params: TrainParams, cluster: Cluster) -> Iterator[Finding]:
-    import torch
-
-    cuda = torch.cuda.is_available()
-    found = torch.__version__
-    if cuda:
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        found += f", {len(names)} GPU(s): {', '.join(sorted(set(names)))}"
-    large = params.architecture.parameters * params.steps > 1e12  # hours on a CPU
-    needed = large and params.backend == "transformers"
-    yield Finding("torch", True, found)
-    yield Finding("GPU", cuda, "seen by torch" if cuda else "torch sees none here", needed)
-
-
-def check_nanotron(params: TrainParams, cluster: Cluster) -> Iterator[Finding]:
-    """nanotron's own environment: asked in a process of its own."""
-    needed = params.backend == "nanotron"
-    if cluster.training.container is not None:
-        yield Finding("nanotron", True, f"in {cluster.training.container.image}; not looked into", needed)
-        return
-    path = Path(cluster.training.python)
-    if not path.exists():
-        yield Finding("nanotron", False, f"{path} is not there; run `make nanotron`", needed)
-        return
-    script = "from stages.training.nano import patches; print(sorted(patches.groups()), *patches.load())"
-    done = subprocess.run([str(path), "-c", script], capture_output=True, text=True, env=os.environ | {"RANK": "0"})
-    if done.returncode:
-        yield Finding("nanotron", False, done.stderr.strip().splitlines()[-1][:200], needed)
-        return
-    groups = done.stdout.splitlines()[-1].partition("]")[0].strip("[")
-    flash = "torch's kernels in flash-attn's place" if "A" in groups else "flash-attn"
-    device = "on the CPU" if "B" in groups else "on GPUs"
-    yield Finding("nanotron", True, f"{VERSION}, {device}, {flash}", needed)
-
-
-def check_slurm(cluster: Cluster) -> Iterator[Finding]:
-    uses = "slurm" in (cluster.serving.launcher, cluster.data.executor, cluster.training.launcher)
+def check_slurm(compute: Compute) -> Iterator[Finding]:
+    uses = "slurm" in (compute.serving.launcher, compute.data.executor, compute.training.launcher)
     missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol") if shutil.which(name) is None]
     if missing:
         yield Finding("Slurm", False, f"{', '.join(missing)} not on the PATH; load your site's module", uses)
@@ -122,8 +86,8 @@ def check_slurm(cluster: Cluster) -> Iterator[Finding]:
         yield Finding("Slurm", False, "squeue does not answer within 30 s", uses)
 
 
-def check_secrets(cluster: Cluster) -> Iterator[Finding]:
-    for endpoint in cluster.serving.endpoints:
+def check_secrets(compute: Compute) -> Iterator[Finding]:
+    for endpoint in compute.serving.endpoints:
         if endpoint.token_env:
             there = bool(os.environ.get(endpoint.token_env))
             yield Finding("token", there, f"${endpoint.token_env} for {endpoint.url}{'' if there else ': export it'}")
@@ -135,19 +99,16 @@ def findings() -> Iterator[Finding]:
     yield from check_tools()
     yield from check_disk()
     try:
-        params, cluster = load("train", TrainParams), load_cluster()
+        compute = load_compute()
+        of_stages = [module.checks(compute) for module in stage_modules("doctor")]
     except CosmoError as error:
         yield Finding("settings", False, str(error))
         return
-    yield Finding("settings", True, f"{profile_path()} and {cluster_path()} are well-formed")
-    checks: list[Callable[[], Iterator[Finding]]] = [
-        lambda: check_torch(params, cluster),
-        lambda: check_nanotron(params, cluster),
-        lambda: check_slurm(cluster),
-        lambda: check_secrets(cluster),
-    ]
-    for check in checks:
-        yield from check()
+    yield Finding("settings", True, f"{profile_path()} and {compute_path()} are well-formed")
+    for checks in of_stages:
+        yield from checks
+    yield from check_slurm(compute)
+    yield from check_secrets(compute)
 
 
 def main() -> str:
@@ -157,8 +118,8 @@ def main() -> str:
         if finding.needed and not finding.ok:
             missing.append(finding.name)
     if missing:
-        raise ConfigError(f"{', '.join(missing)} missing for {profile_path()} on {cluster_path()}; see above")
-    return f"nothing is missing for {profile_path()} on {cluster_path()}"
+        raise ConfigError(f"{', '.join(missing)} missing for {profile_path()} on {compute_path()}; see above")
+    return f"nothing is missing for {profile_path()} on {compute_path()}"
 
 
 if __name__ == "__main__":

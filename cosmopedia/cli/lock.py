@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from stages.errors import ConfigError, run_stage
+from cosmopedia.errors import ConfigError, run_stage
 
 INSTALLER = re.compile(r"uv==")
 TORCH = re.compile(r"(torch==|nvidia-|cuda-|triton)")

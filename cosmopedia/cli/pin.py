@@ -11,8 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.errors import run_stage
-from stages.seeds.reading import COMMIT, is_local, resolve_revision
+from cosmopedia.errors import run_stage
+from cosmopedia.records import COMMIT, is_local, resolve_revision
 
 KINDS = {"dataset": "dataset", "model": "model", "tokenizer": "model"}
 
@@ -47,7 +47,7 @@ def pin(path: Path, resolve: Callable[[str, str, str | None], str] = resolve_rev
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m stages.pinning")
+    parser = argparse.ArgumentParser(prog="python -m cosmopedia.cli.pin")
     parser.add_argument("profile", type=Path, nargs="+")
     profiles = parser.parse_args().profile
     run_stage("pin", lambda: f"{sum(pin(path) for path in profiles)} revisions written to {len(profiles)} profile(s)")

@@ -1,8 +1,8 @@
 """Planner: what a corpus costs before anybody submits a job: GPU hours, days, disk.
 
-python -m stages.launch.planner                                   the article's 30 million prompts
-python -m stages.launch.planner --prompts 2000000 --tokens 800 --gpus 16
-python -m stages.launch.planner --rate 1500                       tokens/s of one GPU, as you measured it
+python -m cosmopedia.cli.plan                                   the article's 30 million prompts
+python -m cosmopedia.cli.plan --prompts 2000000 --tokens 800 --gpus 16
+python -m cosmopedia.cli.plan --rate 1500                       tokens/s of one GPU, as you measured it
 
 The rates it compares are published ones, a roofline (docs/scale.md has the arithmetic), and what this checkout's own
 runs measured (`<store root>/rates.json`).
@@ -12,7 +12,7 @@ import argparse
 import json
 from dataclasses import dataclass
 
-from stages.serving.budget import rates_path
+from cosmopedia.execution.budget import rates_path
 
 PROMPTS, TOKENS = 30_000_000, 833  # Cosmopedia: 25 billion tokens from 30 million prompts
 PROMPT_TOKENS = 400  # an extract of 1,000 characters and its instructions
@@ -122,7 +122,7 @@ def plan(prompts: int, tokens: int, gpus: int, rates: list[Rate]) -> str:
 
 def main() -> None:
     """Parse the command line and print the plan."""
-    parser = argparse.ArgumentParser(prog="stages.launch.planner", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="cosmopedia.cli.plan", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a completion, on average")
     parser.add_argument("--gpus", type=int, default=64, help="that work at once")

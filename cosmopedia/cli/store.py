@@ -1,15 +1,15 @@
 """completions: what the completion store holds, what a run would reuse, and its upkeep.
 
-python -m stages.completions            its contents and size
-python -m stages.completions forecast   what `generate` would reuse and send now, and the bill
-python -m stages.completions verify     read every byte of every segment and pack
-python -m stages.completions compact    pack segments into parquet, each completion once
-python -m stages.completions salvage    set damaged files aside and keep what is whole in them
-python -m stages.completions import F…  take completions over from data/generate/*.parquet of another checkout
-python -m stages.completions push       upload what a killed process left in the spool of an s3:// store
-python -m stages.completions unused F…  what nothing refers to: not the prompts of this checkout as they are now, not
+python -m cosmopedia.cli.store            its contents and size
+python -m cosmopedia.cli.store forecast   what `generate` would reuse and send now, and the bill
+python -m cosmopedia.cli.store verify     read every byte of every segment and pack
+python -m cosmopedia.cli.store compact    pack segments into parquet, each completion once
+python -m cosmopedia.cli.store salvage    set damaged files aside and keep what is whole in them
+python -m cosmopedia.cli.store import F…  take completions over from data/generate/*.parquet of another checkout
+python -m cosmopedia.cli.store push       upload what a killed process left in the spool of an s3:// store
+python -m cosmopedia.cli.store unused F…  what nothing refers to: not the prompts of this checkout as they are now, not
                                         data/generate here, not the documents named
-python -m stages.completions remove-unused F…  and remove it
+python -m cosmopedia.cli.store remove-unused F…  and remove it
 """
 
 import sys
@@ -19,19 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.clusters import load_cluster
-from stages.errors import ConfigError, DataError, run_stage
-from stages.generate import OUT, GenerateParams, all_requests
-from stages.label import LabelParams, questions
-from stages.serving.generation import GenerationModel, LookUp
-from stages.serving.mirror import Mirror
-from stages.serving.packs import files_in
-from stages.serving.requests import Request, Sampling, completion_key
-from stages.serving.store import CompletionStore, default_folder, default_mirror
-from stages.serving.upkeep import Repacked, compact, keys_in, salvage, split, verify
-from stages.settings import load
-from stages.tables.contracts import DOCUMENT
-from stages.tables.parquet import read_batches
+from cosmopedia.cli.stages import stage_modules
+from cosmopedia.errors import ConfigError, DataError, run_stage
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.sending import forecast_of
+from cosmopedia.generation.complete import LookUp, StageRequests
+from cosmopedia.generation.requests import completion_key
+from cosmopedia.store.bucket import Mirror
+from cosmopedia.store.maintenance import Repacked, compact, keys_in, salvage, split, verify
+from cosmopedia.store.parquet_files import files_in
+from cosmopedia.store.store import CompletionStore, default_folder, default_mirror
+from cosmopedia.tables.contracts import DOCUMENT
+from cosmopedia.tables.parquet import read_batches
+
+DOCUMENTS = Path("data/generate")
 
 
 def _place() -> tuple[Path, Mirror | None]:
@@ -54,10 +55,10 @@ def contents(_: list[str]) -> str:
 
 
 def forecast(_: list[str]) -> str:
-    params, model = load("generate", GenerateParams), GenerationModel.read()
+    asked = next(found for found in all_requests() if found.stage == "generate")
     with CompletionStore() as store:
-        found = LookUp(all_requests(params, model), model, params.sampling, store)
-        return found.forecast(load_cluster().serving).sentence()
+        lookup = LookUp(asked.requests, asked.model, asked.sampling, store)
+        return forecast_of(lookup, load_compute().serving).sentence()
 
 
 def check(_: list[str]) -> str:
@@ -124,21 +125,20 @@ def _settle(done: Repacked, mirror: Mirror | None) -> None:
         path.unlink(missing_ok=True)
 
 
-def _asked() -> Iterator[tuple[Iterable[Request], Sampling, GenerationModel]]:
-    """What this checkout's stages ask a model now: generate (pilot asks no more) and label."""
-    model = GenerationModel.read()
-    params, naming = load("generate", GenerateParams), load("label", LabelParams)
-    yield all_requests(params, model), params.sampling, model
-    yield questions(naming, model).requests, naming.sampling, model
+def all_requests() -> Iterator[StageRequests]:
+    """What this checkout's stages ask a model now."""
+    for module in stage_modules("requests"):
+        yield module.stage_requests()
 
 
 def _wanted(files: Iterable[str]) -> Callable[[bytes], bool]:
     """Whether anything refers to a key: the prompts as they are, this checkout's documents, or those named. It may
     err on the side of keeping: 64 bits of a key are looked at."""
     found = array("Q")
-    for requests, sampling, model in _asked():
-        found.extend(int(completion_key(request, model.identity, sampling)[:16], 16) for request in requests)
-    for path in (*sorted(OUT.glob("*.parquet")), *files):
+    for asked in all_requests():
+        keys = (completion_key(request, asked.model.identity, asked.sampling) for request in asked.requests)
+        found.extend(int(key[:16], 16) for key in keys)
+    for path in (*sorted(DOCUMENTS.glob("*.parquet")), *files):
         for table in read_batches([path], DOCUMENT, ["key"]):
             found.extend(int(key[:16], 16) for key in table["key"].to_pylist())
     kept = np.unique(np.frombuffer(found, np.uint64))

@@ -1,1 +1,1 @@
-"""The corpus between generation and training: cleaning rules, deduplication, contamination, tokenising, benchmarks."""
+"""Datatrove pipelines over the corpus, a file or several per cell, and the words of a text."""

@@ -1,6 +1,6 @@
 """Datatrove pipelines over the cells of a corpus.
 
-A cell, `<source>-<style>`, is one file of DOCUMENT rows or several (stages/tables/cells.py). A stage is a datatrove
+A cell, `<source>-<style>`, is one file of DOCUMENT rows or several (tables/cell_files.py). A stage is a datatrove
 pipeline: `ReadCells`, its own filters and blocks, `WriteCells`. Each file is read and written by exactly one task, so
 the outputs' bytes depend on neither the number of tasks nor that of workers. Removed documents go through datatrove's
 exclusion writers into parts, which `CorpusRun.settle` merges into one table by key while it counts them.
@@ -23,13 +23,13 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.parquet import ParquetWriter
 from datatrove.utils.stats import PipelineStats
 
-from stages.clusters import Data
-from stages.errors import DataError
-from stages.launch.arrays import Arrays
-from stages.tables.accounting import RowAccount
-from stages.tables.cells import cell_of
-from stages.tables.contracts import DOCUMENT, REMOVED
-from stages.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in
+from cosmopedia.errors import DataError
+from cosmopedia.execution.compute import Data
+from cosmopedia.execution.data_tasks import Arrays
+from cosmopedia.tables.cell_files import cell_of
+from cosmopedia.tables.contracts import DOCUMENT, REMOVED
+from cosmopedia.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in
+from cosmopedia.tables.row_counts import RowAccount
 
 ROWS_PER_TASK = 5000  # fewer rows than this are not worth a process of their own
 COUNT_EVERY = 100  # documents between two notes of a task's progress

@@ -6,7 +6,7 @@ decoded together, and a new one joins as soon as a slot is free; more than `--ma
 429 at once. When it is ready it writes {"url", "pid"} to `--registration`, and removes that file when it ends. SIGTERM
 ends it at once; clients see a broken connection and ask elsewhere.
 
-Alone: python -m stages.serving.cpu_server --model models/generator --model-id tiny --revision local --port 8080
+Alone: python -m cosmopedia.cpu_server.app --model models/generator --model-id tiny --revision local --port 8080
 """
 
 import argparse
@@ -28,11 +28,9 @@ from typing import Any
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import ContentEncodingError
 
-from stages.errors import ConfigError
-from stages.serving.batching import Batcher, Job, TokenText
-from stages.serving.choosing import GrammarError, Grammars
-from stages.serving.decoding import load_model, make_decoders, plan_lanes, torch_threads
-from stages.serving.validation import (
+from cosmopedia.cpu_server.batching import Batcher, Job, TokenText
+from cosmopedia.cpu_server.decoding import load_model, make_decoders, plan_lanes, torch_threads
+from cosmopedia.cpu_server.protocol import (
     MAX_STOP_SEQUENCES,
     Ask,
     GenerateRequest,
@@ -44,6 +42,8 @@ from stages.serving.validation import (
     parse_completion,
     parse_json,
 )
+from cosmopedia.cpu_server.sampling import GrammarError, Grammars
+from cosmopedia.errors import ConfigError
 
 VERSION = "0.1.0"
 MAX_BODY = 8 << 20  # bytes
@@ -480,7 +480,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse the command line and serve."""
-    parser = argparse.ArgumentParser(prog="stages.serving.cpu_server", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="cosmopedia.cpu_server.app", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", required=True, help="model folder, or a hub id")
     parser.add_argument("--model-id", required=True, help="the name that /info gives")
     parser.add_argument("--revision", default="main", help="the revision that /info gives and the hub is asked for")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.serving.choosing import Choice, Grammar, GrammarError, choose, shares
-from stages.serving.decoding import Decoder
+from cosmopedia.cpu_server.decoding import Decoder
+from cosmopedia.cpu_server.sampling import Choice, Grammar, GrammarError, choose, shares
 
 STOP_SECONDS = 2.0  # for the step that runs when the server is told to stop
 NO_LANE = "the model thread has ended"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from stages.errors import ConfigError
+from cosmopedia.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

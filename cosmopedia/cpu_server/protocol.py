@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages.serving.choosing import Choice
+from cosmopedia.cpu_server.sampling import Choice
 
 MAX_STOP_SEQUENCES = 4
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from stages.clusters import Serving, cluster_path
-from stages.errors import ConfigError
-from stages.lineage import store_root
-from stages.settings import Params
+from cosmopedia.errors import ConfigError
+from cosmopedia.execution.compute import Serving, compute_path
+from cosmopedia.lineage import store_root
+from cosmopedia.params import Params
 
 MIN_COMPLETIONS = 20  # of a run that is to say something about the rate
 SATURATED = 0.8  # utilisation from which a run's rate holds for longer runs
@@ -55,7 +55,7 @@ def _rates() -> dict[str, Any]:
 
 
 def _name(identity: str) -> str:
-    return f"{cluster_path().stem} {identity}"
+    return f"{compute_path().stem} {identity}"
 
 
 def read_rate(identity: str) -> Rate | None:

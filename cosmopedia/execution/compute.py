@@ -1,17 +1,19 @@
-"""Where and how the work runs: `clusters/<name>.yaml`, chosen by `$COSMO_CLUSTER` (a name or a path; default `local`).
+"""Where and how the work runs: `compute/<name>.yaml`, chosen by `$COSMO_COMPUTE` (a name or a path; default `local`).
 
 Nothing in here may change an output's bytes, so it is neither a DVC param nor a dep.
 """
 
 import os
 import re
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.errors import ConfigError
-from stages.settings import Params, check, read_yaml
+from cosmopedia.errors import ConfigError
+from cosmopedia.params import Params, check, read_yaml
 
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)(?!S_)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(hf_|sk-|AKIA|ghp_)\w{8,}")
@@ -266,8 +268,8 @@ class Training(Params):
         return self
 
 
-class Cluster(Params):
-    """One clusters/<name>.yaml."""
+class Compute(Params):
+    """One compute/<name>.yaml."""
 
     serving: Serving
     data: Data
@@ -275,13 +277,21 @@ class Cluster(Params):
     driver: Driver | None = None  # of `dvc repro` itself as a job (make cluster-repro)
 
 
-def cluster_path() -> Path:
-    """The file that `$COSMO_CLUSTER` names."""
-    name = os.environ.get("COSMO_CLUSTER") or "local"
-    return Path(name) if name.endswith((".yaml", ".yml")) else Path("clusters") / f"{name}.yaml"
+def compute_path() -> Path:
+    """The file that `$COSMO_COMPUTE` names; `$COSMO_CLUSTER`, its older name, still counts."""
+    name = os.environ.get("COSMO_COMPUTE")
+    if not name and (name := os.environ.get("COSMO_CLUSTER")):
+        _warn_old_name()
+    name = name or "local"
+    return Path(name) if name.endswith((".yaml", ".yml")) else Path("compute") / f"{name}.yaml"
 
 
-def load_cluster() -> Cluster:
-    """The cluster file that `$COSMO_CLUSTER` names. `ConfigError` when it is missing or wrong."""
-    path = cluster_path()
-    return check(read_yaml(path), Cluster, str(path))
+@cache
+def _warn_old_name() -> None:
+    print("warning: $COSMO_CLUSTER is now called $COSMO_COMPUTE; set that instead", file=sys.stderr, flush=True)
+
+
+def load_compute() -> Compute:
+    """The compute file that `$COSMO_COMPUTE` names. `ConfigError` when it is missing or wrong."""
+    path = compute_path()
+    return check(read_yaml(path), Compute, str(path))

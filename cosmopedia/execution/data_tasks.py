@@ -26,11 +26,11 @@ from types import TracebackType
 
 from datatrove.utils.stats import PipelineStats
 
-from stages.clusters import Data
-from stages.errors import DataError
-from stages.launch.executors import Steps, execute, prepared
-from stages.launch.scratch import scratch_folder
-from stages.progress import Progress
+from cosmopedia.errors import DataError
+from cosmopedia.execution.compute import Data
+from cosmopedia.execution.executors import Steps, execute, prepared
+from cosmopedia.execution.progress import Progress
+from cosmopedia.execution.workdir import scratch_folder
 
 
 class Arrays:

@@ -30,12 +30,12 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import MetricStatsDict, PipelineStats
 from loguru import logger
 
-from stages.clusters import Data
-from stages.draws import content_hash
-from stages.errors import ClusterError, ConfigError
-from stages.launch import slurm
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution.compute import Data
+from cosmopedia.execution.slurm import commands as slurm
+from cosmopedia.rng import content_hash
 
-RAY = "2.60.0"  # what tests/test_ray.py was run with
+RAY = "2.60.0"  # what tests/cosmopedia/execution/test_ray.py was run with
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0 when it is imported: else a local Ray listens on all addresses
 LOOK_SECONDS = 2.0
 MOST_TASKS = 1000  # of one array; Slurm's own bound is 1,001 if nobody changed it

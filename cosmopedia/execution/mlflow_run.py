@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.errors import ClusterError
-from stages.lineage import git_revision, main_checkout
-from stages.settings import profile_path, read_yaml
+from cosmopedia.errors import ClusterError
+from cosmopedia.lineage import git_revision, main_checkout
+from cosmopedia.params import profile_path, read_yaml
 
 EXPERIMENT = "cosmopedia"
 FLUSH_SECONDS = 5.0

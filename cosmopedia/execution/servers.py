@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from stages.clusters import EndpointSpec, Serving, cluster_path, load_cluster
-from stages.errors import ClusterError, ConfigError
-from stages.launch import leash
-from stages.lineage import store_root
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution import child_process as leash
+from cosmopedia.execution.compute import EndpointSpec, Serving, compute_path, load_compute
+from cosmopedia.lineage import store_root
 
 if TYPE_CHECKING:
-    from stages.launch.servers import SlurmFleet
+    from cosmopedia.execution.slurm.fleet import SlurmFleet
 
-CPU_SERVER = (sys.executable, "-m", "stages.serving.cpu_server")
+CPU_SERVER = (sys.executable, "-m", "cosmopedia.cpu_server.app")
 STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
 TAIL_LINES = 15
 
@@ -120,14 +120,14 @@ class ExternalFleet(_Fixed):
             raise ConfigError("serving.engine is external, but serving.endpoints is empty; name a server's base URL")
         for endpoint in serving.endpoints:
             endpoint.token()  # complains before anything starts
-        self._specs, self._path, self._seen = serving.endpoints, cluster_path(), _stamp(cluster_path())
+        self._specs, self._path, self._seen = serving.endpoints, compute_path(), _stamp(compute_path())
 
     def members(self) -> list[EndpointSpec]:
         stamp = _stamp(self._path)
         if stamp != self._seen:
             self._seen = stamp
             try:
-                found = load_cluster().serving.endpoints
+                found = load_compute().serving.endpoints
                 for endpoint in found:
                     endpoint.token()
                 self._specs = found
@@ -217,7 +217,7 @@ def fleet(stage: str, model: Served, serving: Serving, keep: bool) -> Iterator[F
 
 
 def _on_slurm(stage: str, model: Served, serving: Serving) -> "SlurmFleet":
-    from stages.launch.servers import SlurmFleet
+    from cosmopedia.execution.slurm.fleet import SlurmFleet
 
     return SlurmFleet(stage, model.folder, model.model, model.revision, model.max_length, model.quantisation, serving)
 
@@ -225,7 +225,7 @@ def _on_slurm(stage: str, model: Served, serving: Serving) -> "SlurmFleet":
 def release(stage: str, model: Served, serving: Serving) -> None:
     """End what an earlier stage kept for this one, which needs no servers."""
     if serving.engine != "external" and serving.launcher == "slurm":
-        from stages.launch.servers import end_fleet, known_fleets
+        from cosmopedia.execution.slurm.fleet import end_fleet, known_fleets
 
         name = _on_slurm(stage, model, serving).name
         if name in known_fleets() and (jobs := end_fleet(name)):

@@ -13,12 +13,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from stages.errors import ClusterError
-from stages.lineage import store_root
-from stages.progress import Progress
-from stages.serving.budget import Forecast
-from stages.serving.dispatcher import Dispatcher
-from stages.tracking import Run
+from cosmopedia.errors import ClusterError
+from cosmopedia.execution.budget import Forecast
+from cosmopedia.execution.client.dispatcher import Dispatcher
+from cosmopedia.execution.mlflow_run import Run
+from cosmopedia.execution.progress import Progress
+from cosmopedia.lineage import store_root
 
 TICK_SECONDS = 1.0
 WINDOW_SECONDS = 30.0  # of the rate that is shown

@@ -1,8 +1,13 @@
-"""Start a nanotron training, follow it, and end it: torchrun on this machine, or as a Slurm job.
+"""Start processes under torchrun, follow them, and end them: on this machine, or as a Slurm job.
 
-In: a job's folder (stages/training/nano/job.py) and the cluster file. The processes say in that folder how far they
-are; a training that was interrupted goes on from its newest checkpoint, and a Slurm job that a killed driver left is
-found by its name and followed again.
+In: a `TorchrunJob` and the compute file. The processes say in the job's folder how far they are:
+
+    steps.csv     a line per step, its number first, below a head; replaced when a training resumes
+    stop          written here: somebody wants a checkpoint and the end (SIGTERM, Slurm's warning)
+    result.json   written by the processes at their end, error.json when they failed
+
+What was interrupted goes on from the newest checkpoint when it is started again; a Slurm job that a killed driver left
+is found by its name and followed again.
 """
 
 import contextlib
@@ -14,24 +19,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.clusters import Container, Training, cluster_path
-from stages.draws import content_hash
-from stages.errors import ClusterError, ConfigError
-from stages.launch import leash, slurm
-from stages.progress import Progress
-from stages.training.nano.job import Job, Step, as_step, read_error, read_steps
+from cosmopedia.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.execution import child_process as leash
+from cosmopedia.execution.compute import Container, Training, compute_path
+from cosmopedia.execution.slurm import commands as slurm
+from cosmopedia.rng import content_hash
 
 LOOK_SECONDS = 0.5  # between two looks at a training
 QUEUE_SECONDS = 2.0  # between two looks at Slurm's queue
 STOP_SECONDS = 600.0  # for a checkpoint to be written when the end was asked for
-TEMPLATES = Path("clusters/templates")
+TEMPLATES = Path("compute/templates")
 START = "=== torchrun starts ===\n"  # in the log, also written by the job script
 TORCHRUN = "torch/distributed/elastic/"  # in the lines that torchrun itself writes when a process has failed
+
+
+@dataclass(frozen=True)
+class TorchrunJob:
+    """What is to run."""
+
+    folder: Path  # the job's, on a file system that its nodes share
+    module: str  # what each process runs: python -m <module> <folder>
+    processes: int
+    steps: int  # when it is done
+    error: Callable[[], CosmoError | None]  # what the processes failed with, if they said so
 
 
 class Processes(Protocol):
@@ -52,7 +68,7 @@ def python_of(training: Training) -> str:
     if training.container is None and not path.exists():
         raise ConfigError(
             f"{path} is missing: nanotron has an environment of its own; run `make nanotron`, or name its Python in"
-            f" training.python of {cluster_path()}"
+            f" training.python of {compute_path()}"
         )
     return str(path if path.is_absolute() or training.container else Path.cwd() / path)
 
@@ -79,17 +95,26 @@ def log_tail(folder: Path, lines: int = 15) -> str:
 class LocalProcesses:
     """torchrun on this machine."""
 
-    def __init__(self, job: Job, folder: Path, training: Training):
+    def __init__(self, job: TorchrunJob, training: Training):
         python = python_of(training)
-        threads = training.threads or max((os.cpu_count() or 1) // job.layout.processes, 1)
+        threads = training.threads or max((os.cpu_count() or 1) // job.processes, 1)
         environment = (
             os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": _python_path()} | training.environment
         )
-        arguments = ["--nproc-per-node", str(job.layout.processes), "--standalone", "--max-restarts", "0"]
-        command = [python, "-m", "torch.distributed.run", *arguments, "-m", "stages.training.nano.worker", str(folder)]
-        with log_of(folder).open("ab") as log:
-            log.write(START.encode())
-        self._process = leash.start(command, log_of(folder), signal.SIGTERM, env=environment)  # torchrun ends its own
+        arguments = ["--nproc-per-node", str(job.processes), "--standalone", "--max-restarts", "0"]
+        command = [
+            python,
+            "-m",
+            "torch.distributed.run",
+            *arguments,
+            "-m",
+            job.module,
+            str(job.folder),
+        ]
+        log = log_of(job.folder)
+        with log.open("ab") as stream:
+            stream.write(START.encode())
+        self._process = leash.start(command, log, signal.SIGTERM, env=environment)  # torchrun ends its own
 
     def over(self) -> str | None:
         status = self._process.poll()
@@ -109,9 +134,9 @@ class LocalProcesses:
 class SlurmProcesses:
     """torchrun as a job, which requeues itself before its time limit; one that failed is submitted again."""
 
-    def __init__(self, job: Job, folder: Path, training: Training):
-        self.folder, self.training, self.job = folder, training, job
-        self.name = job_name(folder)
+    def __init__(self, job: TorchrunJob, training: Training):
+        self.folder, self.training, self.job = job.folder, training, job
+        self.name = job_name(job.folder)
         self._failed, self._looked = 0, 0.0
         running = [found for found in slurm.queue(name=self.name) if not found.ended]
         if running:
@@ -121,7 +146,7 @@ class SlurmProcesses:
             self._submit()
 
     def _submit(self) -> None:
-        script = job_script(self.job, self.folder, self.training)
+        script = job_script(self.job, self.training)
         (self.folder / "train.sh").write_text(script, encoding="utf-8")
         self.number = slurm.submit(script)
         print(f"train: job {self.number} submitted; its log is {log_of(self.folder)}", file=sys.stderr, flush=True)
@@ -177,37 +202,38 @@ def srun_options(container: Container | None) -> str:
     return " ".join([f"--container-image={shlex.quote(container.image)}", *mounts])
 
 
-def job_script(job: Job, folder: Path, training: Training) -> str:
-    """clusters/templates/train.sh.j2, filled in; everything that a shell sees is quoted."""
+def job_script(job: TorchrunJob, training: Training) -> str:
+    """compute/templates/train.sh.j2, filled in; everything that a shell sees is quoted."""
     assert training.slurm is not None
     quote, nodes = shlex.quote, training.slurm.nodes
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("train.sh.j2").render(
-        name=job_name(folder),
-        log=slurm.log_option(folder, log_of(folder).name),
+        name=job_name(job.folder),
+        log=slurm.log_option(job.folder, log_of(job.folder).name),
         warn=training.warn_seconds,
         options=[slurm.directive(option) for option in training.slurm.options()],
         setup=training.slurm.setup,
         environment={name: quote(value) for name, value in training.environment.items()},
         checkout=quote(str(Path.cwd())),
-        folder=quote(str(folder)),
+        folder=quote(str(job.folder)),
+        module=job.module,
         python=quote(python_of(training)),
         threads=training.threads or training.slurm.cpus,
         nodes=nodes,
-        processes=job.layout.processes // nodes,
+        processes=job.processes // nodes,
         srun=srun_options(training.container),
         container=in_container(training.container),
     )
 
 
 class Tail:
-    """The steps that a training has booked since the last look."""
+    """The rows of steps.csv since the last look, each step once."""
 
     def __init__(self, path: Path):
         self.path, self.last = path, 0
         self._identity: tuple[int, int] = (0, 0)  # of the file, which a resume replaces: inode, and how much was read
 
-    def new(self) -> list[Step]:
+    def new(self) -> list[list[str]]:
         try:
             with self.path.open("rb") as stream:
                 inode, at = self._identity
@@ -219,9 +245,9 @@ class Tail:
         whole = text[: text.rfind(b"\n") + 1]
         self._identity = now, (at if inode == now else 0) + len(whole)
         lines = [line for line in whole.decode().splitlines() if line[:1].isdigit()]
-        found = [step for step in map(as_step, csv.reader(lines)) if step.step > self.last]
-        self.last = max((step.step for step in found), default=self.last)
-        return found
+        rows = [row for row in csv.reader(lines) if int(row[0]) > self.last]
+        self.last = max((int(row[0]) for row in rows), default=self.last)
+        return rows
 
 
 @contextlib.contextmanager
@@ -244,18 +270,19 @@ def asked_to_stop(folder: Path) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def follow(job: Job, folder: Path, training: Training, booked: Callable[[list[Step]], None]) -> None:
-    """Train until result.json is there; `booked` gets every step once, from the first.
+def follow(job: TorchrunJob, training: Training, booked: Callable[[list[list[str]]], None]) -> None:
+    """Run until result.json is there; `booked` gets the row of every step once, from the first.
 
     `ClusterError` after a signal (a checkpoint was written first) and when the processes cannot be kept running; the
     processes' own errors as they are.
     """
+    folder = job.folder
     for name in ("stop", "error.json"):
         (folder / name).unlink(missing_ok=True)
     start = {"local": LocalProcesses, "slurm": SlurmProcesses}[training.launcher]
     tail, deadline = Tail(folder / "steps.csv"), None
     with asked_to_stop(folder) as asked:
-        processes: Processes = start(job, folder, training)
+        processes: Processes = start(job, training)
         try:
             while True:
                 ended = processes.over()
@@ -271,52 +298,11 @@ def follow(job: Job, folder: Path, training: Training, booked: Callable[[list[St
             processes.end()
     if (folder / "result.json").is_file():
         return
-    if error := read_error(folder):
+    if error := job.error():
         raise error
     if asked():
-        raise ClusterError(f"stopped by a signal at step {tail.last} of {job.recipe.steps}; run it again to go on")
+        raise ClusterError(f"stopped by a signal at step {tail.last} of {job.steps}; run it again to go on")
     raise ClusterError(
-        f"the training ended {ended} at step {tail.last} of {job.recipe.steps}; the end of {log_of(folder)}:\n"
+        f"the training ended {ended} at step {tail.last} of {job.steps}; the end of {log_of(folder)}:\n"
         f"{log_tail(folder)}\nrun it again to go on from the newest checkpoint"
     )
-
-
-@contextlib.contextmanager
-def progress(steps: int, first: int) -> Iterator[Callable[[Step], None]]:
-    """Shows a training's steps as they are booked."""
-    with Progress("train", steps - first, "steps") as shown:
-
-        def advance(step: Step) -> None:
-            told = {"step": f"{step.step}/{steps}", "loss": f"{step.loss:.4f}", "rate": f"{step.learning_rate:.2e}"}
-            told |= {"mfu": f"{step.mfu:.1%}"} if step.mfu else {}
-            shown.advance(1, **told, tokens_per_s=f"{step.tokens_per_second:,.0f}")
-
-        yield advance
-
-
-def describe_trainings(train: Path) -> list[str]:
-    """A line for each nanotron training under `<store>/train` that is not finished, from its steps."""
-    found = []
-    for path in sorted(train.glob("*/job.json")):
-        try:
-            job, steps = (
-                Job.model_validate_json(path.read_text(encoding="utf-8")),
-                read_steps(path.parent / "steps.csv"),
-            )
-        except (OSError, ValueError):  # it ends, or is being written, just now
-            continue
-        recipe, layout = job.recipe, job.layout
-        told = f"train seed {recipe.seed}: step {len(steps):,} of {recipe.steps:,}"
-        if steps:
-            recent = steps[-20:]
-            seconds = sum(step.seconds for step in recent) / len(recent)
-            speed = recipe.batch * recipe.sequence / seconds
-            hours = sum(step.seconds for step in steps) * layout.processes / 3600
-            told += f", loss {steps[-1].loss:.3f}, {speed:,.0f} tokens/s"
-            told += f", MFU {steps[-1].mfu:.1%}" if steps[-1].mfu else ""
-            told += f", {hours:,.2f} {'GPU' if job.peak_tflops else 'process'} hours"
-            told += f", ETA {(recipe.steps - len(steps)) * seconds / 60:,.0f} min"
-            idle = time.time() - (path.parent / "steps.csv").stat().st_mtime
-            told += f"; no step for {idle / 60:,.0f} min" if idle > max(60.0, 10 * seconds) else ""
-        found.append(told)
-    return found

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from stages.draws import content_hash
-from stages.errors import DataError, InternalError
-from stages.lineage import hash_files, store_root
-from stages.settings import read_yaml, section
+from cosmopedia.errors import DataError, InternalError
+from cosmopedia.lineage import hash_files, store_root
+from cosmopedia.params import read_yaml, section
+from cosmopedia.rng import content_hash
 
 PIPELINE = Path("dvc.yaml")
 
@@ -70,9 +70,14 @@ def _key(stage: str, identity: tuple[object, ...]) -> str:
     found: list[object] = [*identity, json.dumps(section(stage), sort_keys=True)]
     for dep in sorted(known[stage]["deps"]):
         path = Path(dep)
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = sorted(filter(_counts, path.rglob("*"))) if path.is_dir() else [path]
         found += [f"{file} {hash_files([file]) if file.is_file() else None}" for file in files]
     return content_hash(*found)
+
+
+def _counts(path: Path) -> bool:
+    """Whether DVC sees a file of a folder (.dvcignore)."""
+    return path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("cosmo_")
 
 
 def _claim(room: Path, key: str) -> tuple[Path, IO[str]]:

@@ -1,1 +1,1 @@
-"""Serving: what a request is, the completion store, the TGI client, the dispatcher, the fleet of servers."""
+"""What a request is and what a completion is: ids and keys, chat templates, the wire formats, the look-up."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import pydantic
 from text_generation.types import Parameters, Response
 
-from stages.serving.requests import Request, Sampling
+from cosmopedia.generation.requests import Request, Sampling
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? +([-+.\w]+)", re.MULTILINE)  # a line of Prometheus text
 

@@ -1,45 +1,46 @@
-"""Completions for a stage: what the store has, it gives; the rest is asked of the servers, and is then in the store.
+"""Completions for a stage: from the completion store where it has them, else from whoever sends the rest.
 
-In: rendered requests, `models/generator/` and the cluster file. Out: for each request, in the order given, a
-completion or a failure with its reason. Servers start only if something is missing, and not before the bill is known
-and within the budget. `complete` walks over the requests several times (look up, send, hand out), so that neither
-their texts nor their keys need be in memory: give it something that can be walked over again.
+In: requests, `models/generator/`, the store, and a callable that gets completed what the store lacks. Out: for each
+request, in the order given, a completion or a failure with its reason. `complete` walks over the requests several
+times (look up, send, hand out), so that neither their texts nor their keys need be in memory: give it something that
+can be walked over again.
 """
 
-import contextlib
 import json
 import os
 import tempfile
-import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from stages.clusters import Serving, load_cluster
-from stages.errors import ConfigError, DataError, InternalError
-from stages.lineage import store_root
-from stages.progress import Progress
-from stages.serving.budget import NO_BUDGET, Budget, Forecast, forecast, refuse, spent, write_rate
-from stages.serving.requests import Completion, Failure, Request, Sampling, completion_key, sampling_seed
-from stages.serving.store import CompletionStore
-from stages.settings import Params, check
+from cosmopedia.errors import ConfigError, DataError, InternalError
+from cosmopedia.generation.requests import (
+    Completion,
+    Failure,
+    PendingRequest,
+    Request,
+    Sampling,
+    completion_key,
+    sampling_seed,
+)
+from cosmopedia.lineage import store_root
+from cosmopedia.params import Params, check
+from cosmopedia.store.store import CompletionStore
 
 if TYPE_CHECKING:
-    from stages.serving.chat import ChatTokenizer
-    from stages.serving.dispatcher import Job
+    from cosmopedia.generation.chat import ChatTokenizer
 
 T = TypeVar("T")
 
 PREPARED = 64  # prompts that are tokenised together
 LOOKED_UP = 1024  # keys that are looked up together
-SAMPLED = 256  # completions of the store whose mean length forecasts the others'
 CACHED, MISSING, TOO_LONG = 0, 1, 2
 
 
@@ -83,7 +84,7 @@ class GenerationModel:
 
     @cached_property
     def _chat(self) -> "ChatTokenizer":
-        from stages.serving.chat import ChatTokenizer
+        from cosmopedia.generation.chat import ChatTokenizer
 
         return ChatTokenizer(self.folder)
 
@@ -123,6 +124,9 @@ class CompletionRun:
 
     stage: str
     total: int
+    requests: Iterable[Request]
+    store: CompletionStore
+    keys: Iterable[str]  # of the requests, in their order
     cached: int = 0
     new: int = 0
     failed: int = 0
@@ -130,17 +134,13 @@ class CompletionRun:
     reasons: Counter[str] = field(default_factory=Counter)  # of failures
     figures: dict[str, Any] = field(default_factory=dict)  # of the sending: forecast, actual, rates
     throughput: list[dict[str, float]] = field(default_factory=list)  # points over time
-    _requests: Iterable[Request] = ()
-    _failures: dict[str, Failure] = field(default_factory=dict)
-    _store: CompletionStore | None = None
-    _keys: Iterable[str] = ()
+    failures: dict[str, Failure] = field(default_factory=dict)  # by key
 
     @property
     def results(self) -> Iterator[tuple[Request, Completion | Failure]]:
         """Each request, in the order given, with its result."""
-        assert self._store is not None
-        for request, key in zip(self._requests, self._keys, strict=True):
-            result = self._store.get(key) or self._failures.get(key)
+        for request, key in zip(self.requests, self.keys, strict=True):
+            result = self.store.get(key) or self.failures.get(key)
             if result is None:
                 raise InternalError(f"{self.stage}: {request.id} has neither a completion nor a failure (key {key})")
             yield request, result
@@ -184,6 +184,15 @@ class PromptRequests:
             for sample in samples:
                 seed = sampling_seed(self.seed, prompt_id, sample)
                 yield Request(f"{prompt_id}-{sample}", prompt, seed, sample, render)
+
+
+class StageRequests(NamedTuple):
+    """What a stage asks a model."""
+
+    stage: str
+    requests: Iterable[Request]
+    model: GenerationModel
+    sampling: Sampling
 
 
 class LookUp:
@@ -243,28 +252,14 @@ class LookUp:
         """Requests that the store has no completion for, and that can be sent."""
         return self.states.count(MISSING)
 
-    def jobs(self) -> Iterator["Job"]:
+    def pending(self) -> Iterator[PendingRequest]:
         """What is to be sent, each key once."""
-        from stages.serving.dispatcher import Job
-
         seen: set[str] = set()
         for request, key, state in zip(self.requests, self.keys, self.states, strict=True):
             if state == MISSING and key not in seen:
                 if int(key[:16], 16) in self._repeated:
                     seen.add(key)
-                yield Job(request, key)
-
-    def forecast(self, serving: Serving) -> Forecast:
-        """The bill for what is missing."""
-        lengths = []
-        for key, state in zip(self.keys, self.states, strict=True):
-            if state == CACHED and (completion := self.store.get(key)):
-                lengths.append(completion.tokens)
-                if len(lengths) == SAMPLED:
-                    break
-        mean = sum(lengths) / len(lengths) if len(lengths) >= SAMPLED // 8 else None
-        cached = self.states.count(CACHED)
-        return forecast(self.missing, cached, mean, self.sampling.max_new_tokens, self.model.identity, serving)
+                yield PendingRequest(request, key)
 
 
 def complete(
@@ -272,45 +267,30 @@ def complete(
     requests: Iterable[Request],
     model: GenerationModel,
     sampling: Sampling,
+    store: CompletionStore,
+    send: Callable[[CompletionRun, LookUp], None],
     import_from: Iterable[Path | str] = (),
-    budget: Budget = NO_BUDGET,
-    track: bool = False,
-    keep: bool = True,
 ) -> CompletionRun:
     """A completion or a failure for each request.
 
-    `import_from` are documents (data/generate/*.parquet) of an earlier run, for a clone whose store lacks them; they
-    are looked at only if something is missing. With `track` MLflow records the run; with `keep` servers that took long
-    to start may wait for the next stage. Raises `ConfigError` when the bill is above the budget, `ClusterError` when
-    servers fail or too many requests do, and `KeyboardInterrupt` after SIGINT or SIGTERM; what was completed until
-    then is in the store.
+    `send` gets what the store lacks completed (execution/sending.py): it appends completions to the store, and puts
+    counts and failures into the run. `import_from` are documents (data/generate/*.parquet) of an earlier run, for a
+    clone whose store lacks them; they are looked at only if something is missing. What `send` raises comes through;
+    what was completed until then is in the store.
     """
-    from stages.serving.fleet import release
-
     if iter(requests) is requests:
         requests = list(requests)
-    serving = load_cluster().serving
-    with CompletionStore() as store:
-        found = LookUp(requests, model, sampling, store)
-        if found.missing and (imported := store.import_documents(import_from)):
-            print(f"{stage}: {imported} completions imported from earlier documents into the store", flush=True)
-            found.walk()
-        run = CompletionRun(stage, len(found.states), _requests=requests, _store=store, _keys=found.keys)
-        run.cached = found.states.count(CACHED)
-        run._failures = {failure.key: failure for failure in found.too_long}
-        run.reasons["too_long"] = len(found.too_long)
-        run.reasons += Counter()  # no zeros
-        plan = found.forecast(serving)
-        if run.total:
-            long = f"; {len(found.too_long)} prompts too long for the model" if found.too_long else ""
-            print(f"{stage}: {plan.sentence()}{long}", flush=True)
-        run.figures = {"forecast": plan.metrics()}
-        if found.missing:
-            refuse(plan, budget)
-            _send(run, found, plan, serving, budget, track, keep)
-        elif not keep:
-            release(stage, model, serving)
-        run.failed = sum(run.reasons.values())
+    lookup = LookUp(requests, model, sampling, store)
+    if lookup.missing and (imported := store.import_documents(import_from)):
+        print(f"{stage}: {imported} completions imported from earlier documents into the store", flush=True)
+        lookup.walk()
+    run = CompletionRun(stage, len(lookup.states), requests, store, lookup.keys)
+    run.cached = lookup.states.count(CACHED)
+    run.failures = {failure.key: failure for failure in lookup.too_long}
+    if lookup.too_long:
+        run.reasons["too_long"] = len(lookup.too_long)
+    send(run, lookup)
+    run.failed = sum(run.reasons.values())
     return run
 
 
@@ -318,60 +298,3 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _send(
-    run: CompletionRun, found: LookUp, plan: Forecast, serving: Serving, budget: Budget, track: bool, keep: bool
-) -> None:
-    """Start the servers, send the jobs, end the servers; the store and the run's counts have the results."""
-    from stages.serving.balancing import Pool
-    from stages.serving.client import Identity
-    from stages.serving.dispatcher import Dispatcher
-    from stages.serving.fleet import fleet
-    from stages.serving.monitor import Monitor
-
-    assert run._store is not None
-    model = found.model
-    with _mlflow(run.stage, model, track) as record, fleet(run.stage, model, serving, keep) as servers:
-        pool = Pool(servers.members, serving, found.sampling, Identity(model.model, model.revision, model.max_length))
-
-        def stop() -> BaseException | None:
-            now = time.monotonic()
-            servers.demand(found.missing - dispatcher.done, lambda url: not pool.uses(url))
-            return servers.tend() or spent(budget, pool.gpu_seconds(now), dispatcher.outcome.tokens)
-
-        dispatcher = Dispatcher(
-            run.stage,
-            pool,
-            serving,
-            commit=run._store.append,
-            stop=stop,
-            expecting=servers.expecting,
-            count_tokens=lambda prompt: model.count_tokens([prompt])[0],
-            before=run.cached,
-            failed_before=run.reasons,
-        )
-        with Progress(run.stage, found.missing, "completions") as progress:
-            monitor = Monitor(run.stage, dispatcher, run.total, run.cached, plan, progress, record)
-            try:
-                with monitor:
-                    dispatcher.run(found.jobs())
-            finally:
-                outcome = dispatcher.outcome
-                run.new, run.tokens_new, run.reasons = outcome.new, outcome.tokens, dispatcher.reasons
-                run.figures, run.throughput = monitor.figures(), monitor.throughput()
-                run._failures.update((failure.key, failure) for failure in outcome.failures)
-                seconds = pool.instance_seconds(time.monotonic())
-                write_rate(model.identity, outcome.new, outcome.tokens, seconds, serving.gpus, monitor.utilisation)
-
-
-@contextlib.contextmanager
-def _mlflow(stage: str, model: GenerationModel, track: bool) -> Iterator[Any]:
-    """An MLflow run, or None."""
-    if not track:
-        yield None
-        return
-    from stages.tracking import Run
-
-    with Run(stage, {"model": model.model, "model_revision": model.revision}) as record:
-        yield record

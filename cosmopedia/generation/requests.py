@@ -7,8 +7,8 @@ from functools import cached_property
 
 from pydantic import Field
 
-from stages.draws import content_hash, draw_u64
-from stages.settings import Params
+from cosmopedia.params import Params
+from cosmopedia.rng import content_hash, draw_u64
 
 
 class Sampling(Params):
@@ -80,3 +80,12 @@ def completion_key(request: Request, identity: str, sampling: Sampling, prompt: 
 def sampling_seed(seed: int, prompt_id: str, sample_index: int) -> int:
     """A seed in [0, 2**63) for one sample of one prompt; it does not move when other prompts change."""
     return draw_u64(seed, "sampling", prompt_id, sample_index) >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRequest:
+    """A request that is to be sent, with its key. `prompt_tokens` is None when only the server knows."""
+
+    request: Request
+    key: str
+    prompt_tokens: int | None = None

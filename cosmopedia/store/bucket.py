@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.errors import ClusterError
-from stages.serving.packs import closed, files_in
+from cosmopedia.errors import ClusterError
+from cosmopedia.store.parquet_files import closed, files_in
 
 UPLOAD_SECONDS = 30.0  # what the loss of this machine can cost
 UPLOAD_BYTES = 64 << 20
@@ -47,7 +47,7 @@ class Mirror:
             raise ClusterError(
                 f"the completion store at {self.address} cannot be {what}: {reason}; look at the address, the"
                 f" credentials and the network. What was completed lies in {self.folder}; `python -m"
-                " stages.completions push` uploads it"
+                " cosmopedia.cli.store push` uploads it"
             ) from None
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs"):

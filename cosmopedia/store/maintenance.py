@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import zstandard
 
-from stages.errors import ClusterError, DataError
-from stages.serving.packs import PackWriter, closed, files_in, keys_of, open_pack, read_file, rows_of
-from stages.serving.segments import FRAME_MAGIC, SEGMENT_MAGIC, Frame, decode, open_file, read_frame, read_frames
+from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.store.parquet_files import PackWriter, closed, files_in, keys_of, open_pack, read_file, rows_of
+from cosmopedia.store.segments import FRAME_MAGIC, SEGMENT_MAGIC, Frame, decode, open_file, read_frame, read_frames
 
 DRAFT_SECONDS = 3600.0  # a draft this old was left by a process that was killed
 

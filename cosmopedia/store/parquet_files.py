@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from stages.errors import ClusterError, DataError
-from stages.serving.requests import Completion
-from stages.serving.segments import Gone, decode, in_use, new_name, open_file, read_frames
+from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.generation.requests import Completion
+from cosmopedia.store.segments import Gone, decode, in_use, new_name, open_file, read_frames
 
 GROUP_ROWS = 512  # about 2 MB of text: 5 ms to read one of them
 PACK_ROWS = 131_072  # a pack: about 200 MB
@@ -100,7 +100,7 @@ def tokens_of(path: Path, pack: pq.ParquetFile) -> int:
 def damage(path: Path, what: object) -> str:
     """The sentence for a damaged pack."""
     return (
-        f"{path} is damaged ({' '.join(str(what).split())[:200]}); run `python -m stages.completions salvage`, which"
+        f"{path} is damaged ({' '.join(str(what).split())[:200]}); run `python -m cosmopedia.cli.store salvage`, which"
         " keeps what is whole and sets the pack aside, then run again: only what was lost is generated anew"
     )
 

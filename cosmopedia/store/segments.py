@@ -20,8 +20,8 @@ from typing import BinaryIO, NamedTuple
 
 import zstandard
 
-from stages.errors import ClusterError, DataError
-from stages.serving.requests import Completion
+from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.generation.requests import Completion
 
 SEGMENT_MAGIC = b"COSMOSG1"
 FRAME_MAGIC = b"FRM1"
@@ -180,7 +180,7 @@ def open_file(path: Path) -> BinaryIO:
 def damage(path: Path, offset: int, what: str) -> str:
     """The sentence for a damaged segment."""
     return (
-        f"{path} is damaged at byte {offset} ({what}); run `python -m stages.completions salvage`, which keeps what"
+        f"{path} is damaged at byte {offset} ({what}); run `python -m cosmopedia.cli.store salvage`, which keeps what"
         " is whole and sets the segment aside, then run again: only what was lost is generated anew"
     )
 

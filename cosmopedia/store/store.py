@@ -3,7 +3,7 @@
 In: completions as they arrive. Out: completions by key. A folder of segments (append-only, one a writing process, so
 that several write at once without a lock) and packs (parquet that compaction made of segments). A row is done when
 `append` returns, which is after fsync. With COSMO_STORE=s3://bucket/prefix the folder is a mirror of the bucket.
-`python -m stages.completions` shows, verifies, compacts and mends it.
+`python -m cosmopedia.cli.store` shows, verifies, compacts and mends it.
 
 The index in memory is one sorted array of 64-bit numbers: 40 bits of a key, 24 bits of the frame that may hold it.
 A frame's own keys decide. 30 million keys take 240 MB.
@@ -23,14 +23,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import zstandard
 
-from stages.errors import ClusterError, DataError
-from stages.lineage import main_checkout, store_root
-from stages.serving.mirror import Mirror
-from stages.serving.packs import all_keys, damage, files_in, keys_of, open_pack, rows_of, to_completion, tokens_of
-from stages.serving.requests import Completion
-from stages.serving.segments import FRAME_ROWS, Frame, Gone, SegmentWriter, decode, encode, open_file, read_frames
-from stages.tables.contracts import DOCUMENT
-from stages.tables.parquet import read_batches
+from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.generation.requests import Completion
+from cosmopedia.lineage import main_checkout, store_root
+from cosmopedia.store.bucket import Mirror
+from cosmopedia.store.parquet_files import (
+    all_keys,
+    damage,
+    files_in,
+    keys_of,
+    open_pack,
+    rows_of,
+    to_completion,
+    tokens_of,
+)
+from cosmopedia.store.segments import FRAME_ROWS, Frame, Gone, SegmentWriter, decode, encode, open_file, read_frames
+from cosmopedia.tables.contracts import DOCUMENT
+from cosmopedia.tables.parquet import read_batches
 
 FRAME_BITS = 24
 FRAME_MASK = (1 << FRAME_BITS) - 1
@@ -127,7 +136,7 @@ class CompletionStore:
         frame = len(self._frame_file)
         if frame > FRAME_MASK:
             raise DataError(
-                f"{self.folder} holds more than {FRAME_MASK:,} frames; run `python -m stages.completions compact`"
+                f"{self.folder} holds more than {FRAME_MASK:,} frames; run `python -m cosmopedia.cli.store compact`"
             )
         self._frame_file.append(number)
         self._frame_at.append(at)
@@ -232,7 +241,9 @@ class CompletionStore:
     def _segment_frame(self, path: Path, at: int) -> Frame:
         frame = next(read_frames(path, at), None)
         if frame is None:
-            raise DataError(f"{path}: a frame that was there at byte {at} is gone; run `python -m stages.completions`")
+            raise DataError(
+                f"{path}: a frame that was there at byte {at} is gone; run `python -m cosmopedia.cli.store`"
+            )
         return frame
 
     def _read_rows(self, frame: int) -> list:

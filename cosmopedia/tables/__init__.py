@@ -1,1 +1,1 @@
-"""Parquet between stages: contracts, streaming readers and writers, row accounting, metrics files."""
+"""Parquet between stages: contracts, streaming readers and writers, sorting, row counts, metrics files."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.errors import DataError
+from cosmopedia.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from stages.tables.contracts import Contract
-from stages.tables.parquet import ROW_GROUP, TableWriter, table_of
+from cosmopedia.tables.contracts import Contract
+from cosmopedia.tables.parquet import ROW_GROUP, TableWriter, table_of
 
 RUN_ROWS = 50_000
 RUN_CHARS = 64 << 20  # of text in a run; long pages end a run before it has RUN_ROWS rows

@@ -7,8 +7,8 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import DataError, InternalError
-from stages.tables.contracts import Contract
+from cosmopedia.errors import DataError, InternalError
+from cosmopedia.tables.contracts import Contract
 
 ROW_GROUP = 10_000  # rows; a group of 2 kB texts is about 20 MB in memory
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InternalError
+from cosmopedia.errors import InternalError
 
 
 @dataclass

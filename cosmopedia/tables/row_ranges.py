@@ -15,9 +15,9 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
 
-from stages.errors import DataError
-from stages.tables.contracts import Contract
-from stages.tables.parquet import TableWriter, count_rows, read_batches
+from cosmopedia.errors import DataError
+from cosmopedia.tables.contracts import Contract
+from cosmopedia.tables.parquet import TableWriter, count_rows, read_batches
 
 BATCH_ROWS = 2048
 

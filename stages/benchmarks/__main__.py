@@ -12,14 +12,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.corpus.cloze import FORMS, Fields
-from stages.draws import draw_sample
-from stages.errors import ConfigError, DataError, run_stage
-from stages.seeds.reading import Record, read_records
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
-from stages.tables.contracts import BENCHMARK
-from stages.tables.parquet import write_table
+from cosmopedia.errors import ConfigError, DataError, run_stage
+from cosmopedia.params import Params, load
+from cosmopedia.records import Record, read_records
+from cosmopedia.rng import draw_sample
+from cosmopedia.tables.contracts import BENCHMARK
+from cosmopedia.tables.parquet import write_table
+from cosmopedia.tables.row_counts import write_metrics
+from stages.benchmarks.cloze import FORMS, Fields
 
 OUT = Path("data/benchmarks")
 
@@ -67,7 +67,7 @@ def drawn(task: str, rows: list[dict], limit: int | None, seed: int) -> list[dic
     """`limit` of a task's rows, drawn from (seed, item id); all when limit is None."""
     if limit is None:
         return rows
-    taken = set(draw_sample(seed, f"benchmarks/{task}", [row["item_id"] for row in rows], limit))
+    taken = set(draw_sample(seed, f"perf/{task}", [row["item_id"] for row in rows], limit))
     return [row for row in rows if row["item_id"] in taken]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stages.errors import DataError
+from cosmopedia.errors import DataError
 
 
 @dataclass(frozen=True)

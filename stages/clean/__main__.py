@@ -9,12 +9,12 @@ Alone: python -m stages.clean
 
 from pathlib import Path
 
-from stages.clusters import load_cluster
-from stages.corpus.cells import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
-from stages.corpus.cleaning import CleanFilter, CleanParams
-from stages.errors import DataError, run_stage
-from stages.settings import load
-from stages.tables.accounting import write_metrics
+from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
+from cosmopedia.errors import DataError, run_stage
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.params import load
+from cosmopedia.tables.row_counts import write_metrics
+from stages.clean.rules import CleanFilter, CleanParams
 
 TOKENIZER = Path("models/generator/tokenizer.json")
 
@@ -24,7 +24,7 @@ def main() -> str:
     params = load("clean", CleanParams)
     if not TOKENIZER.is_file():
         raise DataError(f"{TOKENIZER} is missing; run the generator stage, or dvc pull")
-    with CorpusRun("clean", "data/generate", "data/clean", load_cluster().data) as run:
+    with CorpusRun("clean", "data/generate", "data/clean", load_compute().data) as run:
         parts = run.scratch / "removed"
         steps = [
             ReadCells(run.cells),

@@ -13,7 +13,7 @@ from collections import Counter
 import regex
 from pydantic import Field, field_validator
 
-from stages.settings import Params
+from cosmopedia.params import Params
 
 # Frequent in the language, no word of English (but for the first list), and longer than a letter.
 FUNCTION_WORDS = {

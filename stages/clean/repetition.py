@@ -10,7 +10,7 @@ from collections import Counter
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_duplicates, get_n_grams
 from pydantic import Field
 
-from stages.settings import Params
+from cosmopedia.params import Params
 
 TOKEN = re.compile(r"\w+|[^\w\s]")
 PARAGRAPH, LINE = re.compile(r"\n{2,}"), re.compile(r"\n+")

@@ -15,10 +15,10 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from pydantic import Field, ValidationInfo, field_validator
 
-from stages.corpus.cells import removal
-from stages.corpus.language import LanguageRule, foreign
-from stages.corpus.repetition import RepetitionLimits, repetition
-from stages.settings import Params
+from cosmopedia.corpus.pipeline import removal
+from cosmopedia.params import Params
+from stages.clean.language import LanguageRule, foreign
+from stages.clean.repetition import RepetitionLimits, repetition
 
 # A sentence ends in its mark, closing quotes and brackets, then space; "2." at the start of a line is a list's number.
 SENTENCE_END = re.compile(r"""(?<!\n\d)(?<!\n\d\d)[.!?…]["'”’»)\]*_]*(?=\s|\Z)""")

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from stages.clustering.figure import draw_map
-from stages.clustering.grouping import AssignRows, Groups, find_groups
-from stages.clustering.spans import checked_rows, read_parts, tasks_for
-from stages.clustering.vectors import vectors_of
-from stages.clusters import load_cluster
-from stages.draws import draw_sample
-from stages.errors import run_stage
-from stages.launch.arrays import Arrays
-from stages.settings import Params, load
-from stages.tables.accounting import RowAccount, write_metrics
-from stages.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
-from stages.tables.parquet import TableWriter, read_batches, write_table
+from cosmopedia.errors import run_stage
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.data_tasks import Arrays
+from cosmopedia.params import Params, load
+from cosmopedia.rng import draw_sample
+from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
+from cosmopedia.tables.parquet import TableWriter, read_batches, write_table
+from cosmopedia.tables.row_counts import RowAccount, write_metrics
+from cosmopedia.tables.row_ranges import checked_rows, read_parts, tasks_for
+from cosmopedia.tables.vectors import vectors_of
+from stages.cluster.map import draw_map
+from stages.cluster.umap_hdbscan import AssignRows, Groups, find_groups
 
 VECTORS, OUT, FIGURE = Path("data/embed/vectors.parquet"), Path("data/cluster"), Path("metrics/plots/clusters.png")
 ROWS_PER_TASK = 5000  # fewer rows than this are not worth a task of their own
@@ -81,8 +81,8 @@ def summary(groups: Groups, sizes: np.ndarray, account: RowAccount, min_cluster_
 
 
 def main() -> str:
-    """Cluster the sample here, assign the rest in tasks; returns the summary line."""
-    params, data = load("cluster", ClusterParams), load_cluster().data
+    """Compute the sample here, assign the rest in tasks; returns the summary line."""
+    params, data = load("cluster", ClusterParams), load_compute().data
     shutil.rmtree(OUT, ignore_errors=True)
     rows_in = checked_rows(VECTORS, EMBEDDING)
     ids, vectors = read_sample(params)

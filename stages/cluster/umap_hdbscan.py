@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.clustering.spans import SpanStep
-from stages.clustering.vectors import vectors_of
-from stages.errors import DataError
-from stages.tables.contracts import ASSIGNMENT, EMBEDDING
+from cosmopedia.errors import DataError
+from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
+from cosmopedia.tables.row_ranges import SpanStep
+from cosmopedia.tables.vectors import vectors_of
 
 DIGITS = 6  # of similarities
 PLACES = 4  # of map positions

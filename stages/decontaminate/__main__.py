@@ -5,7 +5,7 @@ Out: data/decontaminate/<source>-<style>.parquet (DOCUMENT), data/decontaminate/
 benchmark, item, shared n-gram, matched text and both ratios of every item found), metrics/decontaminate.json, and the
 article's table, contaminated documents and distinct items by source and benchmark, in metrics/decontaminate.md and
 metrics/plots/contamination.csv.
-The rule is in stages/corpus/contamination.py. Neither shards nor the order of documents nor PYTHONHASHSEED matter.
+The rule is in stages/decontaminate/index.py. Neither shards nor the order of documents nor PYTHONHASHSEED matter.
 Alone: python -m stages.decontaminate
 """
 
@@ -13,16 +13,16 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.clusters import load_cluster
-from stages.corpus.cells import CorpusRun, ReadCells, removed_writer, statistic
-from stages.corpus.contaminated import CountNgrams, TakeContaminatedOut, merged_counts, merged_verdicts
-from stages.corpus.contamination import DecontaminateParams, Index
-from stages.corpus.contamination_report import SHOWN, Common, contamination_table, markdown, side_by_side
-from stages.errors import DataError, run_stage
-from stages.settings import load
-from stages.tables.accounting import write_metrics
-from stages.tables.contracts import BENCHMARK
-from stages.tables.parquet import read_batches, tables_in
+from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, removed_writer, statistic
+from cosmopedia.errors import DataError, run_stage
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.params import load
+from cosmopedia.tables.contracts import BENCHMARK
+from cosmopedia.tables.parquet import read_batches, tables_in
+from cosmopedia.tables.row_counts import write_metrics
+from stages.decontaminate.index import DecontaminateParams, Index
+from stages.decontaminate.report import SHOWN, Common, contamination_table, markdown, side_by_side
+from stages.decontaminate.steps import CountNgrams, TakeContaminatedOut, merged_counts, merged_verdicts
 
 REPORT, PLOT = Path("metrics/decontaminate.md"), Path("metrics/plots/contamination.csv")
 
@@ -55,7 +55,7 @@ def main() -> str:
     """Decontaminate all cells; returns the summary line."""
     params = load("decontaminate", DecontaminateParams)
     tables = tables_in("data/benchmarks")
-    with CorpusRun("decontaminate", "data/dedup", "data/decontaminate", load_cluster().data) as run:
+    with CorpusRun("decontaminate", "data/dedup", "data/decontaminate", load_compute().data) as run:
         index = Index(item_texts(tables), params)
         common = leave_common_out(run, index, params.common_ngram)
         index.save(run.scratch / "index.pickle")

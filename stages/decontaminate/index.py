@@ -30,10 +30,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from stages.corpus.blocks import Block, Matcher
-from stages.corpus.wordhash import Hashes, Sieve, Texts, word_hashes
-from stages.corpus.words import plain_words
-from stages.settings import Params
+from cosmopedia.corpus.words import plain_words
+from cosmopedia.params import Params
+from stages.decontaminate.matching_blocks import Block, Matcher
+from stages.decontaminate.ngrams import Hashes, Sieve, Texts, word_hashes
 
 NOT_COUNTED = -1  # in place of an n-gram's number: an item found by all its words
 RULES = ("plain", "window")

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from stages.corpus.words import WORD, plain_words, without_diacritics
+from cosmopedia.corpus.words import WORD, plain_words, without_diacritics
 
 UNSEEN, BETWEEN, LETTER, MARK, INVOLVED = range(5)  # kinds of code points; MARK: dropped; INVOLVED: needs Python
 KIND = np.uint32(7)  # the bits of `_table` that hold the kind

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from stages.corpus.contamination import RULES, DecontaminateParams
+from stages.decontaminate.index import RULES, DecontaminateParams
 
 SHOWN = 20  # n-grams, and pairs that the two rules judge differently
 DASH = "–"

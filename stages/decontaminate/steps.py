@@ -16,10 +16,10 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.batching import batched
 
-from stages.corpus.cells import WriteCells, as_document, removal
-from stages.corpus.contamination import RULES, DecontaminateParams, Findings, Index, Match
-from stages.tables.contracts import DOCUMENT
-from stages.tables.parquet import TableWriter, read_batches
+from cosmopedia.corpus.pipeline import WriteCells, as_document, removal
+from cosmopedia.tables.contracts import DOCUMENT
+from cosmopedia.tables.parquet import TableWriter, read_batches
+from stages.decontaminate.index import RULES, DecontaminateParams, Findings, Index, Match
 
 BATCH = 128  # documents that are looked up together
 

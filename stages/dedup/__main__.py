@@ -6,7 +6,7 @@ evidence {"share"} of a copy, else {"kept": id, "kind": "exact" | "minhash", "ja
 metrics/dedup.json (`copies`: how much of the documents stands in their extracts; `near`: candidates of MinHash, and
 those that verification spared).
 Of a group the document with the smallest completion id stays, for any number of tasks and workers; the whole rule
-stands in stages/corpus/minhash.py.
+stands in stages/dedup/minhash.py.
 Alone: python -m stages.dedup
 """
 
@@ -15,14 +15,14 @@ import sys
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from pydantic import Field
 
-from stages.clusters import load_cluster
-from stages.corpus.cells import CorpusRun
-from stages.corpus.exact import copied, find_exact
-from stages.corpus.minhash import find_near, take_out
-from stages.errors import run_stage
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
-from stages.tables.cells import cell_of
+from cosmopedia.corpus.pipeline import CorpusRun
+from cosmopedia.errors import run_stage
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.params import Params, load
+from cosmopedia.tables.cell_files import cell_of
+from cosmopedia.tables.row_counts import write_metrics
+from stages.dedup.exact import copied, find_exact
+from stages.dedup.minhash import find_near, take_out
 
 
 class DedupParams(Params):
@@ -41,7 +41,7 @@ def main() -> str:
     """Deduplicate all cells; returns the summary line."""
     params = load("dedup", DedupParams)
     config = MinhashConfig(params.n_grams, params.buckets, params.hashes, params.seed)
-    with CorpusRun("dedup", "data/clean", "data/dedup", load_cluster().data) as run:
+    with CorpusRun("dedup", "data/clean", "data/dedup", load_compute().data) as run:
         gone, stats = find_exact(run, params.n_grams, params.max_extract_copy)
         plan, near = find_near(run, gone, config, params.min_jaccard)
         metrics, _ = run.settle(take_out(run, plan), keep=False)

@@ -20,11 +20,11 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.parquet import ParquetWriter
 from datatrove.utils.stats import PipelineStats
 
-from stages.corpus.cells import CorpusRun, ReadCells, statistic
-from stages.corpus.removals import GONE, write_removals
-from stages.corpus.words import shingles
-from stages.draws import content_hash
-from stages.tables.cells import cell_of
+from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, statistic
+from cosmopedia.corpus.words import shingles
+from cosmopedia.rng import content_hash
+from cosmopedia.tables.cell_files import cell_of
+from stages.dedup.removals import GONE, write_removals
 
 ROWS_PER_PART = 1 << 18
 LEVELS = (0.5, 0.9)  # shares above which documents are counted

@@ -31,9 +31,9 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from stages.corpus.cells import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
-from stages.corpus.removals import GONE, PlannedFilter, write_removals
-from stages.corpus.words import jaccard, shingles
+from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
+from cosmopedia.corpus.words import jaccard, shingles
+from stages.dedup.removals import GONE, PlannedFilter, write_removals
 
 READ_SIGNATURES = (
     10_000  # at a time of a task's file: 680 kB; datatrove's five make 65 minutes of 99 s on remote storage

@@ -13,8 +13,8 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from stages.corpus.cells import removal
-from stages.errors import InternalError
+from cosmopedia.corpus.pipeline import removal
+from cosmopedia.errors import InternalError
 
 GONE = pl.Schema(
     {

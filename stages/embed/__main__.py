@@ -13,15 +13,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.clustering.embedding import EmbedTexts, find_model
-from stages.clustering.spans import checked_rows, read_parts, tasks_for, total
-from stages.clusters import load_cluster
-from stages.errors import DataError, run_stage
-from stages.launch.arrays import Arrays
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
-from stages.tables.contracts import EMBEDDING, SOURCE
-from stages.tables.parquet import TableWriter
+from cosmopedia.errors import DataError, run_stage
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.data_tasks import Arrays
+from cosmopedia.params import Params, load
+from cosmopedia.tables.contracts import EMBEDDING, SOURCE
+from cosmopedia.tables.parquet import TableWriter
+from cosmopedia.tables.row_counts import write_metrics
+from cosmopedia.tables.row_ranges import checked_rows, read_parts, tasks_for, total
+from stages.embed.encoder import EmbedTexts, find_model
 
 WEB, OUT = Path("data/sources/web.parquet"), Path("data/embed")
 
@@ -36,7 +36,7 @@ class EmbedParams(Params):
 
 def main() -> str:
     """Embed the web rows, a span of them a task; returns the summary line."""
-    params, data = load("embed", EmbedParams), load_cluster().data
+    params, data = load("embed", EmbedParams), load_compute().data
     shutil.rmtree(OUT, ignore_errors=True)
     if not (rows := checked_rows(WEB, SOURCE)):
         raise DataError(f"{WEB} holds no rows, and topics are made of web rows; run the sources stage")

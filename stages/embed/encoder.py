@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.clustering.spans import SpanStep
-from stages.clustering.vectors import table_of_vectors
-from stages.errors import ConfigError, DataError
-from stages.seeds.reading import content_revision, is_local, resolve_revision
-from stages.tables.contracts import EMBEDDING, SOURCE
+from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.records import content_revision, is_local, resolve_revision
+from cosmopedia.tables.contracts import EMBEDDING, SOURCE
+from cosmopedia.tables.row_ranges import SpanStep
+from cosmopedia.tables.vectors import table_of_vectors
 
 PACKAGE = "package:"
 NOTE_EVERY = 100  # texts between two notes of a task's progress

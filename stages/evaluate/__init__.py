@@ -1,1 +1,0 @@
-"""Benchmark scores of a model: cloze tasks for lighteval, and what is made of its answers."""

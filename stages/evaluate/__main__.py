@@ -19,15 +19,15 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.draws import draw_sample
-from stages.errors import ConfigError, DataError, InternalError, run_stage
-from stages.evaluation.scoring import DETAIL, average, run_lighteval, summary
-from stages.lineage import hash_files
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
-from stages.tables.contracts import BENCHMARK
-from stages.tables.parquet import read_table, write_table
-from stages.tracking import Run
+from cosmopedia.errors import ConfigError, DataError, InternalError, run_stage
+from cosmopedia.execution.mlflow_run import Run
+from cosmopedia.lineage import hash_files
+from cosmopedia.params import Params, load
+from cosmopedia.rng import draw_sample
+from cosmopedia.tables.contracts import BENCHMARK
+from cosmopedia.tables.parquet import read_table, write_table
+from cosmopedia.tables.row_counts import write_metrics
+from stages.evaluate.lighteval_run import DETAIL, average, run_lighteval, summary
 
 MODELS, BENCHMARKS, OUT = Path("models/export"), Path("data/benchmarks"), Path("data/evaluate")
 METRICS, BARS = Path("metrics/evaluate.json"), Path("metrics/plots/evaluate.csv")

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.evaluation.tasks import PREFIX, quiet_offline, task_module
-from stages.progress import track
-from stages.tables.contracts import Contract
+from cosmopedia.execution.progress import track
+from cosmopedia.tables.contracts import Contract
+from stages.evaluate.tasks import PREFIX, quiet_offline, task_module
 
 # One row an item: enough for a paired bootstrap between two models.
 DETAIL = Contract(

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from stages.errors import DataError, InternalError, run_stage
-from stages.lineage import git_revision
-from stages.tables.accounting import write_metrics
+from cosmopedia.errors import DataError, InternalError, run_stage
+from cosmopedia.lineage import git_revision
+from cosmopedia.tables.row_counts import write_metrics
 
 if TYPE_CHECKING:
     import torch

@@ -17,15 +17,17 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.errors import run_stage
-from stages.serving.budget import Budget
-from stages.serving.generation import CompletionRun, GenerationModel, PromptRequests, complete
-from stages.serving.requests import Completion, Request, Sampling
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
-from stages.tables.cells import cell_of
-from stages.tables.contracts import DOCUMENT, FAILED, PROMPT
-from stages.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in, write_table
+from cosmopedia.errors import run_stage
+from cosmopedia.execution.budget import Budget
+from cosmopedia.execution.sending import Send
+from cosmopedia.generation.complete import CompletionRun, GenerationModel, PromptRequests, complete
+from cosmopedia.generation.requests import Completion, Request, Sampling
+from cosmopedia.params import Params, load
+from cosmopedia.store.store import CompletionStore
+from cosmopedia.tables.cell_files import cell_of
+from cosmopedia.tables.contracts import DOCUMENT, FAILED, PROMPT
+from cosmopedia.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in, write_table
+from cosmopedia.tables.row_counts import write_metrics
 
 PROMPTS, OUT = Path("data/prompts"), Path("data/generate")
 THROUGHPUT = ("seconds", "tokens_per_second", "tokens_per_second_per_gpu", "utilisation", "endpoints")
@@ -163,9 +165,9 @@ def main() -> str:
     params = load("generate", GenerateParams)
     paths, model = tables_in(PROMPTS), GenerationModel.read()
     requests, earlier = all_requests(params, model), sorted(OUT.glob("*.parquet"))
-    run = complete(
-        "generate", requests, model, params.sampling, import_from=earlier, budget=params.budget, track=True, keep=False
-    )
+    send = Send(budget=params.budget, track=True, keep=False)
+    with CompletionStore() as store:
+        run = complete("generate", requests, model, params.sampling, store, send, import_from=earlier)
     run.write_record()
     write_run(run)
     shutil.rmtree(OUT, ignore_errors=True)

@@ -15,11 +15,13 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.errors import ConfigError, run_stage
-from stages.lineage import hash_files
-from stages.progress import Progress
-from stages.seeds.reading import resolve_revision
-from stages.serving.tiny_llama import (
+from cosmopedia.errors import ConfigError, run_stage
+from cosmopedia.execution.progress import Progress
+from cosmopedia.lineage import hash_files
+from cosmopedia.params import Params, load
+from cosmopedia.records import resolve_revision
+from cosmopedia.tables.row_counts import write_metrics
+from stages.generator.tiny_llama import (
     TinyLlama,
     encode,
     plan_lessons,
@@ -27,8 +29,6 @@ from stages.serving.tiny_llama import (
     train_model,
     train_tokenizer,
 )
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
 
 OUT, PLOT = Path("models/generator"), Path("metrics/plots/generator_loss.csv")
 LAST = 20  # steps over which the final loss is averaged

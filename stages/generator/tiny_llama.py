@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.draws import draw_u64
-from stages.errors import DataError
-from stages.processor import quick_in_bf16
-from stages.seeds.reading import read_records
-from stages.settings import Params
+from cosmopedia.cpu_features import quick_in_bf16
+from cosmopedia.errors import DataError
+from cosmopedia.params import Params
+from cosmopedia.records import read_records
+from cosmopedia.rng import draw_u64
 
 if TYPE_CHECKING:
     import torch

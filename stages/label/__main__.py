@@ -16,16 +16,18 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from stages.clustering.keywords import english_stop_words, keywords, words
-from stages.clustering.labelling import labelling_prompt, parse_answer, read_label_template
-from stages.draws import draw_sample
-from stages.errors import ClusterError, ConfigError, DataError, run_stage
-from stages.serving.generation import GenerationModel, PromptRequests, complete
-from stages.serving.requests import Completion, Failure, Sampling
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
-from stages.tables.contracts import ASSIGNMENT, LABEL, SOURCE
-from stages.tables.parquet import read_batches, read_table, write_table
+from cosmopedia.corpus.keywords import english_stop_words, keywords, words
+from cosmopedia.errors import ClusterError, ConfigError, DataError, run_stage
+from cosmopedia.execution.sending import Send
+from cosmopedia.generation.complete import GenerationModel, PromptRequests, complete
+from cosmopedia.generation.requests import Completion, Failure, Sampling
+from cosmopedia.params import Params, load
+from cosmopedia.rng import draw_sample
+from cosmopedia.store.store import CompletionStore
+from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, SOURCE
+from cosmopedia.tables.parquet import read_batches, read_table, write_table
+from cosmopedia.tables.row_counts import write_metrics
+from stages.label.answers import labelling_prompt, parse_answer, read_label_template
 
 ASSIGNMENTS, WEB, OUT = Path("data/cluster/assignments.parquet"), Path("data/sources/web.parquet"), Path("data/label")
 WORDS_IN_LABEL = 3  # keywords that stand in for a name
@@ -143,7 +145,8 @@ def main() -> str:
     """Ask for a label for each cluster; returns the summary line."""
     params, model = load("label", LabelParams), GenerationModel.read()
     asked = questions(params, model)
-    run = complete("label", asked.requests, model, params.sampling)
+    with CompletionStore() as store:
+        run = complete("label", asked.requests, model, params.sampling, store, Send())
     results = [result for _, result in run.results]
     check_results(results)
     rows = [

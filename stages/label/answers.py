@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from stages.errors import ConfigError
+from cosmopedia.errors import ConfigError
 
 TEMPLATE = Path("curation/label.txt")
 SLOTS = {"count", "examples"}

@@ -21,15 +21,17 @@ import pyarrow.compute as pc
 import zstandard
 from pydantic import ConfigDict, Field, field_validator
 
-from stages.draws import draw_sample
-from stages.errors import DataError, run_stage
-from stages.serving.generation import GenerationModel, PromptRequests, complete
-from stages.serving.requests import Completion, Failure, Sampling
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
-from stages.tables.cells import cell_of
-from stages.tables.contracts import PROMPT
-from stages.tables.parquet import read_batches, tables_in
+from cosmopedia.errors import DataError, run_stage
+from cosmopedia.execution.sending import Send
+from cosmopedia.generation.complete import GenerationModel, PromptRequests, complete
+from cosmopedia.generation.requests import Completion, Failure, Sampling
+from cosmopedia.params import Params, load
+from cosmopedia.rng import draw_sample
+from cosmopedia.store.store import CompletionStore
+from cosmopedia.tables.cell_files import cell_of
+from cosmopedia.tables.contracts import PROMPT
+from cosmopedia.tables.parquet import read_batches, tables_in
+from cosmopedia.tables.row_counts import write_metrics
 
 PROMPTS, GATE = Path("data/prompts"), Path("data/pilot/gate.json")
 OPENINGS_SHOWN = 3
@@ -202,7 +204,8 @@ def main() -> str:
     picked = chosen(paths, params)
     requests = PromptRequests([(prompt_id, prompt) for _, prompt_id, prompt in picked], model, shared.seed, 1)
     earlier = sorted(Path("data/generate").glob("*.parquet"))
-    run = complete("pilot", requests, model, shared.sampling, import_from=earlier)
+    with CompletionStore() as store:
+        run = complete("pilot", requests, model, shared.sampling, store, Send(), import_from=earlier)
     run.write_record()
     cells: dict[str, list[Completion | Failure]] = defaultdict(list)
     for (cell, _, _), (_, result) in zip(picked, run.results, strict=True):

@@ -1,1 +1,0 @@
-"""Prompt templates: files with slots, and the columns that fill them."""

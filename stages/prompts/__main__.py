@@ -2,33 +2,34 @@
 
 In: data/sources/<source>.parquet, data/topics/web.parquet, prompts/<source>/<style>.txt.
 Out: data/prompts/<cell>.parquet (PROMPT; a cell is <source>-<style>, a large one has several files, see
-stages/tables/cells.py) for each style of the chosen presets, data/prompts/removed/removed.parquet (REJECTED: every
-duplicate), metrics/prompts.json, metrics/plots/prompts.csv (prompts, duplicates by source, style, format, audience).
+cosmopedia/tables/cell_files.py) for each style of the chosen presets, data/prompts/removed/removed.parquet
+(REJECTED: every duplicate), metrics/prompts.json, metrics/plots/prompts.csv (prompts and duplicates by source, style,
+format and audience).
 Memory does not grow with the rows, but for 70 bytes each. What is finished lies in the store's work/prompts until the
 stage has ended, so that a killed run goes on.
-Alone: python -m stages.prompts; one cell's prompts without any stage: python -m stages.preview <source> <style>
+Alone: python -m stages.prompts; one cell's prompts without any stage: cosmo preview <source> <style>
 """
 
 import shutil
 import sys
 from pathlib import Path
 
-from stages.errors import DataError, run_stage
-from stages.launch.scratch import lend, scratch_folder
-from stages.progress import Progress
-from stages.prompting.accounts import account_of, complaint, counts_table, duplicate_rates, sums
-from stages.prompting.cells import Cell
-from stages.prompting.fates import fates
-from stages.prompting.near_duplicates import basis_of, sketch
-from stages.prompting.recipe import PromptsParams
-from stages.prompting.seeds import Part, Seeds, on_disk, seed_batches
-from stages.prompting.shards import counts_in, write_shards
-from stages.prompting.templates import read_template
-from stages.settings import load
-from stages.tables.accounting import write_metrics
-from stages.tables.contracts import REJECTED
-from stages.tables.parquet import count_rows, read_rows
-from stages.tables.sorting import SortingWriter
+from cosmopedia.errors import DataError, run_stage
+from cosmopedia.execution.progress import Progress
+from cosmopedia.execution.workdir import lend, scratch_folder
+from cosmopedia.params import load
+from cosmopedia.tables.contracts import REJECTED
+from cosmopedia.tables.external_sort import SortingWriter
+from cosmopedia.tables.parquet import count_rows, read_rows
+from cosmopedia.tables.row_counts import write_metrics
+from stages.prompts.near_duplicates import basis_of, sketch
+from stages.prompts.render import Cell
+from stages.prompts.row_counts import account_of, complaint, counts_table, duplicate_rates, sums
+from stages.prompts.selection import fates
+from stages.prompts.source_rows import Part, Seeds, on_disk, seed_batches
+from stages.prompts.styles import PromptsParams
+from stages.prompts.templates import read_template
+from stages.prompts.writing import counts_in, write_shards
 
 OUT = Path("data/prompts")
 

@@ -3,8 +3,8 @@
 In: prompts/<source>/<style>.txt, params.yaml and the profile; data/sources/<source>.parquet and data/topics/
 web.parquet where they exist, else the first records of the profile's dataset and a topic of curation/topics.yaml.
 Out: text on stdout; nothing is written, nothing is stored.
-Alone: python -m stages.preview web wikihow -k 3 [--seed 7] [--chat] [--endpoint http://gpu1:8080]
-       python -m stages.preview --list
+Alone: python -m stages.prompts.cosmo_preview web wikihow -k 3 [--seed 7] [--chat] [--endpoint http://gpu1:8080]
+       python -m stages.prompts.cosmo_preview --list
 """
 
 import argparse
@@ -17,24 +17,24 @@ from pathlib import Path
 
 import polars as pl
 
-from stages.clusters import EndpointSpec
-from stages.draws import draw_sample
-from stages.errors import ClusterError, ConfigError, DataError, run_stage
-from stages.prompting.cells import Cell, prepared, prompts_of
-from stages.prompting.recipe import PromptsParams, Style
-from stages.prompting.seeds import seed_batches
-from stages.prompting.slots import SLOTS
-from stages.prompting.templates import read_template
-from stages.seeds.readers import READERS
-from stages.seeds.reading import read_records
-from stages.serving import client
-from stages.serving.generation import GenerationModel, PromptRequests
-from stages.serving.requests import Sampling
-from stages.settings import check, load, read_yaml, section
-from stages.sources import SourceParams, normalise
-from stages.tables.accounting import RowAccount
-from stages.tables.contracts import SOURCE
-from stages.tables.parquet import read_table, table_of
+from cosmopedia.errors import ClusterError, ConfigError, DataError, run_stage
+from cosmopedia.execution.client import http as client
+from cosmopedia.execution.compute import EndpointSpec
+from cosmopedia.generation.complete import GenerationModel, PromptRequests
+from cosmopedia.generation.requests import Sampling
+from cosmopedia.params import check, load, read_yaml, section
+from cosmopedia.records import read_records
+from cosmopedia.rng import draw_sample
+from cosmopedia.tables.contracts import SOURCE
+from cosmopedia.tables.parquet import read_table, table_of
+from cosmopedia.tables.row_counts import RowAccount
+from stages.prompts.render import Cell, prepared, prompts_of
+from stages.prompts.slots import SLOTS
+from stages.prompts.source_rows import seed_batches
+from stages.prompts.styles import PromptsParams, Style
+from stages.prompts.templates import read_template
+from stages.sources.__main__ import SourceParams, normalise
+from stages.sources.readers import READERS
 
 READ = 200  # rows of a dataset that are drawn from, when the sources stage has not run
 TIMEOUT_S = 600.0  # of a completion
@@ -165,7 +165,7 @@ def main(source: str, name: str, count: int, seed: int | None, chat: bool, endpo
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        prog="python -m stages.preview", description="Prompts of a cell, as they are sent."
+        prog="python -m stages.prompts.cosmo_preview", description="Prompts of a cell, as they are sent."
     )
     parser.add_argument("source", nargs="?", help="a seed source, such as web")
     parser.add_argument("style", nargs="?", help="one of its styles; --list names them")

@@ -11,10 +11,10 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from stages.prompting.cells import Cell, texts, topics_named
-from stages.prompting.near_duplicates import buffers
-from stages.prompting.recipe import PromptsParams
-from stages.prompting.seeds import Seeds
+from stages.prompts.near_duplicates import buffers
+from stages.prompts.render import Cell, texts, topics_named
+from stages.prompts.source_rows import Seeds
+from stages.prompts.styles import PromptsParams
 
 COMPARED = 1 << 22  # fingerprints that are compared at once, about: 24 bytes of memory each
 FACTOR = np.uint64(0x9E3779B97F4A7C15)

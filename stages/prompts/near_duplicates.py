@@ -25,10 +25,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from stages.draws import draw_u64
-from stages.progress import track
-from stages.prompting.seeds import Part, Seeds
-from stages.prompting.slots import QUOTED, naming_slots
+from cosmopedia.execution.progress import track
+from cosmopedia.rng import draw_u64
+from stages.prompts.slots import QUOTED, naming_slots
+from stages.prompts.source_rows import Part, Seeds
 
 WORDS = 5  # of a shingle
 BANDS, ROWS = 20, 5

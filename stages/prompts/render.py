@@ -8,11 +8,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.prompting.identity import chosen, digests, draws, prompt_ids
-from stages.prompting.recipe import PromptsParams, Style
-from stages.prompting.slots import slot_columns
-from stages.prompting.templates import Template
-from stages.tables.contracts import PROMPT
+from cosmopedia.tables.contracts import PROMPT
+from stages.prompts.ids import chosen, digests, draws, prompt_ids
+from stages.prompts.slots import slot_columns
+from stages.prompts.styles import PromptsParams, Style
+from stages.prompts.templates import Template
 
 DIGEST = ("digest.0", "digest.1")
 

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from stages.tables.accounting import RowAccount
+from cosmopedia.tables.row_counts import RowAccount
 
 CELL = ("source", "style", "format", "audience")
 WORST = 5  # cells that a warning names

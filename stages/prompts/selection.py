@@ -6,11 +6,11 @@ from hashlib import blake2b
 
 import numpy as np
 
-from stages.prompting.cells import Cell, drawn
-from stages.prompting.exact_duplicates import fingerprints, repeated
-from stages.prompting.near_duplicates import basis_of, near_duplicates
-from stages.prompting.recipe import PromptsParams
-from stages.prompting.seeds import Seeds
+from stages.prompts.exact_duplicates import fingerprints, repeated
+from stages.prompts.near_duplicates import basis_of, near_duplicates
+from stages.prompts.render import Cell, drawn
+from stages.prompts.source_rows import Seeds
+from stages.prompts.styles import PromptsParams
 
 NOT_DRAWN, KEPT, EXACT, NEAR = range(4)
 

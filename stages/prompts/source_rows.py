@@ -19,10 +19,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.launch.scratch import lend, made
-from stages.prompting.cells import DIGEST, digests_of, order_of, prepared
-from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
-from stages.tables.parquet import read_batches
+from cosmopedia.execution.workdir import lend, made
+from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
+from cosmopedia.tables.parquet import read_batches
+from stages.prompts.render import DIGEST, digests_of, order_of, prepared
 
 COLUMNS = ["row_id", "title", "text", "context", "licence", "revision"]
 READ_ROWS = 8192

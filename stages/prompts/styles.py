@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.errors import ConfigError
-from stages.prompting.slots import SLOTS
-from stages.settings import Params
+from cosmopedia.errors import ConfigError
+from cosmopedia.params import Params
+from stages.prompts.slots import SLOTS
 
 Preset = Literal["cosmopedia", "grid", "rephrase"]
 STYLE = re.compile(r"\w+")  # a cell's files are named after it

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.draws import content_hash
-from stages.errors import ConfigError
-from stages.prompting.slots import SLOTS
+from cosmopedia.errors import ConfigError
+from cosmopedia.rng import content_hash
+from stages.prompts.slots import SLOTS
 
 SLOT = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>[a-z_]+)|\{(?P<braced>[a-z_]+)\}|(?P<wrong>.|$))", re.DOTALL)
 

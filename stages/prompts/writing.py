@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.launch.scratch import made
-from stages.prompting.cells import Cell, prompts_of
-from stages.prompting.fates import EXACT, KEPT, NEAR, NOT_DRAWN
-from stages.prompting.recipe import PromptsParams
-from stages.prompting.seeds import Part, Seeds
-from stages.tables.cells import cell_of, shard_names, source_and_style
-from stages.tables.contracts import PROMPT, REJECTED
-from stages.tables.parquet import TableWriter, table_of
+from cosmopedia.execution.workdir import made
+from cosmopedia.tables.cell_files import cell_of, shard_names, source_and_style
+from cosmopedia.tables.contracts import PROMPT, REJECTED
+from cosmopedia.tables.parquet import TableWriter, table_of
+from stages.prompts.render import Cell, prompts_of
+from stages.prompts.selection import EXACT, KEPT, NEAR, NOT_DRAWN
+from stages.prompts.source_rows import Part, Seeds
+from stages.prompts.styles import PromptsParams
 
 SHARD_ROWS = 250_000  # prompts of a file, about, at most: 200 MB where they quote 1,000 characters
 REASONS = {EXACT: "duplicate_prompt", NEAR: "near_duplicate_prompt"}

@@ -1,1 +1,0 @@
-"""The report: what the other stages measured, collected, drawn and written for people."""

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.errors import run_stage
-from stages.reporting.card import dataset_card
-from stages.reporting.facts import collect
-from stages.reporting.figures import draw_all
-from stages.reporting.page import render
-from stages.settings import Params, load, profile_path
+from cosmopedia.errors import run_stage
+from cosmopedia.params import Params, load, profile_path
+from stages.report.card import dataset_card
+from stages.report.facts import collect
+from stages.report.figures import draw_all
+from stages.report.page import render
 
 OUT, PLOTS = Path("data/report"), Path("metrics/plots")
 

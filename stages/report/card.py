@@ -2,8 +2,8 @@
 
 import json
 
-from stages.reporting.facts import Facts
-from stages.reporting.page import contamination_table, number, share
+from stages.report.facts import Facts
+from stages.report.page import contamination_table, number, share
 
 SIZES = (
     (1e3, "n<1K"),

@@ -11,11 +11,11 @@ from typing import Any
 
 import polars as pl
 
-from stages.draws import draw_u64
-from stages.errors import DataError
-from stages.tables.cells import cell_of, source_and_style
-from stages.tables.contracts import DOCUMENT, REMOVED
-from stages.tables.parquet import read_batches, read_rows, tables_in
+from cosmopedia.errors import DataError
+from cosmopedia.rng import draw_u64
+from cosmopedia.tables.cell_files import cell_of, source_and_style
+from cosmopedia.tables.contracts import DOCUMENT, REMOVED
+from cosmopedia.tables.parquet import read_batches, read_rows, tables_in
 
 METRICS, DATA = Path("metrics"), Path("data")
 REQUIRED = ("prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus", "train", "evaluate")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.reporting.facts import FILTERS, Facts, totals
+from stages.report.facts import FILTERS, Facts, totals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

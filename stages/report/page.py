@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.reporting.facts import FILTERS, Facts
+from stages.report.facts import FILTERS, Facts
 
 HERE, DASH = Path(__file__).parent, "–"
 RULES = ("plain", "window")  # decontamination's two ratios

@@ -1,1 +1,0 @@
-"""Seed sources: reading a dataset from the hub or from a local file, and one reader a source."""

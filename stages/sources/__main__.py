@@ -16,15 +16,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stages.errors import ConfigError, DataError, run_stage
-from stages.seeds.duplicates import Fingerprints, fingerprint
-from stages.seeds.readers import READERS, Reader, Rejected, Seed, UltrachatFilter, concepts_of
-from stages.seeds.reading import Record, is_local, read_records
-from stages.settings import Params, check, section
-from stages.tables.accounting import RowAccount, write_metrics
-from stages.tables.contracts import REJECTED, SOURCE
-from stages.tables.parquet import TableWriter
-from stages.tables.sorting import SortingWriter
+from cosmopedia.errors import ConfigError, DataError, run_stage
+from cosmopedia.params import Params, check, section
+from cosmopedia.records import Record, is_local, read_records
+from cosmopedia.tables.contracts import REJECTED, SOURCE
+from cosmopedia.tables.external_sort import SortingWriter
+from cosmopedia.tables.parquet import TableWriter
+from cosmopedia.tables.row_counts import RowAccount, write_metrics
+from stages.sources.duplicates import Fingerprints, fingerprint
+from stages.sources.readers import READERS, Reader, Rejected, Seed, UltrachatFilter, concepts_of
 
 
 class SourceParams(Params):

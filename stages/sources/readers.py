@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from stages.draws import content_hash
-from stages.settings import Params
+from cosmopedia.params import Params
+from cosmopedia.rng import content_hash
 
 
 def _compiled(pattern: Any) -> re.Pattern[str]:
@@ -34,7 +34,7 @@ Pattern = Annotated[re.Pattern[str], BeforeValidator(_compiled)]  # case is igno
 
 @dataclass(frozen=True)
 class Seed:
-    """A row that a prompt can be made from. `context` holds the source's own slots (see stages/prompting/slots.py)."""
+    """A row that a prompt can be made from. `context` holds the source's own slots (see stages/prompts/slots.py)."""
 
     original_id: str
     title: str

@@ -14,13 +14,13 @@ import json
 
 from pydantic import Field
 
-from stages.clusters import load_cluster
-from stages.corpus.cells import CorpusRun
-from stages.corpus.tokens import GROUPS, SPLITS, check_shards, copy_tokenizer, hash_file, write_shards
-from stages.errors import DataError, run_stage
-from stages.lineage import hash_files
-from stages.settings import Params, load
-from stages.tables.accounting import write_metrics
+from cosmopedia.corpus.pipeline import CorpusRun
+from cosmopedia.errors import DataError, run_stage
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.lineage import hash_files
+from cosmopedia.params import Params, load
+from cosmopedia.tables.row_counts import write_metrics
+from stages.tokenize_corpus.shards import GROUPS, SPLITS, check_shards, copy_tokenizer, hash_file, write_shards
 
 
 class TokenizeCorpusParams(Params):
@@ -44,7 +44,7 @@ def by_group(counts: dict[tuple[str, ...], int]) -> dict[str, dict[str, int]]:
 def main() -> str:
     """Tokenise the corpus; returns the summary line."""
     params = load("tokenize_corpus", TokenizeCorpusParams)
-    with CorpusRun("tokenize_corpus", "data/decontaminate", "data/tokenize_corpus", load_cluster().data) as run:
+    with CorpusRun("tokenize_corpus", "data/decontaminate", "data/tokenize_corpus", load_compute().data) as run:
         files = copy_tokenizer(params.tokenizer, run.out)
         splits, counts = {}, {}
         for split in SPLITS:

@@ -23,9 +23,9 @@ from datatrove.pipeline.tokens.merger import DocumentTokenizerMerger
 from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
 from tokenizers import Tokenizer
 
-from stages.corpus.cells import CorpusRun, ReadCells
-from stages.draws import draw_unit
-from stages.errors import ConfigError, DataError, InternalError
+from cosmopedia.corpus.pipeline import CorpusRun, ReadCells
+from cosmopedia.errors import ConfigError, DataError, InternalError
+from cosmopedia.rng import draw_unit
 
 SPLITS = ("train", "validation")
 GROUPS = ("source", "style", "audience")
@@ -197,7 +197,7 @@ def find_tokenizer(source: str) -> list[Path]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    from stages.seeds.reading import resolve_revision
+    from cosmopedia.records import resolve_revision
 
     hub_id, _, revision = source.partition("@")
     commit = resolve_revision("model", hub_id, revision or None)

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.clustering.curation import Entry, Match, match, read_curation
-from stages.errors import DataError, run_stage
-from stages.settings import Params, load
-from stages.tables.accounting import RowAccount, write_metrics
-from stages.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
-from stages.tables.parquet import TableWriter, read_batches, read_table, write_table
+from cosmopedia.errors import DataError, run_stage
+from cosmopedia.params import Params, load
+from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
+from cosmopedia.tables.parquet import TableWriter, read_batches, read_table, write_table
+from cosmopedia.tables.row_counts import RowAccount, write_metrics
+from stages.topics.decisions import Entry, Match, match, read_curation
 
 LABELS, ASSIGNMENTS = Path("data/label/labels.parquet"), Path("data/cluster/assignments.parquet")
 OUT = Path("data/topics")

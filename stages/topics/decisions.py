@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.clustering.keywords import words
-from stages.errors import ConfigError
-from stages.settings import Params, check, read_yaml
+from cosmopedia.corpus.keywords import words
+from cosmopedia.errors import ConfigError
+from cosmopedia.params import Params, check, read_yaml
 
 CURATION = Path("curation/topics.yaml")
 COMPARED = 20  # a cluster's best keywords that are compared with an entry's

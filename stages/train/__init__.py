@@ -1,1 +1,0 @@
-"""Language models from token shards: the shards, the order of their windows, the trainers."""

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.clusters import load_cluster
-from stages.draws import content_hash
-from stages.errors import ConfigError, DataError, run_stage
-from stages.lineage import hash_files, store_root
-from stages.settings import load
-from stages.tables.accounting import write_metrics
-from stages.training import forecast
-from stages.training.recipe import Recipe, Shared
-from stages.training.shards import Corpus, TokenShards, read_corpus
+from cosmopedia.errors import ConfigError, DataError, run_stage
+from cosmopedia.execution import training_forecast as forecast
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.lineage import hash_files, store_root
+from cosmopedia.params import load
+from cosmopedia.rng import content_hash
+from cosmopedia.tables.row_counts import write_metrics
+from stages.train.recipe import Recipe, Shared
+from stages.train.shards import Corpus, TokenShards, read_corpus
 
 if TYPE_CHECKING:
-    from stages.training.light import Step
+    from stages.train.transformers_trainer import Step
 
 TOKENS, OUT = Path("data/tokenize_corpus"), Path("models/train")
 METRICS, CURVE = Path("metrics/train.json"), Path("metrics/plots/train_loss.csv")
@@ -41,7 +41,7 @@ MEANS = ("train_loss", "validation_loss", "validation_perplexity")  # of which s
 
 
 class TrainParams(Shared):
-    """The training recipe; its other fields stand in stages/training/recipe.py."""
+    """The training recipe; its other fields stand in stages/train/recipe.py."""
 
     seeds: list[int] = Field(min_length=1)
 
@@ -81,10 +81,10 @@ def check_fit(shards: TokenShards, params: Shared, corpus: Corpus) -> None:
 def check_trainer(params: TrainParams) -> None:
     """Refuse, before anything is loaded, a trainer that is not there and a layout that does not fit the model."""
     if params.backend == "nanotron":
-        from stages.launch.training import python_of
-        from stages.training.nano.job import job_of
+        from cosmopedia.execution.torchrun import python_of
+        from stages.train.nanotron.job import job_of
 
-        training = load_cluster().training
+        training = load_compute().training
         python_of(training)
         job_of(params.recipe(params.seeds[0]), TOKENS, "fp32", training)
 
@@ -133,13 +133,14 @@ def write_curve(path: Path, losses: list[list["Step"]]) -> None:
 
 def code_hash() -> str:
     """Names the trainers' code: another one must not go on from, or take, what this one has trained."""
-    room = Path(__file__).parent / "training"
-    return hash_files([path for path in room.rglob("*.py") if path.name != "forecast.py"])
+    files = Path(__file__).parent.rglob("*.py")
+    return hash_files([path for path in files if not path.name.startswith("cosmo_") and path.name != "__main__.py"])
 
 
 def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: TokenShards) -> tuple[Path, str]:
     """Train one seed, unless the store has it; returns the finished folder and a few words on how it went."""
-    from stages.training import heavy, light
+    from stages.train import nanotron_trainer as heavy
+    from stages.train import transformers_trainer as light
 
     trainer = heavy if recipe.backend == "nanotron" else light
     precision = trainer.resolve_precision(recipe.precision)
@@ -189,7 +190,7 @@ def main() -> str:
         os.environ["CUDA_VISIBLE_DEVICES"] = first  # the Trainer would spread over all GPUs, with larger batches
     import torch
 
-    if threads := load_cluster().training.threads:
+    if threads := load_compute().training.threads:
         torch.set_num_threads(threads)
     print(forecast.describe(params.recipe(params.seeds[0]), len(params.seeds)), file=sys.stderr, flush=True)
     shutil.rmtree(OUT, ignore_errors=True)
@@ -218,7 +219,7 @@ def main() -> str:
 
 def read_curve(out: Path) -> list["Step"]:
     """The loss log of a finished seed."""
-    from stages.training import light
+    from stages.train import transformers_trainer as light
 
     return light.read_losses(out / light.LOSSES)
 

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.errors import ClusterError
-from stages.lineage import hash_files
+from cosmopedia.errors import ClusterError
+from cosmopedia.lineage import hash_files
 
 LOSSES = "losses.csv"  # the loss log of a checkpoint
 CONTENTS = "contents.json"  # relative path of each file of a checkpoint -> its hash

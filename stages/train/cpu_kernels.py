@@ -2,7 +2,7 @@
 
 Attention over short windows as plain matrix products (`causal_products`), and the loss a piece of the logits at a time
 (`PieceLoss`): the same result but for rounding, in a quarter less CPU time for 3.4M parameters in bf16
-(benchmarks/training.py).
+(perf/training.py).
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from stages.errors import InternalError
+from cosmopedia.errors import InternalError
 
 PIECE = 256  # tokens whose logits exist at a time on the CPU: 4 MB at 4,096 entries, where the whole batch's take 32
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stages.draws import draw_u64
-from stages.training.recipe import Architecture, Recipe
+from cosmopedia.rng import draw_u64
+from stages.train.recipe import Architecture, Recipe
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -2,9 +2,9 @@
 
 import torch
 
-from stages.errors import DataError
-from stages.training.recipe import Recipe
-from stages.training.shards import TokenShards, WindowOrder
+from cosmopedia.errors import DataError
+from stages.train.recipe import Recipe
+from stages.train.shards import TokenShards, WindowOrder
 
 SHOWN_DOCUMENTS = 10
 

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.settings import Params
-from stages.training.presets import PRESETS
+from cosmopedia.params import Params
+from stages.train.presets import PRESETS
 
 
 class Architecture(Params):
@@ -95,6 +95,17 @@ class Recipe(Shared):
         """Tokens that are trained on, each epoch counted."""
         return self.steps * self.batch * self.sequence
 
+    @property
+    def flops_per_token(self) -> float:
+        """FLOPs of one token's forward and backward pass: 6 per weight of a multiplying matrix (the embedding table
+        does not, an output head does), and 6 x layers x width x sequence for causal attention (PaLM, appendix B,
+        halved)."""
+        shape = self.architecture
+        weights = shape.parameters - (2 * shape.layers + 1) * shape.width
+        if not shape.tied_embeddings:
+            weights -= shape.vocabulary * shape.width
+        return 6.0 * weights + 6.0 * shape.layers * shape.width * self.sequence
+
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The rate of an optimiser step (from 1): linear warm-up from 0, then half a cosine to `final_rate_share`.
@@ -107,13 +118,3 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     share = (done - recipe.warmup_steps) / max(recipe.steps - recipe.warmup_steps, 1)
     low = recipe.final_rate_share
     return recipe.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * share)) / 2)
-
-
-def flops_per_token(recipe: Recipe) -> float:
-    """FLOPs of one token's forward and backward pass: 6 a weight of a matrix that multiplies (the embedding table does
-    not, an output head does), and 6 x layers x width x sequence for causal attention (PaLM, appendix B, halved)."""
-    shape = recipe.architecture
-    weights = shape.parameters - (2 * shape.layers + 1) * shape.width
-    if not shape.tied_embeddings:
-        weights -= shape.vocabulary * shape.width
-    return 6.0 * weights + 6.0 * shape.layers * shape.width * recipe.sequence

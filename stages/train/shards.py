@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages.draws import draw_u64
-from stages.errors import DataError
+from cosmopedia.errors import DataError
+from cosmopedia.rng import draw_u64
 
 REMAKE = "run `dvc repro tokenize_corpus`, or dvc pull"
 SCAN = 1 << 22  # tokens checked at a time

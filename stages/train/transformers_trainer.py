@@ -7,7 +7,7 @@ is a function of (seed, place) and the optimiser, the schedule and the random st
 
 On the CPU three things are computed in another way, to the same result but for rounding: attention over short windows
 as plain matrix products (`causal_products`), the loss a piece of the logits at a time (`PieceLoss`), and a micro-batch
-in parts, one a thread. For a Llama of 3.4M parameters in bf16 (benchmarks/training.py) the first two save a quarter of
+in parts, one a thread. For a Llama of 3.4M parameters in bf16 (perf/training.py) the first two save a quarter of
 the CPU time, and the third keeps the cores busy.
 """
 
@@ -38,17 +38,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.errors import ClusterError, ConfigError
-from stages.processor import quick_in_bf16
-from stages.progress import Progress
-from stages.tracking import Run
-from stages.training import checkpoints
-from stages.training.checkpoints import LOSSES
-from stages.training.failures import is_out_of_memory, no_number
-from stages.training.initial import new_model
-from stages.training.kernels import PieceLoss, causal_products
-from stages.training.recipe import Recipe
-from stages.training.shards import Corpus, TokenShards, WindowOrder
+from cosmopedia.cpu_features import quick_in_bf16
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution.mlflow_run import Run
+from cosmopedia.execution.progress import Progress
+from stages.train import checkpoints
+from stages.train.checkpoints import LOSSES
+from stages.train.cpu_kernels import PieceLoss, causal_products
+from stages.train.init_weights import new_model
+from stages.train.messages import is_out_of_memory, no_number
+from stages.train.recipe import Recipe
+from stages.train.shards import Corpus, TokenShards, WindowOrder
 
 CHECKPOINT_SECONDS = 20.0  # at least this long between checkpoints,
 CHECKPOINT_SHARE = 0.02  # and longer where writing one takes more than this share of the time

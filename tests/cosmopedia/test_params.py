@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import ConfigError
-from stages.settings import Params, load
+from cosmopedia.errors import ConfigError
+from cosmopedia.params import Params, load
 
 
 class TrainLike(Params):

@@ -8,11 +8,12 @@ from collections import Counter
 
 import aiohttp
 import pytest
-from prompt_rows import ROOT
+
+from tests.support.prompt_rows import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks.generation import bound, ideal, utilisation
-from benchmarks.stub_server import Connection, Stub, parser, text_of, tokens_of
+from perf.generation import bound, ideal, utilisation
+from perf.stub_server import Connection, Stub, parser, text_of, tokens_of
 
 
 async def exchange(requests: int, *options: str, timeout_s: float = 0.5) -> tuple[Counter, list[str], dict]:

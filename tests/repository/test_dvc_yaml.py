@@ -1,6 +1,7 @@
 """dvc.yaml says the truth: deps are the import closure, params are the leaves that a stage reads, one name a step."""
 
-import ast
+from difflib import ndiff
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -8,68 +9,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from stages.seeds.readers import READERS
-from stages.settings import check, load, section
+from cosmopedia.cli.deps import PACKAGES, imports_of, stage_files, with_code_deps
+from cosmopedia.params import check, load, section
+from stages.sources.readers import READERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = DVC["stages"]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
-# Where and how work runs can never change a result, so these modules may change without rerunning a stage.
-EXECUTION = {
-    "stages/clusters.py",
-    "stages/launch/arrays.py",
-    "stages/launch/leash.py",
-    "stages/launch/scratch.py",
-    "stages/launch/servers.py",
-    "stages/launch/slurm.py",
-    "stages/launch/supervisor.py",
-    "stages/launch/training.py",
-    "stages/progress.py",
-    "stages/serving/budget.py",
-    "stages/serving/monitor.py",
-    "stages/tracking.py",
-    "stages/training/forecast.py",
-}
 # Params that let a run go or stop it, and change nothing else.
 BOUNDS = {"generate.max_gpu_hours", "generate.max_tokens"}
-
-
-def module_file(name: str) -> Path | None:
-    """The file of a `stages...` module, or None when the name is no module of this repository."""
-    path = ROOT / Path(*name.split("."))
-    if path.with_suffix(".py").is_file():
-        return path.with_suffix(".py")
-    return path / "__init__.py" if (path / "__init__.py").is_file() else None
-
-
-def imports_of(file: Path) -> set[str]:
-    """Modules of this repository that a file imports anywhere, also inside functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("stages."):
-            names.add(node.value)  # started as a process: python -m stages.serving.cpu_server
-    return {name for name in names if name.startswith("stages.") and module_file(name)}
-
-
-def closure(stage: str) -> set[str]:
-    """Paths of all modules that a stage's script imports, itself included; packages' docstring files left out."""
-    found, waiting = set(), [f"stages.{stage}"]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            file = module_file(name)
-            if (
-                file and file.relative_to(ROOT).as_posix() not in EXECUTION
-            ):  # what only these need changes nothing either
-                waiting += imports_of(file)
-    files = {module_file(name) for name in found}
-    return {file.relative_to(ROOT).as_posix() for file in files if file and file.name != "__init__.py"}
 
 
 def params_of(stage: dict, profile: str) -> dict[str, set[str]]:
@@ -94,14 +43,41 @@ def lookup(content: dict, key: str):
 def test_a_stage_is_described_and_carries_one_name(name: str) -> None:
     stage = STAGES[name]
     assert stage["desc"].strip() and f"-m stages.{name}" in stage["cmd"]
-    assert (ROOT / "stages" / f"{name}.py").is_file()
+    assert (ROOT / "stages" / name / "__main__.py").is_file()
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_deps_are_the_import_closure(name: str) -> None:
-    declared = {dep for dep in STAGES[name]["deps"] if dep.startswith("stages/") and dep.endswith(".py")}
-    wanted = closure(name) - EXECUTION
-    assert declared == wanted, f"missing {sorted(wanted - declared)}, not imported {sorted(declared - wanted)}"
+def test_deps_are_what_the_code_imports() -> None:
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    wanted = with_code_deps(text, ROOT)
+    differences = [line for line in ndiff(text.splitlines(), wanted.splitlines()) if line[0] in "+-"]
+    assert not differences, "`cosmo deps` would change dvc.yaml:\n" + "\n".join(differences)
+
+
+def all_modules() -> dict[str, Path]:
+    """The file of each module of the repository."""
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def test_the_library_knows_no_stage() -> None:
+    for name, file in all_modules().items():
+        if name.startswith("cosmopedia."):
+            stages = {imported for imported in imports_of(file, ROOT) if imported.startswith("stages.")}
+            assert not stages, f"{name} imports {sorted(stages)}; hand it over as an argument"
+
+
+def test_a_stage_imports_no_other_stage() -> None:
+    for stage in STAGES:
+        for file in stage_files(stage, ROOT):
+            others = {n for n in imports_of(file, ROOT) if n.startswith("stages.") and n.split(".")[1] != stage}
+            assert not others, f"{file.relative_to(ROOT)} imports {sorted(others)}; what is shared is the library"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    modules = all_modules()
+    graph = {name: imports_of(file, ROOT) - {name} for name, file in modules.items()}
+    graph = {name: {m for m in found if modules[m].name != "__init__.py"} for name, found in graph.items()}
+    TopologicalSorter(graph).prepare()  # CycleError names the modules of a cycle
 
 
 @pytest.mark.slow
@@ -139,7 +115,7 @@ def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path) -> No
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     checked = 0
     for name in STAGES:
-        module = import_module(f"stages.{name}")
+        module = import_module(f"stages.{name}.__main__")
         if name == "sources":
             for source, reader in READERS.items():
                 params = check(section(f"sources.{source}", tmp_path), module.SourceParams, f"sources.{source}")
@@ -157,7 +133,7 @@ def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path) -> No
 
 def test_params_models_have_no_defaults() -> None:
     for name in STAGES:
-        for value in vars(import_module(f"stages.{name}")).values():
+        for value in vars(import_module(f"stages.{name}.__main__")).values():
             if isinstance(value, type) and issubclass(value, BaseModel) and value.__name__.endswith("Params"):
                 for field, info in value.model_fields.items():
                     assert info.is_required(), f"{value.__name__}.{field} has a default; put it into params.yaml"

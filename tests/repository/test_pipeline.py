@@ -14,11 +14,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 from ruamel.yaml import YAML
-from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
-from stages.serving.segments import read_frames
+from cosmopedia.store.segments import read_frames
+from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DVC = str(Path(sys.executable).parent / "dvc")
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
 AFTER_A_TEMPLATE = {
@@ -167,13 +167,13 @@ def test_on_slurm_the_pipeline_gives_the_bytes_of_a_local_run(
     folder, _ = repro
     other, yaml = checkout(tmp_path / "third"), YAML()
     shutil.copytree(folder / ".dvc/cache", other / ".dvc/cache")
-    cluster = yaml.load((other / "clusters/local.yaml").read_text(encoding="utf-8"))
+    cluster = yaml.load((other / "compute/local.yaml").read_text(encoding="utf-8"))
     resources = {"time": "20", "cpus": 2}
     cluster["serving"] |= {"launcher": "slurm", "instances": 2, "slurm": resources, "startup_timeout_s": 240}
     cluster["data"] |= {"executor": "slurm", "tasks": 2, "workers": 2, "slurm": resources}
-    with (other / "clusters/test.yaml").open("w", encoding="utf-8") as stream:
+    with (other / "compute/test.yaml").open("w", encoding="utf-8") as stream:
         yaml.dump(cluster, stream)
-    monkeypatch.setenv("COSMO_CLUSTER", "test")
+    monkeypatch.setenv("COSMO_COMPUTE", "test")
     monkeypatch.setenv("COSMO_NODE_ADDRESS", "127.0.0.1")
     dvc(other, tmp_path / "store", "repro", "prompts", "benchmarks")
 

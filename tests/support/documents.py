@@ -6,11 +6,11 @@ from pathlib import Path
 
 import yaml
 
-from stages.draws import content_hash
-from stages.tables.contracts import BENCHMARK, DOCUMENT
-from stages.tables.parquet import write_table
+from cosmopedia.rng import content_hash
+from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT
+from cosmopedia.tables.parquet import write_table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def document(**overrides: object) -> dict:
@@ -82,7 +82,7 @@ def repository(
     A change goes to the file that has the leaf, so that a test cannot invent one.
     """
     (folder / "profiles").mkdir(exist_ok=True)
-    (folder / "clusters").mkdir(exist_ok=True)
+    (folder / "compute").mkdir(exist_ok=True)
     left = dict(changes)
     for name in ("params.yaml", "profiles/rehearsal.yaml"):
         values = yaml.safe_load((ROOT / name).read_text(encoding="utf-8")).get(section) or {}
@@ -90,9 +90,9 @@ def repository(
         head = {"profile": "rehearsal"} if name == "params.yaml" else {}
         (folder / name).write_text(yaml.safe_dump({**head, section: values}), encoding="utf-8")
     assert not left, f"{section} has no parameter(s) {sorted(left)}"
-    cluster = yaml.safe_load((ROOT / "clusters/local.yaml").read_text(encoding="utf-8"))
+    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
     cluster["data"] |= {"tasks": cluster_tasks, "workers": cluster_workers}
-    (folder / "clusters/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    (folder / "compute/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
 
 
 def byte_tokenizer(folder: Path) -> Path:

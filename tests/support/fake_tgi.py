@@ -1,7 +1,7 @@
 """A server with TGI's HTTP API, or an OpenAI-style one, and no model: its text is a function of prompt and seed, its
 faults are scripted.
 
-`FakeTgi(script)` runs in a thread; `python tests/fake_tgi.py --registration FILE ...` takes the CPU server's
+`FakeTgi(script)` runs in a thread; `python tests/support/fake_tgi.py --registration FILE ...` takes the CPU server's
 arguments, waits $FAKE_TGI_DELAY seconds over each completion and adds each prompt that it completed to $FAKE_TGI_LOG.
 While the file $FAKE_TGI_HOLDS exists, a prompt waits for which "<job> <prompt>" has a match of the pattern in it.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian's Slurm for tests/slurm_cluster.py. Does nothing where it is installed already, starts no service,
+# Installs Debian's Slurm for tests/support/slurm_cluster.py. Does nothing where it is installed already, starts no service,
 # says one sentence and ends with 1 where it cannot: the tests that need a Slurm then skip.
 set -euo pipefail
 

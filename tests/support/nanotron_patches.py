@@ -1,4 +1,4 @@
-"""Train a few steps with each patch left out, and write what happened: run by tests/test_nanotron.py in .nanotron.
+"""Train a few steps with each patch left out, and write what happened; tests/stages/train/test_nanotron.py runs it.
 
 Each try is a fork of this process, which has imported torch but not nanotron.
 """
@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
-from training_repository import recipe_of, write_corpus
 
-from stages.clusters import Layout
-from stages.training.nano import patches, worker
-from stages.training.nano.config import check, render, write
-from stages.training.nano.job import Job
+from cosmopedia.execution.compute import Layout
+from stages.train.nanotron import patches, worker
+from stages.train.nanotron.config import check, render, write
+from stages.train.nanotron.job import Job
+from tests.support.training_repository import recipe_of, write_corpus
 
 
 def job(folder: Path, steps: int, layout: Layout | None = None) -> None:
@@ -94,7 +94,7 @@ def _checked(folder: Path, change: Callable[[dict], object], checkpoint: Path | 
 
 def same_end(folder: Path) -> bool:
     """Whether the last weights are those that the first run had (kept in end.pt)."""
-    from stages.training.nano.layout import read_checkpoint
+    from stages.train.nanotron.weights import read_checkpoint
 
     recipe = Job.model_validate_json((folder / "job.json").read_text()).recipe
     found = read_checkpoint(folder / "checkpoints/12", recipe.architecture)

@@ -7,11 +7,11 @@ from pathlib import Path
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from stages.draws import content_hash
-from stages.tables.contracts import PROMPT
-from stages.tables.parquet import write_table
+from cosmopedia.rng import content_hash
+from cosmopedia.tables.contracts import PROMPT
+from cosmopedia.tables.parquet import write_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL = "fake-1b"
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
@@ -80,10 +80,10 @@ def write_settings(folder: Path, endpoints: list[str], **changes: object) -> Non
                 node[leaf] = left.pop(dotted)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(yaml.safe_dump(kept), encoding="utf-8")
-    cluster = yaml.safe_load((ROOT / "clusters/local.yaml").read_text(encoding="utf-8"))
+    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
     cluster["serving"] |= {"engine": "external" if endpoints else "cpu", "endpoints": endpoints, "concurrency": 8}
     cluster["serving"] |= {"startup_timeout_s": 10, "request_timeout_s": 10}
     cluster["serving"] |= {key.removeprefix("serving."): left.pop(key) for key in list(left) if key[:8] == "serving."}
-    (folder / "clusters").mkdir(exist_ok=True)
-    (folder / "clusters/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    (folder / "compute").mkdir(exist_ok=True)
+    (folder / "compute/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
     assert not left, f"no such parameter(s): {sorted(left)}"

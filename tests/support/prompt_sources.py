@@ -6,13 +6,13 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from stages.draws import draw_u64
-from stages.prompting.recipe import PromptsParams
-from stages.prompting.slots import SLOTS
-from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
-from stages.tables.parquet import write_table
+from cosmopedia.rng import draw_u64
+from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
+from cosmopedia.tables.parquet import write_table
+from stages.prompts.slots import SLOTS
+from stages.prompts.styles import PromptsParams
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STYLES = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["prompts"]["styles"]
 CELLS = [(source, style) for sources in STYLES.values() for source, styles in sources.items() for style in styles]
 ODD = [

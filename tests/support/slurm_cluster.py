@@ -159,7 +159,7 @@ def missing() -> str:
     if sys.platform != "linux":
         return "Slurm's nodes need Linux"
     lacking = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _program(name)]
-    return f"{', '.join(lacking)} not found; tests/install_slurm.sh installs Debian's Slurm" if lacking else ""
+    return f"{', '.join(lacking)} not found; tests/support/install_slurm.sh installs Debian's Slurm" if lacking else ""
 
 
 def _program(name: str) -> str | None:

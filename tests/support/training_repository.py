@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from stages.settings import check
-from stages.training.recipe import Recipe
+from cosmopedia.params import check
+from stages.train.recipe import Recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VOCABULARY = 64
 RECIPE: dict[str, Any] = {
     "backend": "transformers",
@@ -69,11 +69,11 @@ def write_corpus(folder: Path, tokens: int = 1500, parts: int = 2) -> None:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small repository with a corpus, as the current folder."""
-    for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "COSMO_STORE", "COSMO_CLUSTER"):
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "COSMO_STORE", "COSMO_COMPUTE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "profiles").mkdir()
-    (tmp_path / "clusters").mkdir()
+    (tmp_path / "compute").mkdir()
     (tmp_path / "params.yaml").write_text("profile: tiny\n")
     set_cluster(tmp_path)
     set_recipe(tmp_path)
@@ -84,9 +84,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def set_cluster(folder: Path, **training: Any) -> None:
     """The local cluster file, with other settings of its section `training`."""
-    cluster = yaml.safe_load((ROOT / "clusters/local.yaml").read_text())
+    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text())
     cluster["training"] |= {"threads": 1, "python": str(ROOT / ".nanotron/bin/python"), **training}
-    (folder / "clusters/local.yaml").write_text(yaml.safe_dump(cluster))
+    (folder / "compute/local.yaml").write_text(yaml.safe_dump(cluster))
 
 
 def set_recipe(folder: Path, **changes: Any) -> None:

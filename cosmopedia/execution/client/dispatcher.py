@@ -16,12 +16,21 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from stages.clusters import Serving
-from stages.errors import ClusterError
-from stages.serving.apis import Answer
-from stages.serving.balancing import Endpoint, Latencies, Pool
-from stages.serving.client import Attempt, GiveBack, Overloaded, Refused, Trouble, Unusable, generate, session
-from stages.serving.requests import Completion, Failure, Request
+from cosmopedia.errors import ClusterError
+from cosmopedia.execution.client.endpoints import Endpoint, Latencies, Pool
+from cosmopedia.execution.client.http import (
+    Attempt,
+    GiveBack,
+    Overloaded,
+    Refused,
+    Trouble,
+    Unusable,
+    generate,
+    session,
+)
+from cosmopedia.execution.compute import Serving
+from cosmopedia.generation.apis import Answer
+from cosmopedia.generation.requests import Completion, Failure, PendingRequest
 
 COMMIT_SECONDS = 0.5  # what kill -9 can lose
 COMMIT_ROWS = 512
@@ -35,20 +44,11 @@ RESETS_PER_ATTEMPT = 5  # broken connections that spend an attempt: a prompt tha
 OVERLOAD_SECONDS = (0.05, 2.0)  # a request that met 429 waits this long, doubling up to the second figure
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A request with its key. `prompt_tokens` is None when only the server knows."""
-
-    request: Request
-    key: str
-    prompt_tokens: int | None = None
-
-
 @dataclass(slots=True, eq=False)
 class _Pending:
     """A job on its way."""
 
-    job: Job
+    job: PendingRequest
     attempts: int = 0
     resets: int = 0
     overloads: int = 0
@@ -110,7 +110,7 @@ class Dispatcher:
         """Requests that wait for a slot."""
         return len(self._ready) + len(self._again) + self._pausing
 
-    def run(self, jobs: Iterable[Job]) -> Outcome:
+    def run(self, jobs: Iterable[PendingRequest]) -> Outcome:
         """Send every job. Raises `ClusterError` when the run has to stop, `KeyboardInterrupt` after SIGINT or SIGTERM;
         whatever was completed until then has been committed."""
         asyncio.run(self._run(iter(jobs)))
@@ -120,7 +120,7 @@ class Dispatcher:
             raise self._stop
         return self.outcome
 
-    async def _run(self, jobs: Iterator[Job]) -> None:
+    async def _run(self, jobs: Iterator[PendingRequest]) -> None:
         loop = asyncio.get_running_loop()
         self._now, self._succeeded = loop.time, loop.time()
         self._done, self._room, self._arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -180,7 +180,7 @@ class Dispatcher:
             self._stop = why
         self._done.set()
 
-    async def _feed(self, jobs: Iterator[Job]) -> None:
+    async def _feed(self, jobs: Iterator[PendingRequest]) -> None:
         """Rendering and hashing happen in a thread, ahead of the free slot."""
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(jobs, FEED_ROWS))):
             self._ready.extend(map(_Pending, batch))
@@ -256,7 +256,7 @@ class Dispatcher:
         self._again.append(pending)
         self._fill()
 
-    def _completion(self, job: Job, answer: Answer, engine: str) -> Completion:
+    def _completion(self, job: PendingRequest, answer: Answer, engine: str) -> Completion:
         known = answer.prompt_tokens if job.prompt_tokens is None else job.prompt_tokens
         counted = self.count_tokens(job.request.prompt) if known is None else known
         return Completion(job.key, answer.text, answer.finish_reason, answer.tokens, counted, engine)

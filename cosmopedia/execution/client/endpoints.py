@@ -17,10 +17,8 @@ from typing import Any
 
 import aiohttp
 
-from stages.clusters import EndpointSpec, Serving
-from stages.errors import ClusterError
-from stages.serving.apis import Load
-from stages.serving.client import (
+from cosmopedia.errors import ClusterError
+from cosmopedia.execution.client.http import (
     Connection,
     Identity,
     Trouble,
@@ -29,7 +27,9 @@ from stages.serving.client import (
     connect,
     read_load,
 )
-from stages.serving.requests import Sampling
+from cosmopedia.execution.compute import EndpointSpec, Serving
+from cosmopedia.generation.apis import Load
+from cosmopedia.generation.requests import Sampling
 
 POLL_SECONDS = 0.5  # between two looks at a server's gauges
 GROW_SECONDS = 0.05  # the same while its limit grows

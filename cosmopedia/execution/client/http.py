@@ -9,10 +9,10 @@ from typing import Any
 
 import aiohttp
 
-from stages.clusters import EndpointSpec
-from stages.errors import ClusterError
-from stages.serving.apis import Answer, Api, Load, Malformed, OpenAiApi, TgiApi
-from stages.serving.requests import Request, Sampling
+from cosmopedia.errors import ClusterError
+from cosmopedia.execution.compute import EndpointSpec
+from cosmopedia.generation.apis import Answer, Api, Load, Malformed, OpenAiApi, TgiApi
+from cosmopedia.generation.requests import Request, Sampling
 
 PROBE_SECONDS = 5.0  # deadline of /health, /info and /metrics
 

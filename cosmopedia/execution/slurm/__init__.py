@@ -1,1 +1,1 @@
-"""Launching: jobs on Slurm, their templates, and the servers that they run."""
+"""Slurm: its commands, the fleet of servers, the driver that runs `dvc repro` as a job."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.errors import ClusterError, ConfigError
+from cosmopedia.errors import ClusterError, ConfigError
 
 COMMAND_SECONDS = 60.0  # a busy controller answers slowly
 TRIES = 5  # of a question to a controller that does not answer; it may be restarting

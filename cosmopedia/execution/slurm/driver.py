@@ -1,9 +1,9 @@
 """Commands for a person at a login node: submit the driver, see what runs, end what is left.
 
-python -m stages.launch.driver submit [TARGET...]   `dvc repro` as a Slurm job (make cluster-repro)
-python -m stages.launch.driver status               what runs where and how far it is: driver, stages, jobs, endpoints
-python -m stages.launch.driver stop                 stop the driver cleanly; what was completed is in the store
-python -m stages.launch.driver reap                 cancel every job of this checkout: fleets, arrays, the driver
+submit [TARGET...]   `dvc repro` as a Slurm job
+status               what runs where and how far it is: driver, stages, jobs, endpoints
+stop                 stop the driver cleanly; what was completed is in the store
+reap                 cancel every job of this checkout: fleets, arrays, the driver
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from typing import Any
 import psutil
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.clusters import Driver, cluster_path, load_cluster
-from stages.draws import content_hash
-from stages.errors import ClusterError, ConfigError, run_stage
-from stages.launch import slurm
-from stages.launch.servers import COMES_BACK, TEMPLATES, end_fleet, in_use, known_fleets
-from stages.launch.training import describe_trainings
-from stages.launch.turn import read_status, stop_mark
-from stages.lineage import store_root
+from cosmopedia.cli.stages import stage_modules
+from cosmopedia.errors import ClusterError, ConfigError, run_stage
+from cosmopedia.execution.compute import Driver, compute_path, load_compute
+from cosmopedia.execution.slurm import commands as slurm
+from cosmopedia.execution.slurm.driver_job import read_status, stop_mark
+from cosmopedia.execution.slurm.fleet import COMES_BACK, TEMPLATES, end_fleet, in_use, known_fleets
+from cosmopedia.lineage import store_root
+from cosmopedia.rng import content_hash
 
 STALE_SECONDS = 30.0  # a status file that was not rewritten for so long is of a run that was killed
 END_SECONDS = 120.0
@@ -37,9 +37,9 @@ def checkout_name(what: str) -> str:
 
 
 def submit(targets: list[str]) -> str:
-    driver = load_cluster().driver
+    driver = load_compute().driver
     if driver is None:
-        raise ConfigError(f"{cluster_path()} has no section driver; give it one with at least its time")
+        raise ConfigError(f"{compute_path()} has no section driver; give it one with at least its time")
     if running := [job for job in slurm.queue(name=checkout_name("driver")) if not job.ended]:
         raise ConfigError(f"job {running[0].id} drives this checkout already ({running[0].state}); `stop` ends it")
     script = driver_script(driver, targets)
@@ -60,7 +60,7 @@ def driver_script(driver: Driver, targets: list[str]) -> str:
         setup=driver.setup,
         checkout=shlex.quote(str(Path.cwd())),
         bin=shlex.quote(str(Path(sys.executable).parent)),
-        cluster=shlex.quote(str(cluster_path())),
+        cluster=shlex.quote(str(compute_path())),
         targets=" ".join(map(shlex.quote, targets)),
     )
 
@@ -94,8 +94,9 @@ def status(_: list[str]) -> str:
         alive = found["state"] != "running" or time.time() - path.stat().st_mtime < STALE_SECONDS
         lines += ["", describe(found, alive)]
         shown += found["state"] == "running" and alive
-    if trainings := describe_trainings(store_root() / "train"):
-        lines += ["", *trainings]
+    for module in stage_modules("status"):
+        if of_stage := module.lines():
+            lines += ["", *of_stage]
     print("\n".join(lines))
     return f"{len(jobs)} jobs, {shown} stages that ask for completions"
 

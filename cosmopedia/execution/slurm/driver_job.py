@@ -3,7 +3,7 @@
 In: DVC's targets, the cluster file's section driver, the job's environment. Out: DVC's own output, its exit status,
 and `<store root>/driver/status.json`. A turn that is out of time interrupts DVC (as Ctrl-C does: what a stage has
 completed is in the store), leaves the servers for the next turn, and puts its own job back into the queue. A pipeline
-that fails, and a person's `stop`, end the run. Alone: clusters/templates/driver.sh.j2 runs it.
+that fails, and a person's `stop`, end the run. Alone: compute/templates/driver.sh.j2 runs it.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages.clusters import Driver, cluster_path, load_cluster
-from stages.errors import ClusterError, ConfigError, CosmoError
-from stages.launch import slurm
-from stages.launch.servers import COMES_BACK
-from stages.lineage import store_root
+from cosmopedia.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.execution.compute import Driver, compute_path, load_compute
+from cosmopedia.execution.slurm import commands as slurm
+from cosmopedia.execution.slurm.fleet import COMES_BACK
+from cosmopedia.lineage import store_root
 
 REQUEUE_SECONDS = 60.0  # for Slurm to end this job once it is requeued
 INTERRUPTED = 130
@@ -192,9 +192,9 @@ def _count_stages() -> int | None:
 
 def main() -> int:
     """A turn with the command line's targets."""
-    driver = load_cluster().driver
+    driver = load_compute().driver
     if driver is None:
-        raise ConfigError(f"{cluster_path()} has no section driver; give it one with at least its time")
+        raise ConfigError(f"{compute_path()} has no section driver; give it one with at least its time")
     return Turn(driver, sys.argv[1:]).run()
 
 

@@ -25,13 +25,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
-from stages.clusters import EndpointSpec, Serving
-from stages.draws import content_hash
-from stages.errors import ClusterError, ConfigError, CosmoError
-from stages.launch import slurm
-from stages.lineage import store_root
+from cosmopedia.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.execution.compute import EndpointSpec, Serving
+from cosmopedia.execution.slurm import commands as slurm
+from cosmopedia.lineage import store_root
+from cosmopedia.rng import content_hash
 
-TEMPLATES = Path("clusters/templates")
+TEMPLATES = Path("compute/templates")
 LOOK_SECONDS = 2.0  # between two looks at the queue
 END_SECONDS = 60.0  # for cancelled jobs to end
 PASSED = [  # into docker; the other runtimes pass everything on
@@ -282,7 +282,7 @@ class SlurmFleet:
 
 
 def driver_comes_back() -> bool:
-    """Whether the driver is stopped only to be requeued (stages/launch/turn.py)."""
+    """Whether the driver is stopped only to be requeued (cosmopedia/execution/slurm/driver_job.py)."""
     return bool(path := os.environ.get(COMES_BACK)) and Path(path).exists()
 
 

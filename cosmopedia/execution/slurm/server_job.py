@@ -3,7 +3,7 @@
 In: a fleet's folder on a file system that all nodes share. Out: `<fleet>/servers/<job>.<restart>.json` with the
 address, while the engine is healthy. It ends the engine when the job is cancelled, and when no driver has shown a sign
 of life (`<fleet>/drivers/*`) for `--idle` seconds: a fleet whose driver was killed ends by itself.
-Alone: the job script of clusters/templates/server.sh.j2 runs it.
+Alone: the job script of compute/templates/server.sh.j2 runs it.
 """
 
 import argparse
@@ -153,7 +153,9 @@ def _end(engine: "subprocess.Popen[bytes]") -> None:
 
 def main() -> int:
     """Parse the command line and supervise."""
-    parser = argparse.ArgumentParser(prog="stages.launch.supervisor", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="cosmopedia.execution.slurm.server_job", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--fleet", type=Path, required=True, help="the fleet's folder")
     parser.add_argument("--startup", type=float, required=True, help="seconds until the engine must be healthy")
     parser.add_argument("--idle", type=float, required=True, help="seconds without a driver after which it ends")

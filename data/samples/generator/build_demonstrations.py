@@ -9,10 +9,10 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from stages.clustering.labelling import expected_answer, labelling_prompt, read_label_template
-from stages.draws import draw_sample, draw_u64
-from stages.prompting.templates import read_template
-from stages.seeds.readers import OpenstaxFilter, Rejected, openstax
+from cosmopedia.rng import draw_sample, draw_u64
+from stages.label.answers import expected_answer, labelling_prompt, read_label_template
+from stages.prompts.templates import read_template
+from stages.sources.readers import OpenstaxFilter, Rejected, openstax
 
 HERE = Path(__file__).parents[1]  # data/samples
 SEED, EXTRACT_CHARS, LABEL_CHARS = 11, 320, 120

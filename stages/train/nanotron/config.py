@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from stages.errors import ConfigError, InternalError
-from stages.training.initial import STD
-from stages.training.nano.job import Job
+from cosmopedia.errors import ConfigError, InternalError
+from stages.train.init_weights import STD
+from stages.train.nanotron.job import Job
 
 
 def render(job: Job, folder: Path, eos: int, checkpoint: Path | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ The folder lies outside DVC's outs, under `<store>/train/<key>`, on a file syste
     steps.csv                   a line a step, while it runs
     checkpoints/<step>/         nanotron's checkpoints; one counts when its losses.csv, written last, is there
     stop                        somebody wants a checkpoint and the end (SIGTERM, Slurm's warning)
-    error.json                  why the processes ended: an error class of stages/errors.py and a message
+    error.json                  why the processes ended: an error class of cosmopedia/errors.py and a message
     result.json, probe.safetensors   the end: validation loss; logits on a fixed input, for the export to compare
 """
 
@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from stages import errors
-from stages.clusters import Layout, Training, cluster_path
-from stages.errors import ConfigError
-from stages.settings import Params
-from stages.training import checkpoints
-from stages.training.recipe import Recipe
+from cosmopedia import errors
+from cosmopedia.errors import ConfigError
+from cosmopedia.execution.compute import Layout, Training, compute_path
+from cosmopedia.params import Params
+from stages.train import checkpoints
+from stages.train.recipe import Recipe
 
 
 class Step(NamedTuple):
@@ -100,7 +100,7 @@ def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], tra
         )
     except ValidationError as error:
         told = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
-        raise ConfigError(f"{told} (training.layout in {cluster_path()})") from None
+        raise ConfigError(f"{told} (training.layout in {compute_path()})") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ B  where there is no CUDA: the few places that name the device are sent to the C
 C  repairs of 0.2 on any device
 D  where the cluster file says `compile: true`: what works element by element becomes one kernel each
 
-Each patch says what fails without it; tests/test_nanotron.py leaves out one at a time and sees it fail.
+Each patch says what fails without it; tests/stages/train/test_nanotron.py leaves out one at a time and sees it fail.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
@@ -27,7 +27,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from stages.errors import ConfigError
+from cosmopedia.errors import ConfigError
 
 VERSION = "0.2"  # of nanotron that these patches were made for and tested with
 
@@ -293,7 +293,7 @@ def _another_layout() -> None:
     from nanotron import trainer
     from nanotron.optim import NamedOptimizer, ZeroDistributedOptimizer
 
-    from stages.training.nano.resharding import MASTER, SavedStates, mine
+    from stages.train.nanotron.resharding import MASTER, SavedStates, mine
 
     inner = trainer.load_optimizer
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from stages.errors import DataError
-from stages.training.nano.layout import shards_of
+from cosmopedia.errors import DataError
+from stages.train.nanotron.weights import shards_of
 
 FILE = re.compile(r"optimizer_pp-(\d+)-of-\d+(?:_dp-(\d+)-of-\d+)?_tp-(\d+)-of-\d+_exp-0-of-1\.pt")
 MASTER = "master"  # the fp32 copy of a weight that is trained in bf16

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from stages.errors import DataError
-from stages.training.initial import shapes
-from stages.training.recipe import Architecture
+from cosmopedia.errors import DataError
+from stages.train.init_weights import shapes
+from stages.train.recipe import Architecture
 
 LAYER = re.compile(r"model\.decoder\.(\d+)\.pp_block\.(.+)\.weight")
 PLAIN = {

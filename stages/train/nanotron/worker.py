@@ -1,6 +1,6 @@
-"""One process of a nanotron training, under torchrun: python -m stages.training.nano.worker <job's folder>
+"""One process of a nanotron training, under torchrun: python -m stages.train.nanotron.worker <job's folder>
 
-In: the folder's job.json and the token shards. Out: steps.csv, checkpoints, result.json (stages/training/nano/job.py).
+In: the folder's job.json and the token shards. Out: steps.csv, checkpoints, result.json (see job.py).
 The batches are those of the light trainer, whatever the layout: the places of a step are dealt to data-parallel ranks,
 so that no window is seen twice or left out. Begins from the newest whole checkpoint.
 """
@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from stages.errors import ConfigError, CosmoError, DataError, run_stage
-from stages.training import checkpoints
-from stages.training.checkpoints import LOSSES
-from stages.training.failures import is_out_of_memory, no_number
-from stages.training.initial import initial_weight, shapes
-from stages.training.nano import patches
-from stages.training.nano.config import check, render, write
-from stages.training.nano.job import (
+from cosmopedia.errors import ConfigError, CosmoError, DataError, run_stage
+from stages.train import checkpoints
+from stages.train.checkpoints import LOSSES
+from stages.train.init_weights import initial_weight, shapes
+from stages.train.messages import is_out_of_memory, no_number
+from stages.train.nanotron import patches
+from stages.train.nanotron.config import check, render, write
+from stages.train.nanotron.job import (
     Job,
     Step,
     latest_checkpoint,
@@ -40,9 +40,8 @@ from stages.training.nano.job import (
     write_json,
     write_steps,
 )
-from stages.training.nano.layout import to_nanotron
-from stages.training.recipe import flops_per_token
-from stages.training.shards import TokenShards, WindowOrder, read_corpus
+from stages.train.nanotron.weights import to_nanotron
+from stages.train.shards import TokenShards, WindowOrder, read_corpus
 
 KEPT = 2  # checkpoints
 PROBE = 64  # tokens of the fixed input
@@ -151,7 +150,7 @@ def build(job: Job, folder: Path, checkpoint: Path | None, config: str) -> Any:
             speed = recipe.batch * recipe.sequence / seconds
             mfu = None
             if job.peak_tflops:
-                mfu = speed * flops_per_token(recipe) / (job.peak_tflops * 1e12 * job.layout.processes)
+                mfu = speed * recipe.flops_per_token / (job.peak_tflops * 1e12 * job.layout.processes)
             step = Step(self.iteration_step, loss, self.rate, norm, seconds, speed, mfu)
             self.steps.append(step)
             if self.rank == self.logger_ranks[0]:

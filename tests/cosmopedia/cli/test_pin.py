@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.errors import ConfigError
-from stages.pinning import pin, references
+from cosmopedia.cli.pin import pin, references
+from cosmopedia.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 PROFILE = """# a profile
 sources:
   web: {dataset: HuggingFaceFW/fineweb, split: train, revision: main} # the web

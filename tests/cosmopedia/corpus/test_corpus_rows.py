@@ -14,14 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
-from stages import clean, dedup, tokenize_corpus
-from stages.draws import draw_u64
-from stages.errors import DataError
-from stages.settings import read_yaml
-from stages.tables.contracts import DOCUMENT, REMOVED
-from stages.tables.parquet import read_rows, read_table
+from cosmopedia.errors import DataError
+from cosmopedia.params import read_yaml
+from cosmopedia.rng import draw_u64
+from cosmopedia.tables.contracts import DOCUMENT, REMOVED
+from cosmopedia.tables.parquet import read_rows, read_table
+from stages.clean import __main__ as clean
+from stages.dedup import __main__ as dedup
+from stages.tokenize_corpus import __main__ as tokenize_corpus
+from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
 INPUTS = {"clean": "data/generate", "dedup": "data/clean", "tokenize_corpus": "data/decontaminate"}
 MAINS = {"clean": clean.main, "dedup": dedup.main, "tokenize_corpus": tokenize_corpus.main}
@@ -87,7 +89,7 @@ def decisions(folder: Path, stage: str) -> dict[str, object]:
 
 @pytest.fixture
 def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
     byte_tokenizer(empty_folder / "models/generator")
     return empty_folder
 

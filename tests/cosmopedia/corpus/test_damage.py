@@ -8,12 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
-from stages import clean, dedup, tokenize_corpus
-from stages.corpus.cells import CorpusRun
-from stages.draws import draw_u64
-from stages.errors import DataError
+from cosmopedia.corpus.pipeline import CorpusRun
+from cosmopedia.errors import DataError
+from cosmopedia.rng import draw_u64
+from stages.clean import __main__ as clean
+from stages.dedup import __main__ as dedup
+from stages.tokenize_corpus import __main__ as tokenize_corpus
+from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
 STAGES = {
     "clean": ("data/generate", clean),
@@ -30,7 +32,7 @@ def essay(number: int) -> str:
 @pytest.fixture
 def corpus(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three cells for each of the stages, with duplicates and texts to remove, run as three tasks."""
-    monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 4)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 4)
     byte_tokenizer(empty_folder / "models/generator")
     for folder, _ in STAGES.values():
         for n, cell in enumerate(("openstax-college", "web-blogpost", "wikihow-article")):
@@ -118,8 +120,8 @@ def test_a_damaged_input_is_named(corpus: Path, stage: str, damage):
 
 KILLED = """
 import os, signal, sys
-from stages.corpus import cells
-from stages.launch.executors import LocalExecutor
+from cosmopedia.corpus import pipeline as cells
+from cosmopedia.execution.executors import LocalExecutor
 cells.ROWS_PER_TASK, whole, left = 4, LocalExecutor._run_for_rank, int(sys.argv[2])
 def counted(self, *arguments):
     global left
@@ -128,7 +130,7 @@ def counted(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(self, *arguments)
 LocalExecutor._run_for_rank = counted
-__import__(f"stages.{sys.argv[1]}", fromlist=["main"]).main()
+__import__(f"stages.{sys.argv[1]}.__main__", fromlist=["main"]).main()
 """
 
 

@@ -23,12 +23,12 @@ from aiohttp.test_utils import TestClient, TestServer
 from text_generation.errors import OverloadedError, ValidationError, parse_error
 from text_generation.types import Response, StreamResponse
 
-from stages.serving import decoding
-from stages.serving.batching import Batcher, Job
-from stages.serving.choosing import Choice, Grammars, choose, shares
-from stages.serving.cpu_server import Server
-from stages.serving.decoding import LlamaDecoder, LlamaWeights, StaticDecoder
-from stages.serving.tiny_llama import Demonstration, train_tokenizer
+from cosmopedia.cpu_server import decoding
+from cosmopedia.cpu_server.app import Server
+from cosmopedia.cpu_server.batching import Batcher, Job
+from cosmopedia.cpu_server.decoding import LlamaDecoder, LlamaWeights, StaticDecoder
+from cosmopedia.cpu_server.sampling import Choice, Grammars, choose, shares
+from stages.generator.tiny_llama import Demonstration, train_tokenizer
 
 TEXTS = [
     "The moon pulls the sea into two bulges, and the earth turns beneath them.",
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, place: Path, *more: str) -> Running:
     registration = place / "server.json"
-    command = [sys.executable, "-m", "stages.serving.cpu_server", "--model", str(folder), "--model-id", "tiny"]
+    command = [sys.executable, "-m", "cosmopedia.cpu_server.app", "--model", str(folder), "--model-id", "tiny"]
     command += ["--revision", "abc", "--port", "0", "--registration", str(registration), *more]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     end = time.monotonic() + 120

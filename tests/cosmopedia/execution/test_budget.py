@@ -10,32 +10,33 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_tgi import FakeTgi
-from prompt_rows import MODEL, write_model, write_prompts, write_settings
 
-from stages import completions, generate
-from stages.errors import ClusterError, ConfigError
-from stages.serving import generation
-from stages.serving.budget import Budget, forecast, read_rate, refuse, spent, write_rate
-from stages.serving.monitor import status_files
-from stages.settings import load
+from cosmopedia.cli import store as completions
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution import sending
+from cosmopedia.execution.budget import Budget, forecast, read_rate, refuse, spent, write_rate
+from cosmopedia.execution.status import status_files
+from stages.generate import __main__ as generate
+from stages.label import cosmo_requests
+from tests.support.fake_tgi import FakeTgi
+from tests.support.prompt_rows import MODEL, write_model, write_prompts, write_settings
 
 NAMING = SimpleNamespace(sampling=None)
 
 
 @pytest.fixture
 def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(generation, "_mlflow", lambda *_: nullcontext())
+    monkeypatch.setattr(sending, "_mlflow", lambda *_: nullcontext())
     write_model(empty_folder)
     write_prompts(empty_folder, {"web-blogpost": 60, "wikihow-wikihow": 40})
     return empty_folder
 
 
 def serving(folder: Path, **changes: object):
-    from stages.clusters import load_cluster
+    from cosmopedia.execution.compute import load_compute
 
     write_settings(folder, [], **{f"serving.{name}": value for name, value in changes.items()})
-    return load_cluster().serving
+    return load_compute().serving
 
 
 def test_a_forecast_multiplies_what_is_missing_by_the_measured_length_and_rate(folder: Path) -> None:
@@ -126,8 +127,9 @@ def test_what_nothing_refers_to_is_named_and_then_removed(folder: Path, monkeypa
         monkeypatch.setattr(sys, "argv", ["completions", *words])
         return completions.main()
 
-    monkeypatch.setattr(completions, "questions", lambda *_: SimpleNamespace(requests=[]))  # no clusters to label here
-    monkeypatch.setattr(completions, "load", lambda name, model: load(name, model) if name == "generate" else NAMING)
+    no_clusters = SimpleNamespace(requests=[])
+    monkeypatch.setattr(cosmo_requests, "questions", lambda *_: no_clusters)
+    monkeypatch.setattr(cosmo_requests, "load", lambda *_: NAMING)
     with FakeTgi() as server:
         write_settings(folder, [server.url])
         generate.main()
@@ -180,9 +182,9 @@ def test_a_run_that_ends_in_an_error_says_so_in_its_status(folder: Path) -> None
 def test_mlflow_holds_the_throughput_over_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    for name in ("COSMO_STORE", "COSMO_CLUSTER", "DVC_ROOT", "MLFLOW_TRACKING_URI"):
+    for name in ("COSMO_STORE", "COSMO_COMPUTE", "DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("stages.serving.monitor.RECORD_SECONDS", 0.5)
+    monkeypatch.setattr("cosmopedia.execution.status.RECORD_SECONDS", 0.5)
     with FakeTgi(delay=0.3, slots=8) as server:
         write_settings(folder, [server.url])
         generate.main()

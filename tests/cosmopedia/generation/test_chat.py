@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from prompt_rows import write_model
 from transformers import AutoTokenizer
 
-from stages.errors import DataError
-from stages.serving.chat import ChatTokenizer
+from cosmopedia.errors import DataError
+from cosmopedia.generation.chat import ChatTokenizer
+from tests.support.prompt_rows import write_model
 
 TEMPLATES = {
     "inst": (

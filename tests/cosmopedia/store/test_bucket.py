@@ -9,18 +9,18 @@ from pathlib import Path
 
 import boto3
 import pytest
-from fake_tgi import FakeTgi
 from moto.server import ThreadedMotoServer
-from prompt_rows import write_model, write_prompts, write_settings
-from test_store import ROOT, completion
 
-from stages import generate
-from stages.completions import main
-from stages.errors import ClusterError
-from stages.serving import generation
-from stages.serving import mirror as mirror_module
-from stages.serving.mirror import Mirror
-from stages.serving.store import CompletionStore
+from cosmopedia.cli.store import main
+from cosmopedia.errors import ClusterError
+from cosmopedia.execution import sending
+from cosmopedia.store import bucket as mirror_module
+from cosmopedia.store.bucket import Mirror
+from cosmopedia.store.store import CompletionStore
+from stages.generate import __main__ as generate
+from tests.support.completions import ROOT, completion
+from tests.support.fake_tgi import FakeTgi
+from tests.support.prompt_rows import write_model, write_prompts, write_settings
 
 ADDRESS = "s3://completions/team"
 
@@ -91,11 +91,10 @@ def test_segments_are_uploaded_while_a_run_goes_on(
 
 KILLED = """
 import sys
-sys.path.insert(0, "tests")
 from pathlib import Path
-from test_store import completion
-from stages.serving.mirror import Mirror
-from stages.serving.store import CompletionStore
+from tests.support.completions import completion
+from cosmopedia.store.bucket import Mirror
+from cosmopedia.store.store import CompletionStore
 store = CompletionStore(mirror=Mirror("s3://completions/team", Path(sys.argv[1])))
 store.append([completion(n) for n in range(10)])
 print("done", flush=True)
@@ -137,7 +136,7 @@ def test_compaction_in_the_bucket_reaches_every_machine(
 def test_generate_works_on_a_store_in_a_bucket(
     bucket: str, server: str, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "_mlflow", lambda *_: nullcontext())
+    monkeypatch.setattr(sending, "_mlflow", lambda *_: nullcontext())
     write_model(empty_folder)
     write_prompts(empty_folder, {"web-blogpost": 30})
     monkeypatch.setenv("COSMO_STORE", ADDRESS)
@@ -164,7 +163,7 @@ def test_a_bucket_that_fails_in_the_middle_costs_nothing(
         assert store.mirror is not None
         fails = PermissionError("Access Denied")
         monkeypatch.setattr(store.mirror._files, "put_file", lambda *_, **__: (_ for _ in ()).throw(fails))
-    assert "Access Denied" in (said := capsys.readouterr().err) and "completions push" in said
+    assert "Access Denied" in (said := capsys.readouterr().err) and "store push" in said
     monkeypatch.undo()
     monkeypatch.setenv("COSMO_STORE", ADDRESS)
     again = CompletionStore(mirror=machine(tmp_path / "a"))

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_store import completion, run_python
 
-from stages.errors import DataError
-from stages.serving import packs as packs_module
-from stages.serving.packs import files_in
-from stages.serving.segments import SegmentWriter
-from stages.serving.store import CompletionStore
-from stages.serving.upkeep import compact, salvage, verify
+from cosmopedia.errors import DataError
+from cosmopedia.store import parquet_files as packs_module
+from cosmopedia.store.maintenance import compact, salvage, verify
+from cosmopedia.store.parquet_files import files_in
+from cosmopedia.store.segments import SegmentWriter
+from cosmopedia.store.store import CompletionStore
+from tests.support.completions import completion, run_python
 
 
 def fill(folder: Path, *ranges: range) -> None:
@@ -83,10 +83,9 @@ def test_what_nothing_wants_is_left_out_of_packs_too(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, "tests")
 from pathlib import Path
-from stages.serving import packs
-from stages.serving.upkeep import compact
+from cosmopedia.store import parquet_files as packs
+from cosmopedia.store.maintenance import compact
 packs.GROUP_ROWS, packs.PACK_ROWS = 16, 64
 written = 0
 def dying(self, key, row, write=packs.PackWriter.write):
@@ -116,9 +115,8 @@ def test_compaction_killed_anywhere_loses_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     fill(tmp_path, range(300))
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-    code = (
-        "from pathlib import Path\nfrom stages.serving.upkeep import compact\nimport sys\ncompact(Path(sys.argv[1]))"
-    )
+    code = "import sys\nfrom pathlib import Path\nfrom cosmopedia.store.maintenance import compact\n"
+    code += "compact(Path(sys.argv[1]))"
     process = run_python(limit + code, tmp_path)
     assert "make room and run it again" in process.communicate()[1]
     assert all(CompletionStore(tmp_path).get(completion(n).key) == completion(n) for n in range(300))
@@ -194,7 +192,7 @@ MILLIONS = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from stages.serving.store import CompletionStore
+from cosmopedia.store.store import CompletionStore
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 store = CompletionStore(Path(sys.argv[1]))
 rows, draw = int(sys.argv[2]), np.random.default_rng(1)
@@ -212,7 +210,7 @@ print(rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
 
 @pytest.mark.slow
 def test_the_index_takes_eight_bytes_a_key(tmp_path: Path) -> None:
-    """Two million here; 30 million are measured by benchmarks/generation.py."""
+    """Two million here; 30 million are measured by perf/generation.py."""
     process = subprocess.run(
         [sys.executable, "-c", MILLIONS, str(tmp_path), "2000000"], capture_output=True, text=True, cwd=Path.cwd()
     )

@@ -1,42 +1,29 @@
 """The completion store: done is durable, torn is ignored, damaged is named, and no key gets another's text."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from rows import document, write_documents
 
-from stages import completions
-from stages.draws import content_hash
-from stages.errors import ClusterError, ConfigError, DataError
-from stages.serving import segments as segments_module
-from stages.serving.requests import Completion
-from stages.serving.store import CompletionStore
-from stages.serving.upkeep import salvage, verify
-
-ROOT = Path(__file__).parents[1]
-
-
-def completion(number: int, words: int = 20) -> Completion:
-    key = content_hash("store test", number)
-    return Completion(key, f"text of {number} " + f"w{number} " * words, "eos_token", words, 7, "fake/1")
+from cosmopedia.cli import store as completions
+from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.generation.requests import Completion
+from cosmopedia.store import segments as segments_module
+from cosmopedia.store.maintenance import salvage, verify
+from cosmopedia.store.store import CompletionStore
+from tests.support.completions import completion, run_python
+from tests.support.documents import document, write_documents
 
 
 def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.seg"))
 
 
-def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-
-
 WRITER = """
 import sys
-sys.path.insert(0, "tests")
-from test_store import CompletionStore, completion
+from cosmopedia.store.store import CompletionStore
+from tests.support.completions import completion
 with CompletionStore(sys.argv[1]) as store:
     for batch in range(int(sys.argv[2]), int(sys.argv[3])):
         store.append([completion(10 * batch + n) for n in range(10)])

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import DataError, InternalError
-from stages.tables.accounting import RowAccount
-from stages.tables.contracts import TOPIC_OF_ROW
-from stages.tables.parquet import TableWriter, read_batches, read_table, write_table
+from cosmopedia.errors import DataError, InternalError
+from cosmopedia.tables.contracts import TOPIC_OF_ROW
+from cosmopedia.tables.parquet import TableWriter, read_batches, read_table, write_table
+from cosmopedia.tables.row_counts import RowAccount
 
 ROWS = [{"row_id": f"web/{n}", "cluster": n, "topic": "Geology"} for n in range(5)]
 

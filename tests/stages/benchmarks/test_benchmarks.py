@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from rows import ROOT, repository
 
-from stages.benchmarks import items_of, main
-from stages.corpus.cloze import FORMS, Cloze, Fields
-from stages.errors import ConfigError, DataError
-from stages.seeds.reading import Record, read_records
-from stages.settings import read_yaml
-from stages.tables.contracts import BENCHMARK
-from stages.tables.parquet import read_rows
+from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.params import read_yaml
+from cosmopedia.records import Record, read_records
+from cosmopedia.tables.contracts import BENCHMARK
+from cosmopedia.tables.parquet import read_rows
+from stages.benchmarks.__main__ import items_of, main
+from stages.benchmarks.cloze import FORMS, Cloze, Fields
+from tests.support.documents import ROOT, repository
 
 LETTERED = {"choices": {"text": ["ice", "steam"], "label": ["A", "B"]}, "answerKey": "B"}
 RECORDS: dict[str, dict] = {

@@ -3,24 +3,16 @@
 from pathlib import Path
 
 import pytest
-from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
-from stages.clean import main
-from stages.corpus.cleaning import (
-    Cleaned,
-    CleanParams,
-    Refused,
-    clean,
-    strip_closings,
-    strip_openings,
-    to_last_sentence,
-)
-from stages.corpus.language import foreign
-from stages.corpus.repetition import RepetitionLimits, repetition
-from stages.errors import ConfigError, DataError
-from stages.settings import check, read_yaml
-from stages.tables.contracts import DOCUMENT, REMOVED
-from stages.tables.parquet import read_rows
+from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.params import check, read_yaml
+from cosmopedia.tables.contracts import DOCUMENT, REMOVED
+from cosmopedia.tables.parquet import read_rows
+from stages.clean.__main__ import main
+from stages.clean.language import foreign
+from stages.clean.repetition import RepetitionLimits, repetition
+from stages.clean.rules import Cleaned, CleanParams, Refused, clean, strip_closings, strip_openings, to_last_sentence
+from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
 PARAMS = CleanParams.model_validate(
     read_yaml(ROOT / "params.yaml")["clean"] | read_yaml(ROOT / "profiles/laptop.yaml")["clean"]
@@ -263,7 +255,7 @@ def test_a_closing_that_is_not_anchored_to_the_end_is_refused(pattern: str):
 @pytest.fixture
 def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COSMO_CLUSTER", raising=False)
+    monkeypatch.delenv("COSMO_COMPUTE", raising=False)
     byte_tokenizer(tmp_path / "models/generator")
     good = [document(text=f"{PROSE} Number {i}.", text_token_length=90) for i in range(4)]
     cut = document(text=f"{PROSE} And then", text_token_length=91, finish_reason="length")
@@ -303,7 +295,7 @@ def test_the_bytes_do_not_depend_on_tasks(generated: Path, monkeypatch: pytest.M
     repository(generated, "clean")
     main()
     alone = bytes_of(generated / "data/clean")
-    monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
     repository(generated, "clean", cluster_tasks=3)
     main()
     assert bytes_of(generated / "data/clean") == alone

@@ -8,18 +8,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from rows import ROOT
 
-from stages import cluster
-from stages.clustering import spans
-from stages.clustering.grouping import assign, find_groups
-from stages.clustering.spans import part_of, read_parts, read_span, span_of
-from stages.clustering.vectors import table_of_vectors
-from stages.draws import draw_sample
-from stages.errors import DataError
-from stages.lineage import hash_files
-from stages.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
-from stages.tables.parquet import TableWriter, read_batches, read_table
+from cosmopedia.errors import DataError
+from cosmopedia.lineage import hash_files
+from cosmopedia.rng import draw_sample
+from cosmopedia.tables import row_ranges as spans
+from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
+from cosmopedia.tables.parquet import TableWriter, read_batches, read_table
+from cosmopedia.tables.row_ranges import part_of, read_parts, read_span, span_of
+from cosmopedia.tables.vectors import table_of_vectors
+from stages.cluster import __main__ as cluster
+from stages.cluster.umap_hdbscan import assign, find_groups
+from tests.support.documents import ROOT
 
 pytestmark = pytest.mark.slow  # UMAP is compiled at its first use, about 12 CPU s
 GROUPS, EACH, DIMENSIONS, SAMPLE = 4, 30, 16, 80
@@ -57,8 +57,8 @@ def rows() -> tuple[list[str], np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def folder(empty_folder: Path, rows: tuple) -> Path:
-    Path("clusters").mkdir()
-    shutil.copy(ROOT / "clusters/local.yaml", "clusters")
+    Path("compute").mkdir()
+    shutil.copy(ROOT / "compute/local.yaml", "compute")
     write_params()
     write_vectors(*rows[:2], batch=1000)
     return empty_folder

@@ -15,17 +15,17 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import ROOT, bytes_of, document, repository, write_documents, write_items
 
-from stages.corpus.blocks import Matcher
-from stages.corpus.contamination import DecontaminateParams, Findings, Index
-from stages.corpus.wordhash import word_hashes
-from stages.corpus.words import plain_words
-from stages.decontaminate import main
-from stages.errors import DataError
-from stages.settings import read_yaml
-from stages.tables.contracts import REMOVED
-from stages.tables.parquet import read_rows
+from cosmopedia.corpus.words import plain_words
+from cosmopedia.errors import DataError
+from cosmopedia.params import read_yaml
+from cosmopedia.tables.contracts import REMOVED
+from cosmopedia.tables.parquet import read_rows
+from stages.decontaminate.__main__ import main
+from stages.decontaminate.index import DecontaminateParams, Findings, Index
+from stages.decontaminate.matching_blocks import Matcher
+from stages.decontaminate.ngrams import word_hashes
+from tests.support.documents import ROOT, bytes_of, document, repository, write_documents, write_items
 
 RULE = DecontaminateParams(
     ngram=10, shortest_item=5, min_block=5, max_ratio=0.5, ratio="plain", window=0.5, common_ngram=None
@@ -246,7 +246,8 @@ def test_a_document_of_10_mb_takes_seconds_and_little_memory():
     text = f"{FILLER * 3000} {ICE} It becomes a solid. {' '.join(PARTLY.split()[:28])} {FILLER}"
     assert len(text) > 10_000_000
     program = (
-        "import re, sys; from pathlib import Path; from tests.test_decontaminate import RULE, Index, guilty;"
+        "import re, sys; from pathlib import Path;"
+        "from tests.stages.decontaminate.test_decontaminate import RULE, Index, guilty;"
         "items = [tuple(line.split('|')) for line in sys.argv[1:]];"
         "print(guilty(Index(items, RULE), sys.stdin.read()));"
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"  # ru_maxrss has the parent's
@@ -255,7 +256,7 @@ def test_a_document_of_10_mb_takes_seconds_and_little_memory():
     done = subprocess.run(
         [sys.executable, "-c", program, *items],
         input=text,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -268,7 +269,7 @@ def test_a_document_of_10_mb_takes_seconds_and_little_memory():
 @pytest.fixture
 def deduplicated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COSMO_CLUSTER", raising=False)
+    monkeypatch.delenv("COSMO_COMPUTE", raising=False)
     write_items(tmp_path / "data/benchmarks", "arc_easy", [(ICE, "It becomes a solid."), (SUN, "The Earth turns.")])
     write_items(
         tmp_path / "data/benchmarks",
@@ -341,11 +342,11 @@ def outputs(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_bytes_do_not_depend_on_tasks(deduplicated: Path, monkeypatch: pytest.MonkeyPatch):
     for common in (None, 1):
-        monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 5000)
+        monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 5000)
         repository(deduplicated, "decontaminate", common_ngram=common)
         main()
         alone = outputs(deduplicated)
-        monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 1)
+        monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
         repository(deduplicated, "decontaminate", cluster_tasks=3, common_ngram=common)
         main()
         assert outputs(deduplicated) == alone

@@ -11,17 +11,17 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupCluster,
 from datatrove.utils.text import TextNormConfig, simplify_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import bytes_of, document, repository, write_documents
 
-from stages.corpus.exact import extract_share, fingerprint
-from stages.corpus.minhash import CLUSTER, Clusters, Signatures, judge
-from stages.corpus.words import jaccard, shingles, simplified_words, without_diacritics
-from stages.dedup import main
-from stages.draws import draw_u64
-from stages.errors import DataError
-from stages.settings import read_yaml
-from stages.tables.contracts import DOCUMENT, REMOVED
-from stages.tables.parquet import read_rows
+from cosmopedia.corpus.words import jaccard, shingles, simplified_words, without_diacritics
+from cosmopedia.errors import DataError
+from cosmopedia.params import read_yaml
+from cosmopedia.rng import draw_u64
+from cosmopedia.tables.contracts import DOCUMENT, REMOVED
+from cosmopedia.tables.parquet import read_rows
+from stages.dedup.__main__ import main
+from stages.dedup.exact import extract_share, fingerprint
+from stages.dedup.minhash import CLUSTER, Clusters, Signatures, judge
+from tests.support.documents import bytes_of, document, repository, write_documents
 
 TOPICS = ["rivers", "bread", "volcanoes", "algebra", "sailing", "glass", "bees", "bridges"]
 
@@ -38,7 +38,7 @@ def essay(topic: str, ending: str = "That is all there is to it.") -> str:
 def cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Eight distinct essays; copies of three of them in other cells: exact, shouted, with another last sentence."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COSMO_CLUSTER", raising=False)
+    monkeypatch.delenv("COSMO_COMPUTE", raising=False)
     rows = [document(text=essay(topic), completion_id=f"{i}0-0") for i, topic in enumerate(TOPICS)]
     copies = [
         document(text=essay("rivers"), completion_id="99-0"),
@@ -100,7 +100,7 @@ def test_the_bytes_do_not_depend_on_tasks(cleaned: Path, monkeypatch: pytest.Mon
     repository(cleaned, "dedup")
     main()
     alone = bytes_of(cleaned / "data/dedup")
-    monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
     for tasks in (2, 4):
         repository(cleaned, "dedup", cluster_tasks=tasks)
         main()
@@ -112,7 +112,7 @@ def test_the_bytes_do_not_depend_on_workers(cleaned: Path, monkeypatch: pytest.M
     repository(cleaned, "dedup")
     main()
     alone = bytes_of(cleaned / "data/dedup")
-    monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
     repository(cleaned, "dedup", cluster_tasks=3, cluster_workers=2)
     main()
     assert bytes_of(cleaned / "data/dedup") == alone

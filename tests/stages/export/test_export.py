@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_llama import write_model, write_tokenizer, write_training
 
-from stages import export
-from stages.errors import DataError, InternalError
+from cosmopedia.errors import DataError, InternalError
+from stages.export import __main__ as export
+from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 
 
 @pytest.fixture

@@ -12,17 +12,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from fake_tgi import FakeTgi, text_of
-from prompt_rows import MODEL, ROOT, prompt_row, write_model, write_prompts, write_settings
 
-from stages import generate
-from stages.errors import ClusterError
-from stages.lineage import hash_files
-from stages.serving import generation
-from stages.serving.generation import GenerationModel
-from stages.serving.store import CompletionStore
-from stages.tables.contracts import DOCUMENT, FAILED
-from stages.tables.parquet import read_table
+from cosmopedia.errors import ClusterError
+from cosmopedia.execution import sending
+from cosmopedia.generation.complete import GenerationModel
+from cosmopedia.lineage import hash_files
+from cosmopedia.store.store import CompletionStore
+from cosmopedia.tables.contracts import DOCUMENT, FAILED
+from cosmopedia.tables.parquet import read_table
+from stages.generate import __main__ as generate
+from tests.support.fake_tgi import FakeTgi, text_of
+from tests.support.prompt_rows import MODEL, ROOT, prompt_row, write_model, write_prompts, write_settings
 
 CELLS = {"khanacademy-textbook": 0, "web-blogpost": 6, "wikihow-wikihow": 4}
 OUT = Path("data/generate")
@@ -30,7 +30,7 @@ OUT = Path("data/generate")
 
 @pytest.fixture
 def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(generation, "_mlflow", lambda *_: nullcontext())  # it has a test of its own
+    monkeypatch.setattr(sending, "_mlflow", lambda *_: nullcontext())  # it has a test of its own
     write_model(empty_folder)
     write_prompts(empty_folder, CELLS)
     return empty_folder
@@ -172,17 +172,17 @@ def test_an_endpoint_that_is_not_there_is_named(folder: Path) -> None:
 
 DRIVER = """
 import sys
-from stages.serving import fleet
+from cosmopedia.execution import servers as fleet
 fleet.CPU_SERVER = (sys.executable, sys.argv[1])
-from stages.errors import run_stage
-from stages.generate import main
+from cosmopedia.errors import run_stage
+from stages.generate.__main__ import main
 run_stage("generate", main)
 """
 
 
 def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
     """generate as a process, with servers of its own (the fake ones)."""
-    command = [sys.executable, "-c", DRIVER, str(ROOT / "tests/fake_tgi.py")]
+    command = [sys.executable, "-c", DRIVER, str(ROOT / "tests/support/fake_tgi.py")]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=variables, stdout=pipe, stderr=pipe, text=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from stages.errors import ConfigError, DataError
-from stages.generator import GeneratorParams, describe, train
-from stages.serving.tiny_llama import Demonstration, encode, plan_batches, read_demonstrations, train_tokenizer
+from cosmopedia.errors import ConfigError, DataError
+from stages.generator.__main__ import GeneratorParams, describe, train
+from stages.generator.tiny_llama import Demonstration, encode, plan_batches, read_demonstrations, train_tokenizer
 
 ROWS = [
     {"prompt": f"Write a line about {thing}.", "text": f"The {thing} is {kind}, and the {thing} was always {kind}."}

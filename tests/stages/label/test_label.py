@@ -7,24 +7,17 @@ from string import Template
 
 import pytest
 import yaml
-from fake_tgi import FakeTgi
-from prompt_rows import ROOT, write_model, write_settings
 
-from stages import label
-from stages.clustering.keywords import keywords, words
-from stages.clustering.labelling import (
-    Answer,
-    excerpt,
-    expected_answer,
-    labelling_prompt,
-    parse_answer,
-    read_label_template,
-)
-from stages.errors import ClusterError, ConfigError, DataError
-from stages.lineage import hash_files
-from stages.serving.requests import Failure
-from stages.tables.contracts import ASSIGNMENT, LABEL, SOURCE
-from stages.tables.parquet import read_table, write_table
+from cosmopedia.corpus.keywords import keywords, words
+from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.generation.requests import Failure
+from cosmopedia.lineage import hash_files
+from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, SOURCE
+from cosmopedia.tables.parquet import read_table, write_table
+from stages.label import __main__ as label
+from stages.label.answers import Answer, excerpt, expected_answer, labelling_prompt, parse_answer, read_label_template
+from tests.support.fake_tgi import FakeTgi
+from tests.support.prompt_rows import ROOT, write_model, write_settings
 
 LABELS = Path("data/label/labels.parquet")
 TEXTS = {
@@ -67,7 +60,9 @@ def write_label_settings(folder: Path, endpoints: list[str]) -> None:
 
 def answer(monkeypatch: pytest.MonkeyPatch, about_moons: str, about_sauce: str) -> None:
     """What the fake server's model says about either cluster."""
-    monkeypatch.setattr("fake_tgi.text_of", lambda prompt, seed: about_sauce if "Simmer" in prompt else about_moons)
+    monkeypatch.setattr(
+        "tests.support.fake_tgi.text_of", lambda prompt, seed: about_sauce if "Simmer" in prompt else about_moons
+    )
 
 
 def test_an_answer_names_the_cluster_and_keywords_stand_in_for_one_that_does_not_parse(

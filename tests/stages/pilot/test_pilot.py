@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_tgi import FakeTgi
-from prompt_rows import prompt_row, write_model, write_prompts, write_settings
 
-from stages import generate, pilot
-from stages.draws import draw_u64
-from stages.errors import DataError
-from stages.serving.requests import Completion, Failure
-from stages.settings import load
+from cosmopedia.errors import DataError
+from cosmopedia.generation.requests import Completion, Failure
+from cosmopedia.params import load
+from cosmopedia.rng import draw_u64
+from stages.generate import __main__ as generate
+from stages.pilot import __main__ as pilot
+from tests.support.fake_tgi import FakeTgi
+from tests.support.prompt_rows import prompt_row, write_model, write_prompts, write_settings
 
 GATE = Path("data/pilot/gate.json")
 

@@ -6,15 +6,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from fake_tgi import FakeTgi, text_of
-from prompt_rows import write_model
-from test_prompts import odd_rows, passage, repository, source_rows
 
-from stages import preview, prompts
-from stages.errors import ClusterError, ConfigError
-from stages.settings import load
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.params import load
+from stages.prompts import __main__ as prompts
+from stages.prompts import cosmo_preview as preview
+from tests.support.fake_tgi import FakeTgi, text_of
+from tests.support.prompt_rows import write_model
+from tests.support.prompt_sources import odd_rows, passage, repository, source_rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SHOWN = re.compile(r"--- (\S+), \w+ for \w+\n(.*?)\n\n(?=--- |\Z)", re.DOTALL)
 
 

@@ -14,17 +14,28 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import yaml
-from prompt_seeds import CELLS, ODD, ROOT, STYLES, odd_rows, params, passage, repository, source_rows, with_duplicates
 
-from stages import prompts
-from stages.errors import ConfigError, DataError
-from stages.prompting.cells import Cell, digests_of, drawn, order_of, prepared, prompts_of
-from stages.prompting.identity import digests, prompt_ids
-from stages.prompting.near_duplicates import Basis, basis_of, near_duplicates, sketch
-from stages.prompting.recipe import PromptsParams, Style
-from stages.prompting.seeds import on_disk
-from stages.prompting.slots import SLOTS, covered_sentence, slot_columns
-from stages.prompting.templates import Template, parse_template, read_template
+from cosmopedia.errors import ConfigError, DataError
+from stages.prompts import __main__ as prompts
+from stages.prompts.ids import digests, prompt_ids
+from stages.prompts.near_duplicates import Basis, basis_of, near_duplicates, sketch
+from stages.prompts.render import Cell, digests_of, drawn, order_of, prepared, prompts_of
+from stages.prompts.slots import SLOTS, covered_sentence, slot_columns
+from stages.prompts.source_rows import on_disk
+from stages.prompts.styles import PromptsParams, Style
+from stages.prompts.templates import Template, parse_template, read_template
+from tests.support.prompt_sources import (
+    CELLS,
+    ODD,
+    ROOT,
+    STYLES,
+    odd_rows,
+    params,
+    passage,
+    repository,
+    source_rows,
+    with_duplicates,
+)
 
 OPENINGS = (
     "Once upon a time",

@@ -13,18 +13,26 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import yaml
-from fake_tgi import FakeTgi
-from prompt_rows import write_model
-from prompt_seeds import ODD, ROOT, passage, repository, source_rows, with_duplicates
-from rows import byte_tokenizer, bytes_of, write_items
 
-from stages import clean, decontaminate, dedup, generate, pilot, prompts, tokenize_corpus
-from stages.prompting import exact_duplicates, near_duplicates, seeds, shards
-from stages.reporting.facts import glance
-from stages.serving import generation
-from stages.tables.cells import cell_of
-from stages.tables.contracts import DOCUMENT
-from stages.tables.parquet import write_table
+from cosmopedia.execution import sending
+from cosmopedia.tables.cell_files import cell_of
+from cosmopedia.tables.contracts import DOCUMENT
+from cosmopedia.tables.parquet import write_table
+from stages.clean import __main__ as clean
+from stages.decontaminate import __main__ as decontaminate
+from stages.dedup import __main__ as dedup
+from stages.generate import __main__ as generate
+from stages.pilot import __main__ as pilot
+from stages.prompts import __main__ as prompts
+from stages.prompts import exact_duplicates, near_duplicates
+from stages.prompts import source_rows as seeds
+from stages.prompts import writing as shards
+from stages.report.facts import glance
+from stages.tokenize_corpus import __main__ as tokenize_corpus
+from tests.support.documents import byte_tokenizer, bytes_of, write_items
+from tests.support.fake_tgi import FakeTgi
+from tests.support.prompt_rows import write_model
+from tests.support.prompt_sources import ODD, ROOT, passage, repository, source_rows, with_duplicates
 
 OUT = Path("data/prompts")
 WEB = source_rows("web", with_duplicates(90))
@@ -89,7 +97,7 @@ def test_every_stage_takes_the_files_of_a_cell_for_one_cell(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The metrics and the rows from prompts to token shards are those of a run with one file a cell."""
-    monkeypatch.setattr(generation, "_mlflow", lambda *_: nullcontext())
+    monkeypatch.setattr(sending, "_mlflow", lambda *_: nullcontext())
     found = []
     for shard_rows in (250_000, 8):
         folder = empty_folder / str(shard_rows)
@@ -112,15 +120,15 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
     with FakeTgi() as server:
         recipe = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         profile = yaml.safe_load((ROOT / "profiles/rehearsal.yaml").read_text(encoding="utf-8"))
-        cluster = yaml.safe_load((ROOT / "clusters/local.yaml").read_text(encoding="utf-8"))
+        cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
         own = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
         recipe |= {"profile": "p", "prompts": own["prompts"]}
         recipe["tokenize_corpus"]["tokenizer"] = "data/tokenizer"
         profile.pop("prompts")
         profile["tokenize_corpus"].pop("tokenizer", None)
         cluster["serving"] |= {"engine": "external", "endpoints": [server.url], "concurrency": 8}
-        (folder / "clusters").mkdir()
-        for name, content in (("params", recipe), ("profiles/p", profile), ("clusters/local", cluster)):
+        (folder / "compute").mkdir()
+        for name, content in (("params", recipe), ("profiles/p", profile), ("compute/local", cluster)):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         prompts.main()
         pilot.main()
@@ -142,8 +150,8 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
 
 DRIVER = """
 import os, pathlib, signal, sys
-from stages import prompts
-from stages.prompting import seeds, shards
+from stages.prompts import __main__ as prompts
+from stages.prompts import source_rows as seeds, writing as shards
 
 seeds.READ_ROWS, seeds.RUN_ROWS, seeds.PART_ROWS, shards.SHARD_ROWS = 8, 16, 24, 24
 left = int(sys.argv[1])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rows import document, write_documents
 
-from stages.errors import DataError
-from stages.report import main
-from stages.reporting.facts import evidence
-from stages.tables.contracts import REMOVED
-from stages.tables.parquet import write_table
+from cosmopedia.errors import DataError
+from cosmopedia.tables.contracts import REMOVED
+from cosmopedia.tables.parquet import write_table
+from stages.report.__main__ import main
+from stages.report.facts import evidence
+from tests.support.documents import document, write_documents
 
 HOSTILE = '<script>alert("x")</script> | {{ 7 * 7 }} <img src=http://example.com/x.png> & so on'
 ACCOUNT = {"rows_in": 5, "rows_kept": 4, "rows_removed": 1}

@@ -17,21 +17,21 @@ import pytest
 import yaml
 import zstandard
 
-from stages import sources
-from stages.errors import ClusterError, ConfigError, DataError
-from stages.seeds import reading
-from stages.seeds.duplicates import Fingerprints
-from stages.seeds.readers import READERS, UltrachatFilter, concepts_of
-from stages.seeds.reading import read_records
-from stages.settings import check
-from stages.sources import SourceParams, normalise
-from stages.tables import sorting
-from stages.tables.accounting import RowAccount
-from stages.tables.contracts import SOURCE, TOPIC_OF_ROW
-from stages.tables.parquet import read_table, write_table
-from stages.tables.sorting import SortingWriter
+from cosmopedia import records as reading
+from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.params import check
+from cosmopedia.records import read_records
+from cosmopedia.tables import external_sort as sorting
+from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
+from cosmopedia.tables.external_sort import SortingWriter
+from cosmopedia.tables.parquet import read_table, write_table
+from cosmopedia.tables.row_counts import RowAccount
+from stages.sources import __main__ as sources
+from stages.sources.__main__ import SourceParams, normalise
+from stages.sources.duplicates import Fingerprints
+from stages.sources.readers import READERS, UltrachatFilter, concepts_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 RECIPE = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["sources"]
 PAGE = {"text": "A page about basalt columns. " * 20, "id": "p1", "language": "en", "language_score": 0.9}
 
@@ -247,8 +247,8 @@ def test_fingerprints_are_a_set() -> None:
 
 FILL = """
 import os, random, sys
-from stages.tables import sorting
-from stages.tables.contracts import TOPIC_OF_ROW
+from cosmopedia.tables import external_sort as sorting
+from cosmopedia.tables.contracts import TOPIC_OF_ROW
 sorting.RUN_ROWS = 3000
 numbers = list(range(25_000))
 random.Random(5).shuffle(numbers)

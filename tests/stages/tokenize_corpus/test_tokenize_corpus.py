@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rows import byte_tokenizer, bytes_of, document, repository, write_documents
 from tokenizers import Tokenizer
 
-from stages.corpus.tokens import check_shards, is_validation, write_places
-from stages.errors import DataError, InternalError
-from stages.settings import read_yaml
-from stages.tokenize_corpus import main
-from stages.training.shards import TokenShards, read_corpus
+from cosmopedia.errors import DataError, InternalError
+from cosmopedia.params import read_yaml
+from stages.tokenize_corpus.__main__ import main
+from stages.tokenize_corpus.shards import check_shards, is_validation, write_places
+from stages.train.shards import TokenShards, read_corpus
+from tests.support.documents import byte_tokenizer, bytes_of, document, repository, write_documents
 
 EOS = 1
 TEXTS = [f"Document {i} says that {i} and {i} make {2 * i}, caf\u00e9." for i in range(60)]
@@ -24,7 +24,7 @@ TRICK = "A text that spells </s> out, and <s> too."
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COSMO_CLUSTER", raising=False)
+    monkeypatch.delenv("COSMO_COMPUTE", raising=False)
     byte_tokenizer(tmp_path / "models/generator")
     rows = [document(text=text, audience=f"audience{i % 3}") for i, text in enumerate([*TEXTS, TRICK])]
     write_documents(tmp_path / "data/decontaminate/web-blogpost.parquet", rows[:40])
@@ -94,7 +94,7 @@ def test_the_counts_balance(corpus: Path):
 def test_the_bytes_do_not_depend_on_tasks_and_hold_no_foreign_path(corpus: Path, monkeypatch: pytest.MonkeyPatch):
     tokenise(corpus)
     alone = bytes_of(corpus / "data/tokenize_corpus")
-    monkeypatch.setattr("stages.corpus.cells.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
     tokenise(corpus, tasks=3)
     assert bytes_of(corpus / "data/tokenize_corpus") == alone
     assert alone["train/000_train.ds.metadata"].startswith(b"data/tokenize_corpus|2\n")

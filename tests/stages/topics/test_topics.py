@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prompt_rows import ROOT
 
-from stages import topics
-from stages.clustering.curation import Entry, match, read_curation
-from stages.errors import ConfigError, DataError
-from stages.lineage import hash_files
-from stages.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
-from stages.tables.parquet import read_table, write_table
+from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.lineage import hash_files
+from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
+from cosmopedia.tables.parquet import read_table, write_table
+from stages.topics import __main__ as topics
+from stages.topics.decisions import Entry, match, read_curation
+from tests.support.prompt_rows import ROOT
 
 ENTRIES = [
     {

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_dvc_yaml import imports_of, module_file
-from training_repository import ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
-from stages.clusters import Layout
-from stages.errors import ClusterError, ConfigError, DataError
-from stages.training.nano.job import Job, Step, read_steps, write_steps
-from stages.training.recipe import learning_rate
+from cosmopedia.cli.deps import imports_of, module_file
+from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.execution.compute import Layout
+from stages.train.nanotron.job import Job, Step, as_step, read_steps, write_steps
+from stages.train.recipe import learning_rate
+from tests.support.training_repository import ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
 NANOTRON = ROOT / ".nanotron/bin/python"
 SHAPE = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "intermediate": 48, "tied_embeddings": False}
@@ -29,7 +29,7 @@ needs_nanotron = pytest.mark.skipif(not NANOTRON.exists(), reason="no .nanotron;
 
 
 def train() -> str:
-    from stages.train import main
+    from stages.train.__main__ import main
 
     return main()
 
@@ -81,18 +81,21 @@ for name in sys.argv[2].split():
 
 @pytest.mark.slow
 def test_the_worker_needs_only_what_the_image_has() -> None:
-    modules, waiting = set(), {"stages.training.nano.worker"}
+    modules, waiting = set(), {"stages.train.nanotron.worker"}
     while waiting:  # also what is imported inside functions
         modules |= waiting
         waiting = {name for module in waiting for name in imports_of(module_file(module) or ROOT)} - modules
-    image = (ROOT / "clusters/containers/training.Dockerfile").read_text()
+    image = (ROOT / "compute/containers/training.Dockerfile").read_text()
     (names,) = re.findall(r'names = "(.*?)"', image)
     installed = names.replace("pyyaml", "yaml").replace("-", "_") + " stages sympy mpmath"  # torch's own too
     done = subprocess.run(
         [sys.executable, "-c", WORKER_ALONE, installed, " ".join(sorted(modules))], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "stages.training.failures" in modules and not modules & {"stages.training.light", "stages.tracking"}
+    assert "stages.train.messages" in modules and not modules & {
+        "stages.train.transformers_trainer",
+        "cosmopedia.execution.mlflow_run",
+    }
 
 
 # --- without nanotron ------------------------------------------------------------------------------------------------
@@ -102,8 +105,8 @@ def test_the_worker_needs_only_what_the_image_has() -> None:
 def test_weights_come_back_as_they_went(kv_heads: int) -> None:
     import torch
 
-    from stages.training.initial import initial_weight, shapes
-    from stages.training.nano.layout import names_of, parts_of, to_nanotron, to_transformers
+    from stages.train.init_weights import initial_weight, shapes
+    from stages.train.nanotron.weights import names_of, parts_of, to_nanotron, to_transformers
 
     shape = recipe_of(architecture=SHAPE | {"kv_heads": kv_heads}).architecture
     before = {name: initial_weight(1, name, size) + 0.1 for name, size in shapes(shape).items()}
@@ -122,7 +125,7 @@ def test_shards_are_joined_and_a_missing_or_damaged_one_is_told(tmp_path: Path) 
     import torch
     from safetensors.torch import save_file
 
-    from stages.training.nano.layout import read_weight
+    from stages.train.nanotron.weights import read_weight
 
     name, whole = "model.decoder.0.pp_block.mlp.gate_up_proj.weight", torch.arange(48.0).view(12, 4)
     folder = tmp_path / "model/model/decoder/0/pp_block/mlp/gate_up_proj"
@@ -150,7 +153,7 @@ def test_shards_are_joined_and_a_missing_or_damaged_one_is_told(tmp_path: Path) 
 def test_the_first_weights_depend_on_seed_and_name_alone() -> None:
     import torch
 
-    from stages.training.initial import STD, initial_weight
+    from stages.train.init_weights import STD, initial_weight
 
     one = initial_weight(1, "a", (300, 50))
     assert torch.equal(one, initial_weight(1, "a", (300, 50)))
@@ -161,7 +164,7 @@ def test_the_first_weights_depend_on_seed_and_name_alone() -> None:
 
 
 def test_every_place_of_training_goes_to_one_rank_once() -> None:
-    from stages.training.nano.worker import places
+    from stages.train.nanotron.worker import places
 
     for dp, micro in ((1, 2), (2, 2), (4, 1), (2, 4)):
         job = Job(
@@ -215,7 +218,7 @@ def test_a_line_that_a_kill_cut_short_is_no_step(tmp_path: Path) -> None:
 
 
 def test_the_status_says_how_far_a_training_is(tmp_path: Path) -> None:
-    from stages.launch.training import describe_trainings
+    from stages.train.cosmo_status import describe_trainings
 
     job = Job(
         recipe=recipe_of(batch=8, steps=100),
@@ -236,23 +239,26 @@ def test_the_status_says_how_far_a_training_is(tmp_path: Path) -> None:
 
 
 def test_steps_are_booked_once_also_when_a_resume_writes_them_again(tmp_path: Path) -> None:
-    from stages.launch.training import Tail
+    from cosmopedia.execution.torchrun import Tail
+
+    def steps_of(tail: Tail) -> list[Step]:
+        return [as_step(row) for row in tail.new()]
 
     steps = [Step(n, 1.0, 1e-3, 0.25, 0.5, 100.0, None) for n in range(1, 8)]
     tail = Tail(tmp_path / "steps.csv")
     assert tail.new() == []
     write_steps(tmp_path / "steps.csv", steps[:3])
-    assert tail.new() == steps[:3] and tail.new() == []
+    assert steps_of(tail) == steps[:3] and tail.new() == []
     with (tmp_path / "steps.csv").open("a") as stream:
         stream.write("4,1.0,0.001,0.25,")
         stream.flush()
         assert tail.new() == []
         stream.write("0.5,100.0,\n")
-    assert tail.new() == steps[3:4]
+    assert steps_of(tail) == steps[3:4]
     write_steps(tmp_path / "steps.csv", steps[:2])  # a resume from step 2
     with (tmp_path / "steps.csv").open("a") as stream:
         stream.writelines(f"{n},1.0,0.001,0.25,0.5,100.0,\n" for n in (3, 4, 5))
-    assert tail.new() == steps[4:5]
+    assert steps_of(tail) == steps[4:5]
 
 
 # --- with it ---------------------------------------------------------------------------------------------------------
@@ -301,7 +307,7 @@ def test_the_layout_changes_no_result(repository: Path) -> None:
     assert_exported()
 
 
-STAGE = "from stages.errors import run_stage\nfrom stages.train import main\nrun_stage('train', main)"
+STAGE = "from cosmopedia.errors import run_stage\nfrom stages.train.__main__ import main\nrun_stage('train', main)"
 
 
 def start() -> "subprocess.Popen[str]":
@@ -331,7 +337,7 @@ def workers() -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"stages.training.nano.worker" in words and any(str(Path.cwd()).encode() in word for word in words):
+        if b"stages.train.nanotron.worker" in words and any(str(Path.cwd()).encode() in word for word in words):
             found.append(int(path.parent.name))
     return found
 
@@ -427,12 +433,12 @@ def test_a_loss_that_is_no_number_stops_with_the_step(repository: Path) -> None:
         train()
 
 
-PATCHES = ROOT / "tests/nanotron_patches.py"
+PATCHES = ROOT / "tests/support/nanotron_patches.py"
 
 
 @pytest.fixture(scope="module")
 def without_patches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What happened without each patch (tests/nanotron_patches.py)."""
+    """What happened without each patch (tests/support/nanotron_patches.py)."""
     if not NANOTRON.exists():
         pytest.skip("no .nanotron; run `make nanotron`")
     folder = tmp_path_factory.mktemp("patches")
@@ -440,7 +446,7 @@ def without_patches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         [str(NANOTRON), str(PATCHES), str(folder)],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
@@ -484,14 +490,14 @@ def test_what_nanotron_would_pass_over_is_refused(wrong: str, said: str, without
 
 
 def test_every_patch_is_tested() -> None:
-    from stages.training.nano import patches
+    from stages.train.nanotron import patches
 
     (mark,) = (m for m in test_without_a_patch_training_fails.pytestmark if m.name == "parametrize")
     assert {name for name, _ in mark.args[1]} | {"compiled"} == {"", *patches.BEFORE, *patches.AFTER}
 
 
 def test_another_version_of_nanotron_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.training.nano import patches
+    from stages.train.nanotron import patches
 
     monkeypatch.setattr(patches.importlib.metadata, "version", lambda _: "0.4")
     with pytest.raises(ConfigError, match=r"nanotron 0\.4 is installed .* made for 0\.2"):

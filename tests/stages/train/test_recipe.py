@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from training_repository import RECIPE, ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
-from stages import doctor
-from stages.errors import ConfigError
-from stages.settings import load
-from stages.train import TrainParams, check_seeds, over_seeds
-from stages.training import forecast
-from stages.training.presets import PRESETS
-from stages.training.recipe import flops_per_token, learning_rate
+from cosmopedia.cli import doctor
+from cosmopedia.errors import ConfigError
+from cosmopedia.execution import training_forecast as forecast
+from cosmopedia.params import load
+from stages.train.__main__ import TrainParams, check_seeds, over_seeds
+from stages.train.presets import PRESETS
+from stages.train.recipe import learning_rate
+from tests.support.training_repository import RECIPE, ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
 NANOTRON = ROOT / ".nanotron/bin/python"
 
@@ -70,7 +70,7 @@ def test_flops_count_what_multiplies() -> None:
     tied, untied = (recipe_of(architecture={"tied_embeddings": tied}) for tied in (True, False))
     shape = tied.architecture
     matrices = 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 32 + shape.vocabulary * 16
-    assert flops_per_token(tied) == flops_per_token(untied) == 6 * matrices + 6 * 1 * 16 * 16
+    assert tied.flops_per_token == untied.flops_per_token == 6 * matrices + 6 * 1 * 16 * 16
 
 
 def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> None:

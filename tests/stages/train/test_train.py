@@ -17,28 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from training_repository import (  # noqa: F401  (the fixture)
-    RECIPE,
-    ROOT,
-    VOCABULARY,
-    recipe_of,
-    repository,
-    set_recipe,
-    write_corpus,
-)
 
-from stages.errors import ClusterError, ConfigError, DataError
-from stages.settings import check
-from stages.tracking import STARTED, Run, started
-from stages.train import TrainParams
-from stages.training.recipe import Architecture
-from stages.training.shards import Corpus, Split, TokenShards, WindowOrder, read_corpus
+from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.execution.mlflow_run import STARTED, Run, started
+from cosmopedia.params import check
+from stages.train.__main__ import TrainParams
+from stages.train.recipe import Architecture
+from stages.train.shards import Corpus, Split, TokenShards, WindowOrder, read_corpus
+from tests.support.training_repository import RECIPE, ROOT, VOCABULARY, recipe_of, repository, set_recipe, write_corpus  # noqa: F401  (the fixture)
 
 STEPS = RECIPE["steps"]
 
 
 def train() -> str:
-    from stages.train import main
+    from stages.train.__main__ import main
 
     return main()
 
@@ -154,8 +146,8 @@ def test_bf16_is_taken_where_it_is_the_faster(
 ):
     import torch
 
-    from stages import processor
-    from stages.training import light
+    from cosmopedia import cpu_features as processor
+    from stages.train import transformers_trainer as light
 
     (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\n")
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
@@ -166,7 +158,7 @@ def test_bf16_is_taken_where_it_is_the_faster(
 
 
 def test_the_number_of_parameters_is_known_before_the_first_step():
-    from stages.training.initial import new_model
+    from stages.train.init_weights import new_model
 
     for changes in ({}, {"tied_embeddings": False, "kv_heads": 2, "layers": 3}):
         recipe = recipe_of(architecture={**RECIPE["architecture"], **changes})
@@ -179,8 +171,9 @@ def test_the_number_of_parameters_is_known_before_the_first_step():
 def test_the_cpu_s_attention_and_loss_are_the_models_own_but_for_rounding(kv_heads: int, monkeypatch):
     import torch
 
-    from stages.training import kernels, light
-    from stages.training.initial import new_model
+    from stages.train import cpu_kernels as kernels
+    from stages.train import transformers_trainer as light
+    from stages.train.init_weights import new_model
 
     monkeypatch.setattr(kernels, "PIECE", 10)  # several pieces, the last one short
     recipe = recipe_of(architecture={**RECIPE["architecture"], "kv_heads": kv_heads, "layers": 2})
@@ -223,9 +216,9 @@ def test_the_same_corpus_and_recipe_give_the_same_weights(repository: Path):
 
 KILLED = """
 import sys
-from stages.training import kernels, light
+from stages.train import cpu_kernels as kernels, transformers_trainer as light
 light.CHECKPOINT_SECONDS, light.CHECKPOINT_SHARE = 0.0, 1e9  # a checkpoint after every step
-from stages.train import main
+from stages.train.__main__ import main
 main()
 """
 
@@ -262,7 +255,7 @@ def test_a_killed_training_gives_the_weights_of_an_undisturbed_one(repository: P
 
 @pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_first(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    from stages.training.light import WindowTrainer
+    from stages.train.transformers_trainer import WindowTrainer
 
     step = WindowTrainer.training_step
     calls: list[int] = []
@@ -333,7 +326,7 @@ def test_out_of_memory_names_the_micro_batch_and_other_defects_stay_defects(
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from stages.training import light
+    from stages.train import transformers_trainer as light
 
     monkeypatch.setattr(light, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(light, "CHECKPOINT_SHARE", 1e9)
@@ -362,7 +355,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
 
 ENDLESS = """
 import time
-from stages.tracking import Run
+from cosmopedia.execution.mlflow_run import Run
 with Run("train", {}) as run:
     print(run.id, flush=True)
     time.sleep(600)
@@ -420,7 +413,7 @@ def test_a_process_that_got_the_number_of_a_killed_one_is_not_taken_for_it(
 
 @pytest.mark.slow
 def test_other_code_does_not_take_what_was_trained_before(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    from stages import train as stage
+    from stages.train import __main__ as stage
 
     train()
     assert "from the store" in train()
@@ -436,9 +429,9 @@ def test_threads_that_take_a_part_each_change_the_losses_by_rounding_alone(repos
     set_recipe(repository, micro_batch=4)
     train()
     one = [float(line.split(",")[1]) for line in result(repository)[1].splitlines()[1:]]
-    cluster = yaml.safe_load((repository / "clusters/local.yaml").read_text())
+    cluster = yaml.safe_load((repository / "compute/local.yaml").read_text())
     cluster["training"]["threads"] = 2
-    (repository / "clusters/local.yaml").write_text(yaml.safe_dump(cluster))
+    (repository / "compute/local.yaml").write_text(yaml.safe_dump(cluster))
     found = []
     for _ in range(2):
         shutil.rmtree(repository / ".store/train")

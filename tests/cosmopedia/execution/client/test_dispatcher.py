@@ -4,71 +4,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from fake_tgi import FakeTgi, text_of
 
-from stages.clusters import EndpointSpec, Serving
-from stages.errors import ClusterError
-from stages.serving import balancing
-from stages.serving.balancing import Pool
-from stages.serving.client import Identity
-from stages.serving.dispatcher import Dispatcher, Job, Outcome
-from stages.serving.requests import Completion, Request, Sampling
-
-SAMPLING = Sampling(temperature=0.8, top_p=1.0, top_k=50, repetition_penalty=None, max_new_tokens=20)
-
-
-@pytest.fixture(autouse=True)
-def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balancing, "REST_SECONDS", (0.02, 0.1))
-    monkeypatch.setattr(balancing, "MEMBER_SECONDS", 0.05)
-    monkeypatch.setattr(balancing, "POLL_SECONDS", 0.05)
-
-
-def serving(**changes: object) -> Serving:
-    values = {
-        "engine": "external",
-        "endpoints": [],
-        "instances": 1,
-        "gpus": 0,
-        "tokens_per_second": None,
-        "concurrency": 8,
-        "batch_size": 8,
-        "request_timeout_s": 5.0,
-        "startup_timeout_s": 5.0,
-        "attempts": 3,
-        "max_failed_share": 1.0,
-    }
-    return Serving.model_validate({**values, **changes})
-
-
-def jobs(count: int, word: str = "prompt") -> list[Job]:
-    return [Job(Request(f"{word}-{n}", f"{word} {n}", n, 0), f"{n:032x}", 3) for n in range(count)]
-
-
-class Run:
-    """One dispatch; `committed` is what reached the store, `urls` who is there, also while it runs."""
-
-    def __init__(self, urls: Iterable[str], most: int = 8, before: int = 0, **changes: object):
-        self.committed: list[Completion] = []
-        self.settings = serving(concurrency=most, **changes)
-        self.urls = list(urls)
-        self.specs: list[EndpointSpec] = []
-        self.before = before
-
-    def __call__(self, work: Iterable[Job]) -> Outcome:
-        def members() -> list[EndpointSpec]:
-            return self.specs or [EndpointSpec(url=url) for url in self.urls]
-
-        self.pool = Pool(members, self.settings, SAMPLING, Identity("fake-1b", "r1", 400))
-        return Dispatcher("test", self.pool, self.settings, commit=self.committed.extend, before=self.before).run(work)
-
-    def assert_all_once(self, work: list[Job]) -> None:
-        wanted = {job.key: text_of(job.request.prompt, job.request.seed) for job in work}
-        assert len(self.committed) == len(wanted)
-        assert {c.key: c.text for c in self.committed} == wanted
+from cosmopedia.errors import ClusterError
+from cosmopedia.generation.requests import PendingRequest
+from tests.support.dispatch import SAMPLING, Run, jobs, serving, short_rests  # noqa: F401  (the fixture)
+from tests.support.fake_tgi import FakeTgi
 
 
 def test_everything_is_delivered_once_under_overload_errors_resets_and_stalls() -> None:
@@ -201,7 +144,7 @@ def test_requests_are_prepared_only_as_slots_come_free() -> None:
     ahead = []
     with FakeTgi(delay=0.002) as server:
 
-        def lazy() -> Iterator[Job]:
+        def lazy() -> Iterator[PendingRequest]:
             for number, job in enumerate(jobs(600)):
                 ahead.append(number - len(server.answered))
                 yield job

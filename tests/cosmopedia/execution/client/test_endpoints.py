@@ -4,14 +4,14 @@ import threading
 import time
 
 import pytest
-from fake_tgi import FakeTgi
-from test_dispatcher import SAMPLING, Run, jobs, short_rests  # noqa: F401  (the fixture)
 
-from stages.clusters import EndpointSpec
-from stages.errors import ClusterError, ConfigError
-from stages.serving import balancing
-from stages.serving.apis import Answer, Load, Malformed, OpenAiApi, TgiApi
-from stages.serving.requests import Request, Sampling
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution.client import endpoints as balancing
+from cosmopedia.execution.compute import EndpointSpec
+from cosmopedia.generation.apis import Answer, Load, Malformed, OpenAiApi, TgiApi
+from cosmopedia.generation.requests import Request, Sampling
+from tests.support.dispatch import SAMPLING, Run, jobs, short_rests  # noqa: F401  (the fixture)
+from tests.support.fake_tgi import FakeTgi
 
 
 def test_an_openai_style_endpoint_is_found_out_and_asked_in_its_own_words() -> None:
@@ -144,7 +144,7 @@ def test_an_endpoint_that_joins_is_used_and_one_that_leaves_finishes_what_it_has
 @pytest.mark.slow
 def test_what_a_stalled_server_holds_goes_elsewhere_long_before_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balancing, "STALL_SECONDS", 0.3)
-    monkeypatch.setattr("stages.serving.client.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("cosmopedia.execution.client.http.PROBE_SECONDS", 0.1)
     work = jobs(300)
     with FakeTgi(delay=0.01, slots=8) as stays, FakeTgi(delay=0.01, slots=8) as stalls:
         threading.Timer(0.1, setattr, (stalls, "silent", True)).start()

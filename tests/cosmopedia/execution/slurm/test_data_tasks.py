@@ -17,20 +17,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from rows import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
-from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
-from stages import clean, cluster, dedup, embed
-from stages.clustering import spans
-from stages.clustering.grouping import Groups
-from stages.clustering.vectors import table_of_vectors
-from stages.clusters import Data
-from stages.corpus import cells
-from stages.draws import draw_u64
-from stages.errors import ClusterError, ConfigError
-from stages.launch import executors
-from stages.tables.contracts import EMBEDDING, SOURCE
-from stages.tables.parquet import TableWriter, write_table
+from cosmopedia.corpus import pipeline as cells
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution import executors
+from cosmopedia.execution.compute import Data
+from cosmopedia.rng import draw_u64
+from cosmopedia.tables import row_ranges as spans
+from cosmopedia.tables.contracts import EMBEDDING, SOURCE
+from cosmopedia.tables.parquet import TableWriter, write_table
+from cosmopedia.tables.vectors import table_of_vectors
+from stages.clean import __main__ as clean
+from stages.cluster import __main__ as cluster
+from stages.cluster.umap_hdbscan import Groups
+from stages.dedup import __main__ as dedup
+from stages.embed import __main__ as embed
+from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
+from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
 pytestmark = pytest.mark.slow
 CELLS = ("openstax-college", "web-blogpost", "wikihow-article")
@@ -79,14 +82,14 @@ def clean_locally(folder: Path) -> None:
 def settings(folder: Path, stage: str, executor: str, **data: object) -> None:
     """The repository's own params of a stage, and a cluster file."""
     repository(folder, stage, 3)
-    path = folder / "clusters/local.yaml"
+    path = folder / "compute/local.yaml"
     content = yaml.safe_load(path.read_text())
     content["data"] = {"executor": executor, "tasks": 3, "workers": 2, "slurm": {"time": "10"}, **data}
     path.write_text(yaml.safe_dump(content))
 
 
 def test_arrays_write_the_bytes_of_a_local_run(corpus: Path, slurm: SlurmCluster) -> None:
-    """Every corpus stage in the whole pipeline: tests/test_pipeline.py; here the one with most arrays."""
+    """Every corpus stage in the whole pipeline: tests/repository/test_pipeline.py; here the one with most arrays."""
     clean_locally(corpus)
     found = {}
     for executor in ("local", "slurm"):
@@ -121,7 +124,7 @@ def test_cluster_assigns_the_same_in_this_process_in_several_and_in_an_array(
     corpus: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The groups of the sample are given: UMAP and HDBSCAN run in the stage's own process (tests/test_cluster.py)."""
+    """The groups of the sample are given: UMAP and HDBSCAN run in the stage's own process (test_cluster.py)."""
     vectors = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ids = [f"web/{n:02d}" for n in range(50)]
@@ -143,7 +146,7 @@ def test_cluster_assigns_the_same_in_this_process_in_several_and_in_an_array(
 FAILING = """
 import os, time
 from pathlib import Path
-from stages.corpus import cleaning
+from stages.clean import rules as cleaning
 times, folder = int(os.environ["FAIL_TIMES"]), Path(os.environ["FAIL_FOLDER"])
 cells = set()
 def filter_once(self, doc, keep=cleaning.CleanFilter.filter):
@@ -217,7 +220,8 @@ def test_after_a_killed_driver_only_the_tasks_that_were_not_done_run(
     monkeypatch.setenv("FAIL_TIMES", "0")
     (failing / "site/wait").touch()
     settings(failing, "clean", "slurm", workers=3)
-    code = "from stages.corpus import cells\ncells.ROWS_PER_TASK = 10\nfrom stages.clean import main\nmain()"
+    code = "from cosmopedia.corpus import pipeline\npipeline.ROWS_PER_TASK = 10\n"
+    code += "from stages.clean.__main__ import main\nmain()"
     driver = subprocess.Popen([sys.executable, "-c", code])
     work, end = failing / ".store/work/clean", time.monotonic() + 60
     while len(list(work.rglob("completions/*"))) < 2 or len(slurm.jobs()) > 1:
@@ -287,7 +291,7 @@ def test_a_path_in_which_an_array_can_keep_no_log_is_refused(tmp_path: Path) -> 
 
 def test_a_signal_cancels_the_array(corpus: Path, slurm: SlurmCluster) -> None:
     settings(corpus, "clean", "slurm", slurm={"time": "10", "cpus": 2, "extra": ["--begin=now+300"]})
-    code = "from stages.clean import main\nfrom stages.errors import run_stage\nrun_stage('clean', main)"
+    code = "from stages.clean.__main__ import main\nfrom cosmopedia.errors import run_stage\nrun_stage('clean', main)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 40

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prompt_rows import ROOT, write_settings
-from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
-from stages.clusters import load_cluster
-from stages.errors import ConfigError
-from stages.launch import driver, turn
-from stages.lineage import store_root
+from cosmopedia.errors import ConfigError
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.slurm import driver
+from cosmopedia.execution.slurm import driver_job as turn
+from cosmopedia.lineage import store_root
+from tests.support.prompt_rows import ROOT, write_settings
+from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
 SOON = 240.0  # seconds; a bound for what takes a few where the machine is free
 STATUS = {
@@ -71,12 +72,12 @@ def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPa
     """A checkout whose `dvc` is a script of ours; `real_dvc` puts DVC in its place."""
     write_settings(empty_folder, [])
     settings(time="10")
-    (empty_folder / "clusters/templates").symlink_to(ROOT / "clusters/templates")
+    (empty_folder / "compute/templates").symlink_to(ROOT / "compute/templates")
     (empty_folder / "bin").mkdir()
     fake = empty_folder / "bin/dvc"
     fake.write_text(
         "#!/bin/bash\n[ $1 = repro ] || exit 0\ntrap 'echo stopped >> said; exit 130' INT TERM\n"
-        'echo "$@ on $COSMO_CLUSTER" >> said\nwhile [ -e go ]; do sleep 0.1; done\necho ended >> said\n'
+        'echo "$@ on $COSMO_COMPUTE" >> said\nwhile [ -e go ]; do sleep 0.1; done\necho ended >> said\n'
     )
     python = empty_folder / "bin/python"
     python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
@@ -93,7 +94,7 @@ def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPa
 
 def settings(**of_driver: object) -> None:
     """The cluster file's section driver."""
-    path = Path("clusters/local.yaml")
+    path = Path("compute/local.yaml")
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "driver": of_driver}))
 
 
@@ -134,7 +135,7 @@ def test_the_driver_is_a_job_that_runs_dvc_and_stops_cleanly(
 ) -> None:
     Path("go").touch()
     assert "drives dvc repro" in run(monkeypatch, "submit", "pilot", "generate")
-    wait_for(folder / "said", f"repro pilot generate on {Path('clusters/local.yaml')}")
+    wait_for(folder / "said", f"repro pilot generate on {Path('compute/local.yaml')}")
     with pytest.raises(ConfigError, match="drives this checkout already"):
         run(monkeypatch, "submit")
     status = store_root() / "runs/generate.status.json"
@@ -251,16 +252,16 @@ def test_no_path_is_too_odd_and_no_token_is_written_down(
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
     odd = folder / 'it\'s a "b" $(touch pwned) # 50%j'
     odd.mkdir()
-    for name in ("clusters", "bin"):
+    for name in ("compute", "bin"):
         (folder / name).rename(odd / name)
     monkeypatch.chdir(odd)
     monkeypatch.setattr(sys, "executable", str(odd / "bin/python"))
-    cluster = load_cluster().driver
+    cluster = load_compute().driver
     assert cluster is not None
     assert "hf_abcdefghijklmnopqrstuvwxyz" not in driver.driver_script(cluster, [])
     run(monkeypatch, "submit", "a 'target'")
     slurm.wait_empty(SOON)
-    assert f"repro a 'target' on {Path('clusters/local.yaml')}" in (odd / "said").read_text(), log()
+    assert f"repro a 'target' on {Path('compute/local.yaml')}" in (odd / "said").read_text(), log()
     assert turn.read_status()["state"] == "done" and "hf_" not in log()
     assert len(list((odd / ".store/logs").glob("driver-*.log"))) == 1 and not list(folder.rglob("pwned"))
 
@@ -285,7 +286,7 @@ def test_the_reaper_ends_this_checkouts_jobs_and_no_others(
 def test_a_path_that_sbatch_cannot_take_is_named(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_settings(empty_folder, [])
     settings(time="10")
-    (empty_folder / "clusters/templates").symlink_to(ROOT / "clusters/templates")
+    (empty_folder / "compute/templates").symlink_to(ROOT / "compute/templates")
     monkeypatch.setenv("COSMO_STORE", str(empty_folder / "a\\b"))
     monkeypatch.setattr(driver.slurm, "queue", lambda name: [])
     with pytest.raises(ConfigError, match="sbatch takes no path with"):
@@ -294,5 +295,5 @@ def test_a_path_that_sbatch_cannot_take_is_named(empty_folder: Path, monkeypatch
 
 def test_a_cluster_file_without_a_driver_section_says_so(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_settings(empty_folder, [])
-    with pytest.raises(ConfigError, match=r"clusters/local\.yaml has no section driver"):
+    with pytest.raises(ConfigError, match=r"compute/local\.yaml has no section driver"):
         run(monkeypatch, "submit")

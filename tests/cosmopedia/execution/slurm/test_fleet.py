@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prompt_rows import ROOT, write_model, write_prompts, write_settings
-from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
-from stages.errors import ClusterError, ConfigError
-from stages.launch import slurm as commands
-from stages.launch.servers import COMES_BACK, SlurmFleet, end_fleet, known_fleets
-from stages.launch.supervisor import claim
-from stages.tables.contracts import DOCUMENT
-from stages.tables.parquet import read_table
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution.slurm import commands
+from cosmopedia.execution.slurm.fleet import COMES_BACK, SlurmFleet, end_fleet, known_fleets
+from cosmopedia.execution.slurm.server_job import claim
+from cosmopedia.tables.contracts import DOCUMENT
+from cosmopedia.tables.parquet import read_table
+from tests.support.prompt_rows import ROOT, write_model, write_prompts, write_settings
+from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
 pytestmark = pytest.mark.slow
 SOON = 240.0  # seconds; a bound for what takes a few where the machine is free
@@ -32,13 +32,14 @@ LAST = r"fact 0\."  # a prompt that is held, so that the run does not end before
 DRIVER = """
 import sys
 from contextlib import nullcontext
-from stages.errors import run_stage
-from stages.launch import servers
-from stages.serving import balancing, generation
+from cosmopedia.errors import run_stage
+from cosmopedia.execution.slurm import fleet as servers
+from cosmopedia.execution.client import endpoints as balancing
+from cosmopedia.execution import sending
 servers.LOOK_SECONDS, balancing.MEMBER_SECONDS = 0.3, 0.2
-generation._mlflow = lambda *_: nullcontext()
+sending._mlflow = lambda *_: nullcontext()
 from importlib import import_module
-run_stage(sys.argv[1], import_module(f"stages.{sys.argv[1]}").main)
+run_stage(sys.argv[1], import_module(f"stages.{sys.argv[1]}.__main__").main)
 """
 
 
@@ -47,11 +48,11 @@ def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPa
     """A small repository whose servers are jobs that run the fake server in the CPU server's place."""
     write_model(empty_folder)
     write_prompts(empty_folder, {"web-blogpost": 150, "wikihow-wikihow": 50})
-    template = (ROOT / "clusters/templates/server.sh.j2").read_text()
-    assert "-m stages.serving.cpu_server" in template
-    (empty_folder / "clusters/templates").mkdir(parents=True)
-    changed = template.replace("-m stages.serving.cpu_server", str(ROOT / "tests/fake_tgi.py"))
-    (empty_folder / "clusters/templates/server.sh.j2").write_text(changed)
+    template = (ROOT / "compute/templates/server.sh.j2").read_text()
+    assert "-m cosmopedia.cpu_server.app" in template
+    (empty_folder / "compute/templates").mkdir(parents=True)
+    changed = template.replace("-m cosmopedia.cpu_server.app", str(ROOT / "tests/support/fake_tgi.py"))
+    (empty_folder / "compute/templates/server.sh.j2").write_text(changed)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("COSMO_NODE_ADDRESS", "127.0.0.1")
     monkeypatch.setenv("FAKE_TGI_LOG", str(empty_folder / "asked.jsonl"))
@@ -365,7 +366,7 @@ def test_two_drivers_share_a_fleet_and_the_last_one_ends_it(folder: Path, slurm:
 
 
 def test_a_template_that_does_not_render_is_named(folder: Path, slurm: SlurmCluster) -> None:
-    path = folder / "clusters/templates/server.sh.j2"
+    path = folder / "compute/templates/server.sh.j2"
     path.write_text(path.read_text() + "{{ nonsense }}")
     process = start()
     _, err = process.communicate(timeout=SOON)
@@ -374,9 +375,9 @@ def test_a_template_that_does_not_render_is_named(folder: Path, slurm: SlurmClus
 
 
 def test_names_and_paths_reach_the_shell_as_they_are(folder: Path, slurm: SlurmCluster) -> None:
-    content = yaml.safe_load((folder / "clusters/local.yaml").read_text())
+    content = yaml.safe_load((folder / "compute/local.yaml").read_text())
     content["serving"] |= {"engine": "vllm", "arguments": ["--x=$(touch pwned) 'a' \"b\"; echo"]}
-    from stages.clusters import Serving
+    from cosmopedia.execution.compute import Serving
 
     serving = Serving.model_validate(content["serving"])
     model, quantisation = "org/we$(touch pwned)ird 'name'", "fp8; rm -rf x"
@@ -401,7 +402,7 @@ def test_no_path_is_too_odd_and_no_token_is_written_down(
     settings(folder, slurm={"time": "10", "cpus": 2, "extra": ['--comment=it\'s a "b" # $c']}, instances=1)
     odd = folder / 'it\'s a "b" $(touch pwned) # 50%j'
     odd.mkdir()
-    for name in ("clusters", "data", "models", "params.yaml", "profiles"):
+    for name in ("compute", "data", "models", "params.yaml", "profiles"):
         (folder / name).rename(odd / name)
     monkeypatch.chdir(odd)
     hold(folder, LAST)

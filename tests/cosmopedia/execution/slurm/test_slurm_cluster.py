@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SlurmCluster, missing, slurm
+
+from tests.support.slurm_cluster import SlurmCluster, missing, slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 __all__ = ["slurm"]

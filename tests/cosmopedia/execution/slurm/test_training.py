@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
-from training_repository import ROOT, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
-from stages.errors import ClusterError
+from cosmopedia.errors import ClusterError
+from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
+from tests.support.training_repository import ROOT, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / ".nanotron").exists(), reason="no .nanotron; run `make nanotron`"),
 ]
-STAGE = "from stages.errors import run_stage\nfrom stages.train import main\nrun_stage('train', main)"
+STAGE = "from cosmopedia.errors import run_stage\nfrom stages.train.__main__ import main\nrun_stage('train', main)"
 SHAPE = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "intermediate": 48, "tied_embeddings": False}
 TRAINING = {"backend": "nanotron", "architecture": SHAPE, "warmup_steps": 3}
 
 
 @pytest.fixture
 def folder(repository: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (repository / "clusters/templates").symlink_to(ROOT / "clusters/templates")
+    (repository / "compute/templates").symlink_to(ROOT / "compute/templates")
     monkeypatch.setenv("COSMO_NODE_ADDRESS", "127.0.0.1")
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
@@ -38,7 +38,7 @@ def folder(repository: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatc
 
 
 def train() -> str:
-    from stages.train import main
+    from stages.train.__main__ import main
 
     return main()
 

@@ -1,0 +1,89 @@
+"""Write each stage's code deps into dvc.yaml from what its code imports.
+
+DVC does not see imports. A stage depends on its folder and on each shared file that the folder's code imports,
+directly or through another file. It depends on nothing in cosmopedia/execution/, which only decides where and how work
+runs, nor on what only that imports. Data deps stay as they are.
+"""
+
+import ast
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+PACKAGES = ("stages", "cosmopedia")
+MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
+EXECUTION = "cosmopedia/execution/"
+
+
+def module_file(name: str, root: Path = Path()) -> Path | None:
+    """The file of a module of this repository, or None when the name is none."""
+    path = root / Path(*name.split("."))
+    if path.with_suffix(".py").is_file():
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def imports_of(file: Path, root: Path = Path()) -> set[str]:
+    """Modules of this repository that a file imports anywhere, also inside functions, or starts as a process."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)  # python -m stages.train.nanotron.worker
+    return {name for name in names if MODULE.fullmatch(name) and module_file(name, root)}
+
+
+def stage_files(stage: str, root: Path = Path()) -> list[Path]:
+    """The Python files of a stage's folder, without what it brings to the `cosmo` command."""
+    found = (root / "stages" / stage).rglob("*.py")
+    return sorted(path for path in found if not path.name.startswith("cosmo_"))
+
+
+def shared_files(stage: str, root: Path = Path()) -> list[str]:
+    """The files outside a stage's folder that its code imports, sorted; packages' `__init__.py` left out."""
+    own = stage_files(stage, root)
+    seen, waiting = set(own), list(own)
+    while waiting:
+        for name in imports_of(waiting.pop(), root):
+            file = module_file(name, root)
+            if file and file not in seen and not file.relative_to(root).as_posix().startswith(EXECUTION):
+                seen.add(file)
+                waiting.append(file)
+    names = {file.relative_to(root).as_posix() for file in seen - set(own) if file.name != "__init__.py"}
+    return sorted(name for name in names if not name.startswith(f"stages/{stage}/"))
+
+
+def is_code(dep: str) -> bool:
+    return dep.startswith(tuple(f"{package}/" for package in PACKAGES))
+
+
+def with_code_deps(text: str, root: Path = Path()) -> str:
+    """dvc.yaml's text with the code deps that the imports ask for, and everything else as it was."""
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content: dict[str, Any] = yaml.load(text)
+    for name, stage in content["stages"].items():
+        deps = stage["deps"]
+        for index in reversed(range(len(deps))):
+            if is_code(deps[index]):
+                del deps[index]
+        deps.extend([f"stages/{name}", *shared_files(name, root)])
+    out = io.StringIO()
+    yaml.dump(content, out)
+    return out.getvalue()
+
+
+def write_deps(path: Path = Path("dvc.yaml")) -> bool:
+    """Bring dvc.yaml up to date; whether anything changed."""
+    before = path.read_text(encoding="utf-8")
+    after = with_code_deps(before, path.parent)
+    if after != before:
+        path.write_text(after, encoding="utf-8")
+    return after != before

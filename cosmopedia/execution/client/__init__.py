@@ -1,0 +1,1 @@
+"""The client of the generation servers: HTTP, the endpoints' load, the dispatcher."""

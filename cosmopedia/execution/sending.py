@@ -1,0 +1,115 @@
+"""Sending what the store lacks: the bill, the servers, the dispatcher, the record.
+
+In: what `cosmopedia.generation.complete` found missing, and the compute file. Out: completions in the store; counts,
+failures, figures and throughput in the run. Servers start only if something is missing, and not before the bill is
+known and within the budget.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cosmopedia.execution.budget import NO_BUDGET, Budget, Forecast, forecast, refuse, spent, write_rate
+from cosmopedia.execution.compute import Serving, load_compute
+from cosmopedia.execution.progress import Progress
+from cosmopedia.generation.complete import CACHED, CompletionRun, GenerationModel, LookUp
+
+SAMPLED = 256  # completions of the store whose mean length forecasts the others'
+
+
+@dataclass(frozen=True)
+class Send:
+    """Gets what is missing completed through the servers of the compute file.
+
+    With `track` MLflow records the run; with `keep` servers that took long to start may wait for the next stage.
+    Raises `ConfigError` when the bill is above the budget, `ClusterError` when servers fail or too many requests do,
+    and `KeyboardInterrupt` after SIGINT or SIGTERM.
+    """
+
+    budget: Budget = NO_BUDGET
+    track: bool = False
+    keep: bool = True
+
+    def __call__(self, run: CompletionRun, lookup: LookUp) -> None:
+        from cosmopedia.execution.servers import release
+
+        serving = load_compute().serving
+        plan = forecast_of(lookup, serving)
+        if run.total:
+            long = f"; {len(lookup.too_long)} prompts too long for the model" if lookup.too_long else ""
+            print(f"{run.stage}: {plan.sentence()}{long}", flush=True)
+        run.figures = {"forecast": plan.metrics()}
+        if lookup.missing:
+            refuse(plan, self.budget)
+            _send(run, lookup, plan, serving, self)
+        elif not self.keep:
+            release(run.stage, lookup.model, serving)
+
+
+def forecast_of(lookup: LookUp, serving: Serving) -> Forecast:
+    """The bill for what is missing."""
+    lengths = []
+    for key, state in zip(lookup.keys, lookup.states, strict=True):
+        if state == CACHED and (completion := lookup.store.get(key)):
+            lengths.append(completion.tokens)
+            if len(lengths) == SAMPLED:
+                break
+    mean = sum(lengths) / len(lengths) if len(lengths) >= SAMPLED // 8 else None
+    cached = lookup.states.count(CACHED)
+    return forecast(lookup.missing, cached, mean, lookup.sampling.max_new_tokens, lookup.model.identity, serving)
+
+
+def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, how: Send) -> None:
+    """Start the servers, send the requests, end the servers; the store and the run's counts have the results."""
+    from cosmopedia.execution.client.dispatcher import Dispatcher
+    from cosmopedia.execution.client.endpoints import Pool
+    from cosmopedia.execution.client.http import Identity
+    from cosmopedia.execution.servers import fleet
+    from cosmopedia.execution.status import Monitor
+
+    model = lookup.model
+    with _mlflow(run.stage, model, how.track) as record, fleet(run.stage, model, serving, how.keep) as servers:
+        pool = Pool(servers.members, serving, lookup.sampling, Identity(model.model, model.revision, model.max_length))
+
+        def stop() -> BaseException | None:
+            now = time.monotonic()
+            servers.demand(lookup.missing - dispatcher.done, lambda url: not pool.uses(url))
+            return servers.tend() or spent(how.budget, pool.gpu_seconds(now), dispatcher.outcome.tokens)
+
+        dispatcher = Dispatcher(
+            run.stage,
+            pool,
+            serving,
+            commit=run.store.append,
+            stop=stop,
+            expecting=servers.expecting,
+            count_tokens=lambda prompt: model.count_tokens([prompt])[0],
+            before=run.cached,
+            failed_before=run.reasons,
+        )
+        with Progress(run.stage, lookup.missing, "completions") as progress:
+            monitor = Monitor(run.stage, dispatcher, run.total, run.cached, plan, progress, record)
+            try:
+                with monitor:
+                    dispatcher.run(lookup.pending())
+            finally:
+                outcome = dispatcher.outcome
+                run.new, run.tokens_new, run.reasons = outcome.new, outcome.tokens, dispatcher.reasons
+                run.figures, run.throughput = monitor.figures(), monitor.throughput()
+                run.failures.update((failure.key, failure) for failure in outcome.failures)
+                seconds = pool.instance_seconds(time.monotonic())
+                write_rate(model.identity, outcome.new, outcome.tokens, seconds, serving.gpus, monitor.utilisation)
+
+
+@contextlib.contextmanager
+def _mlflow(stage: str, model: GenerationModel, track: bool) -> Iterator[Any]:
+    """An MLflow run, or None."""
+    if not track:
+        yield None
+        return
+    from cosmopedia.execution.mlflow_run import Run
+
+    with Run(stage, {"model": model.model, "model_revision": model.revision}) as record:
+        yield record

@@ -1,0 +1,1 @@
+"""The completion store: append-only segments, parquet files, a bucket, maintenance."""

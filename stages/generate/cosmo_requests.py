@@ -1,0 +1,11 @@
+"""What generate asks a model in this checkout, for `cosmo store`; the pilot asks nothing else."""
+
+from cosmopedia.generation.complete import GenerationModel, StageRequests
+from cosmopedia.params import load
+from stages.generate.__main__ import GenerateParams, all_requests
+
+
+def stage_requests() -> StageRequests:
+    """The requests of the prompts as they are now."""
+    params, model = load("generate", GenerateParams), GenerationModel.read()
+    return StageRequests("generate", all_requests(params, model), model, params.sampling)

@@ -1,0 +1,66 @@
+"""A dispatch in one call, with waits that suit a test."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from cosmopedia.execution.client import endpoints as balancing
+from cosmopedia.execution.client.dispatcher import Dispatcher, Outcome
+from cosmopedia.execution.client.endpoints import Pool
+from cosmopedia.execution.client.http import Identity
+from cosmopedia.execution.compute import EndpointSpec, Serving
+from cosmopedia.generation.requests import Completion, PendingRequest, Request, Sampling
+from tests.support.fake_tgi import text_of
+
+SAMPLING = Sampling(temperature=0.8, top_p=1.0, top_k=50, repetition_penalty=None, max_new_tokens=20)
+
+
+@pytest.fixture(autouse=True)
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balancing, "REST_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(balancing, "MEMBER_SECONDS", 0.05)
+    monkeypatch.setattr(balancing, "POLL_SECONDS", 0.05)
+
+
+def serving(**changes: object) -> Serving:
+    values = {
+        "engine": "external",
+        "endpoints": [],
+        "instances": 1,
+        "gpus": 0,
+        "tokens_per_second": None,
+        "concurrency": 8,
+        "batch_size": 8,
+        "request_timeout_s": 5.0,
+        "startup_timeout_s": 5.0,
+        "attempts": 3,
+        "max_failed_share": 1.0,
+    }
+    return Serving.model_validate({**values, **changes})
+
+
+def jobs(count: int, word: str = "prompt") -> list[PendingRequest]:
+    return [PendingRequest(Request(f"{word}-{n}", f"{word} {n}", n, 0), f"{n:032x}", 3) for n in range(count)]
+
+
+class Run:
+    """One dispatch; `committed` is what reached the store, `urls` who is there, also while it runs."""
+
+    def __init__(self, urls: Iterable[str], most: int = 8, before: int = 0, **changes: object):
+        self.committed: list[Completion] = []
+        self.settings = serving(concurrency=most, **changes)
+        self.urls = list(urls)
+        self.specs: list[EndpointSpec] = []
+        self.before = before
+
+    def __call__(self, work: Iterable[PendingRequest]) -> Outcome:
+        def members() -> list[EndpointSpec]:
+            return self.specs or [EndpointSpec(url=url) for url in self.urls]
+
+        self.pool = Pool(members, self.settings, SAMPLING, Identity("fake-1b", "r1", 400))
+        return Dispatcher("test", self.pool, self.settings, commit=self.committed.extend, before=self.before).run(work)
+
+    def assert_all_once(self, work: list[PendingRequest]) -> None:
+        wanted = {job.key: text_of(job.request.prompt, job.request.seed) for job in work}
+        assert len(self.committed) == len(wanted)
+        assert {c.key: c.text for c in self.committed} == wanted
