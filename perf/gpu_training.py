@@ -119,7 +119,7 @@ class Trial:
     ) -> Path:
         """A job's folder."""
         from cosmopedia.execution.compute import Layout
-        from stages.train.nanotron.job import Job
+        from stages.train.nanotron.job import TrainingJob
         from stages.train.presets import PRESETS
         from stages.train.recipe import Recipe
 
@@ -134,7 +134,7 @@ class Trial:
         recipe = Recipe(**(preset_values | fixed | changes | {"architecture": shape}))
         folder = self.scratch / name
         folder.mkdir()
-        job = Job(
+        job = TrainingJob(
             recipe=recipe,
             layout=Layout(dp=self.processes),
             tokens=tokens,
@@ -205,12 +205,12 @@ def logits_difference(folder: Path) -> float | None:
     from safetensors.torch import load_file
 
     from stages.train.init_weights import new_model
-    from stages.train.nanotron.job import Job
+    from stages.train.nanotron.job import TrainingJob
     from stages.train.nanotron.weights import read_checkpoint
 
     if importlib.util.find_spec("transformers") is None:
         return None
-    job = Job.model_validate_json((folder / "job.json").read_text())
+    job = TrainingJob.model_validate_json((folder / "job.json").read_text())
     model = new_model(job.recipe, eos=0).eval()
     found = read_checkpoint(folder / f"checkpoints/{job.recipe.steps}", job.recipe.architecture)
     model.load_state_dict({name: weight.float() for name, weight in found.items()}, strict=False)
@@ -244,7 +244,7 @@ def size(
     trial: Trial, preset: str, changes: dict[str, Any], micro: int, compiled: bool, rate: float
 ) -> dict[str, Any]:
     """Speed at a micro-batch; without figures where it does not fit."""
-    from stages.train.nanotron.job import Job
+    from stages.train.nanotron.job import TrainingJob
 
     name = f"micro-{micro}{'-compiled' if compiled else ''}"
     batch = micro * trial.processes * 4
@@ -253,7 +253,7 @@ def size(
     found: dict[str, Any] = {"micro_batch": micro, "compile": compiled}
     told = f"3. micro-batch {micro}{', compiled' if compiled else ''}"
     if trial.run(folder, may_fail=True):
-        job = Job.model_validate_json((folder / "job.json").read_text())
+        job = TrainingJob.model_validate_json((folder / "job.json").read_text())
         speed = median_speed(folder)
         tflops = speed * job.recipe.flops_per_token / trial.processes / 1e12
         found |= {"tokens_per_second": speed, "tflops": tflops}

@@ -29,7 +29,7 @@ from cosmopedia.execution.data_tasks import Arrays
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in
-from cosmopedia.tables.row_counts import RowAccount
+from cosmopedia.tables.row_counts import RowCounts
 
 ROWS_PER_TASK = 5000  # fewer rows than this are not worth a process of their own
 COUNT_EVERY = 100  # documents between two notes of a task's progress
@@ -182,7 +182,7 @@ class CorpusRun:
         their texts. Memory does not grow with the rows, but for those that are kept.
         """
         self.arrays.check()
-        total, accounts = RowAccount(self.stage), {cell: RowAccount(cell) for cell in map(cell_of, self.cells)}
+        total, accounts = RowCounts(self.stage), {cell: RowCounts(cell) for cell in map(cell_of, self.cells)}
         seen: list[dict] = []
         with TableWriter(self.out / "removed" / "removed.parquet", REMOVED) as writer:
             rows = [

@@ -28,14 +28,14 @@ from typing import Any
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import ContentEncodingError
 
-from cosmopedia.cpu_server.batching import Batcher, Job, TokenText
+from cosmopedia.cpu_server.batching import Batcher, DecodeRequest, TokenText
 from cosmopedia.cpu_server.decoding import load_model, make_decoders, plan_lanes, torch_threads
 from cosmopedia.cpu_server.protocol import (
     MAX_STOP_SEQUENCES,
-    Ask,
     GenerateRequest,
     Malformed,
-    Refusal,
+    ParsedRequest,
+    ValidationError,
     completion_ask,
     generate_ask,
     parse_body,
@@ -58,7 +58,7 @@ class GenerationError(Exception):
     """The model has failed at a request."""
 
 
-FAILURES = (Malformed, Refusal, Overloaded, GenerationError)
+FAILURES = (Malformed, ValidationError, Overloaded, GenerationError)
 
 
 class Server:
@@ -264,12 +264,13 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _decoded(
-        self, ask: Callable[[], Ask], stream: bool
-    ) -> AsyncIterator[tuple[Job, "asyncio.Queue[tuple[int, float, str] | None]"]]:
+        self, ask: Callable[[], ParsedRequest], stream: bool
+    ) -> AsyncIterator[tuple[DecodeRequest, "asyncio.Queue[tuple[int, float, str] | None]"]]:
         """(job, its tokens as they come when `stream`, then None), in one of the places there are.
 
         The place is free again when the model has let go of the job, which is soon after a client has left, so that
-        there are never more jobs than places. Raises `Overloaded`, and `Refusal` when the request breaks a bound.
+        there are never more jobs than places. Raises `Overloaded`, and `ValidationError` when the request breaks a
+        bound.
         """
         if self.active >= self.options.max_concurrent:
             raise Overloaded
@@ -295,8 +296,11 @@ class Server:
                 self.active -= 1
 
     async def _job(
-        self, ask: Ask, on_token: Callable[[int, float, str], object] | None, on_end: Callable[[Job], object]
-    ) -> Job:
+        self,
+        ask: ParsedRequest,
+        on_token: Callable[[int, float, str], object] | None,
+        on_end: Callable[[DecodeRequest], object],
+    ) -> DecodeRequest:
         """The request as a job for the model. What can take long is done beside the event loop."""
         loop = asyncio.get_running_loop()
 
@@ -310,10 +314,10 @@ class Server:
             try:
                 grammar = await loop.run_in_executor(self.beside, self.grammars.compile, *ask.grammar)
             except GrammarError as error:
-                raise Refusal(f"grammar is not valid: {error}") from None
-        return Job(prompt, new, ask.choice, ask.stop, ask.whole, on_token, on_end, grammar, ask.inside)
+                raise ValidationError(f"grammar is not valid: {error}") from None
+        return DecodeRequest(prompt, new, ask.choice, ask.stop, ask.whole, on_token, on_end, grammar, ask.inside)
 
-    def _answer(self, job: Job, request: GenerateRequest, full_text: bool = False) -> dict[str, Any]:
+    def _answer(self, job: DecodeRequest, request: GenerateRequest, full_text: bool = False) -> dict[str, Any]:
         text = self.tokenizer.decode(job.tokens, skip_special_tokens=True)
         wanted = request.parameters.return_full_text
         if full_text if wanted is None else wanted:
@@ -322,7 +326,7 @@ class Server:
             return {"generated_text": text}
         return {"generated_text": text, "details": self._details(job)}
 
-    def _details(self, job: Job) -> dict[str, Any]:
+    def _details(self, job: DecodeRequest) -> dict[str, Any]:
         texts = TokenText(self.tokenizer)
         spans = TokenText(self.tokenizer)
         return {
@@ -349,7 +353,7 @@ class Server:
         self.counts[f'tgi_request_failure{{err="{kind or body["error_type"]}"}}'] += 1
         return web.json_response(body, status=status)
 
-    def _count(self, job: Job, began: float) -> None:
+    def _count(self, job: DecodeRequest, began: float) -> None:
         self.counts["tgi_request_success"] += 1
         values = (len(job.prompt), len(job.tokens), time.monotonic() - began, job.started_at - job.queued_at)
         for name, value in zip(SUMMARIES, values, strict=True):
@@ -369,7 +373,7 @@ def tgi_failure(failure: Exception) -> tuple[int, dict[str, Any]]:
     """(status, body) in TGI's form."""
     if isinstance(failure, Malformed):
         return failure.status, {"error": str(failure), "error_type": "validation"}
-    if isinstance(failure, Refusal):
+    if isinstance(failure, ValidationError):
         return 422, {"error": f"Input validation error: {failure}", "error_type": "validation"}
     if isinstance(failure, Overloaded):
         return 429, {"error": "Model is overloaded", "error_type": "overloaded"}
@@ -379,10 +383,10 @@ def tgi_failure(failure: Exception) -> tuple[int, dict[str, Any]]:
 def openai_failure(failure: Exception) -> tuple[int, dict[str, Any]]:
     """(status, body) in OpenAI's form, with vLLM's types."""
     status, body = tgi_failure(failure)
-    if isinstance(failure, Refusal) or status == 422:
+    if isinstance(failure, ValidationError) or status == 422:
         status = 400
     kind = {400: "BadRequestError", 413: "BadRequestError", 429: "TooManyRequestsError"}.get(status, "GenerationError")
-    message = str(failure) if isinstance(failure, Refusal) else body["error"]
+    message = str(failure) if isinstance(failure, ValidationError) else body["error"]
     return status, {"error": {"message": message, "type": kind, "param": None, "code": status}}
 
 
@@ -416,7 +420,7 @@ def _openai_choice(text: str, finish_reason: str | None) -> dict[str, Any]:
     return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
 
-def _timings(job: Job, began: float, characters: int) -> dict[str, str]:
+def _timings(job: DecodeRequest, began: float, characters: int) -> dict[str, str]:
     """TGI's headers; times in milliseconds."""
     total, queued = time.monotonic() - began, job.started_at - job.queued_at
     inference = job.ended_at - job.started_at

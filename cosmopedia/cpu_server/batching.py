@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cosmopedia.cpu_server.decoding import Decoder
-from cosmopedia.cpu_server.sampling import Choice, Grammar, GrammarError, choose, shares
+from cosmopedia.cpu_server.sampling import Grammar, GrammarError, SamplingParams, choose, shares
 
 STOP_SECONDS = 2.0  # for the step that runs when the server is told to stop
 NO_LANE = "the model thread has ended"
@@ -41,16 +41,16 @@ class TokenText:
 
 
 @dataclass(eq=False)
-class Job:
+class DecodeRequest:
     """One request in the model's terms, and what came of it."""
 
     prompt: list[int]
     max_new_tokens: int
-    choice: Choice
+    choice: SamplingParams
     stop: list[str]
     whole: bool  # log-probabilities of the prompt's tokens are wanted
     on_token: Callable[[int, float, str], object] | None  # id, log-probability, text
-    on_end: Callable[["Job"], object]
+    on_end: Callable[["DecodeRequest"], object]
     grammar: Grammar | None = None
     inside: bool = False  # vLLM's way to stop: a stop sequence counts wherever it is, and before the length
     tokens: list[int] = field(default_factory=list)
@@ -70,15 +70,15 @@ class Batcher:
     """Runs jobs on decoders that share a model, each with `threads` cores."""
 
     def __init__(self, decoders: list[Decoder], tokenizer: Any, ends: set[int], threads: int):
-        self.waiting: deque[Job] = deque()
+        self.waiting: deque[DecodeRequest] = deque()
         self.change, self.stopped = threading.Condition(), False
         self._taken = 0
-        self._lanes = [Lane(self, decoder, tokenizer, ends, threads) for decoder in decoders]
+        self._lanes = [DecodeWorker(self, decoder, tokenizer, ends, threads) for decoder in decoders]
         self._living = list(self._lanes)  # before a lane starts, which asks for it
         for lane in self._lanes:
             lane.start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: DecodeRequest) -> None:
         with self.change:
             if lives := bool(self._living):
                 self.waiting.append(job)
@@ -86,7 +86,7 @@ class Batcher:
         if not lives:
             _end(job, NO_LANE)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: DecodeRequest) -> None:
         """End a job early: now when it waits, after the step that runs when it is decoded; of no effect once ended."""
         with self.change:
             job.cancelled = True
@@ -111,22 +111,22 @@ class Batcher:
         with self.change:
             return len(self.waiting), self._taken
 
-    def take(self, lane: "Lane") -> list[Job]:
+    def take(self, lane: "DecodeWorker") -> list[DecodeRequest]:
         """Jobs that join a lane now: at most its room, and no more than evens the lanes out; call under `change`."""
         fair = -(-(self._taken + len(self.waiting)) // len(self._living))
         count = min(lane.decoder.room(), len(self.waiting), max(fair - len(lane.live), 0))
         self._taken += count
         return [self.waiting.popleft() for _ in range(count)]
 
-    def ended(self, job: Job, error: str | None = None) -> None:
+    def ended(self, job: DecodeRequest, error: str | None = None) -> None:
         """A job that a lane had taken is over."""
         with self.change:
             self._taken -= 1
         _end(job, error)
 
-    def lost(self, lane: "Lane") -> None:
+    def lost(self, lane: "DecodeWorker") -> None:
         """A lane's thread is at its end; when it was not told to stop, nobody waits for it in vain."""
-        orphans: list[Job] = []
+        orphans: list[DecodeRequest] = []
         with self.change:
             if self.stopped:
                 return
@@ -139,13 +139,13 @@ class Batcher:
             _end(job, NO_LANE)
 
 
-class Lane(threading.Thread):
+class DecodeWorker(threading.Thread):
     """One decoder and the jobs in it, `live`."""
 
     def __init__(self, batcher: Batcher, decoder: Decoder, tokenizer: Any, ends: set[int], threads: int):
         super().__init__(name="model", daemon=True)
-        self.live: list[Job] = []
-        self.joining: list[Job] = []
+        self.live: list[DecodeRequest] = []
+        self.joining: list[DecodeRequest] = []
         self.decoder = decoder
         self._batcher, self._tokenizer, self._ends, self._threads = batcher, tokenizer, ends, threads
         self._seen = np.zeros((0, decoder.vocabulary), dtype=bool)
@@ -156,7 +156,7 @@ class Lane(threading.Thread):
         finally:
             self._batcher.lost(self)
 
-    def held(self) -> list[Job]:
+    def held(self) -> list[DecodeRequest]:
         """The jobs that are in the lane or about to join, and not over."""
         return [job for job in (*self.live, *self.joining) if not job.ended_at]
 
@@ -184,7 +184,7 @@ class Lane(threading.Thread):
             except Exception as error:  # the batch is lost, the server is not; TGI answers such requests with 424
                 self._fail(f"{type(error).__name__}: {error}")
 
-    def _join(self, jobs: list[Job]) -> None:
+    def _join(self, jobs: list[DecodeRequest]) -> None:
         for job in jobs:
             job.started_at = time.monotonic()
             if job.stop or job.on_token:
@@ -202,7 +202,7 @@ class Lane(threading.Thread):
                 job.prefill = prompt_logprobs(job.prompt, scores)
         self._advance(np.stack([scores[-1] for scores in logits]), jobs, first)
 
-    def _advance(self, logits: np.ndarray, jobs: list[Job], first: int) -> None:
+    def _advance(self, logits: np.ndarray, jobs: list[DecodeRequest], first: int) -> None:
         """Choose one token for each of `jobs`, which are the live ones from number `first` on."""
         places = [len(job.tokens) for job in jobs]
         seen = self._seen[first : first + len(jobs)]
@@ -220,7 +220,7 @@ class Lane(threading.Thread):
             if job.on_token:
                 job.on_token(token, logprob, text)
 
-    def _rules(self, jobs: list[Job]) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    def _rules(self, jobs: list[DecodeRequest]) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
         """`used` and `allowed` for `choose`. A grammar that cannot go on fails its own job alone."""
         used, allowed = {}, {}
         for row, job in enumerate(jobs):
@@ -233,7 +233,7 @@ class Lane(threading.Thread):
                     job.error = f"grammar: {error}"
         return used, allowed
 
-    def _finished(self, job: Job, token: int, text: str) -> str | None:
+    def _finished(self, job: DecodeRequest, token: int, text: str) -> str | None:
         """TGI's order: the length counts before the end of text, and a stop sequence must end the text so far."""
         full = "length" if len(job.tokens) >= job.max_new_tokens else None
         if full and not job.inside:
@@ -267,7 +267,7 @@ class Lane(threading.Thread):
             self.decoder.drop(self.decoder.count - 1)
 
 
-def _end(job: Job, error: str | None = None) -> None:
+def _end(job: DecodeRequest, error: str | None = None) -> None:
     job.error = job.error or error
     job.ended_at = time.monotonic()
     job.on_end(job)

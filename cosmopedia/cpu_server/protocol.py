@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
 
-from cosmopedia.cpu_server.sampling import Choice
+from cosmopedia.cpu_server.sampling import SamplingParams
 
 MAX_STOP_SEQUENCES = 4
 
@@ -20,7 +21,7 @@ MAX_STOP_SEQUENCES = 4
 T = TypeVar("T", bound=BaseModel)
 
 
-class Refusal(Exception):
+class ValidationError(Exception):
     """Why a request is not served."""
 
 
@@ -33,11 +34,11 @@ class Malformed(Exception):
 
 
 @dataclass(frozen=True)
-class Ask:
+class ParsedRequest:
     """A request of any form, its parameters checked."""
 
     text: str
-    choice: Choice
+    choice: SamplingParams
     stop: list[str]
     fit: Callable[[list[int]], tuple[list[int], int]]  # the text's tokens -> (the prompt, new tokens at most)
     inside: bool = False
@@ -193,26 +194,26 @@ def parse_body(body: Any) -> GenerateRequest:
 def _typed(kind: type[T], body: Any) -> T:
     try:
         return kind.model_validate(body)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "body"
         message = f"Failed to deserialize the JSON body into the target type: {where}: {first['msg']}"
         raise Malformed(422, message) from None
 
 
-def generate_ask(request: GenerateRequest, stream: bool, max_total_tokens: int) -> Ask:
-    """A request of TGI. `Refusal` in TGI's words."""
+def generate_ask(request: GenerateRequest, stream: bool, max_total_tokens: int) -> ParsedRequest:
+    """A request of TGI. `ValidationError` in TGI's words."""
     p = request.parameters
     choice = check_parameters(p, stream, max_total_tokens)
     if not request.inputs:
-        raise Refusal("`inputs` cannot be empty")
+        raise ValidationError("`inputs` cannot be empty")
 
     def fit(ids: list[int]) -> tuple[list[int], int]:
         if not ids:
-            raise Refusal("`inputs` cannot be empty")
+            raise ValidationError("`inputs` cannot be empty")
         return check_length(ids, p, max_total_tokens)
 
-    return Ask(
+    return ParsedRequest(
         text=request.inputs,
         choice=choice,
         stop=list(p.stop),
@@ -223,42 +224,44 @@ def generate_ask(request: GenerateRequest, stream: bool, max_total_tokens: int) 
     )
 
 
-def check_parameters(p: GenerateParameters, stream: bool, max_total_tokens: int) -> Choice:
-    """The sampling rules of a request. `Refusal` in TGI's words."""
+def check_parameters(p: GenerateParameters, stream: bool, max_total_tokens: int) -> SamplingParams:
+    """The sampling rules of a request. `ValidationError` in TGI's words."""
     if p.best_of is not None and p.best_of != 1:
         if stream:
-            raise Refusal("`best_of` != 1 is not supported when streaming tokens")
-        raise Refusal("`best_of` != 1 is not allowed for this endpoint")
+            raise ValidationError("`best_of` != 1 is not supported when streaming tokens")
+        raise ValidationError("`best_of` != 1 is not allowed for this endpoint")
     if p.top_n_tokens:
-        raise Refusal("`top_n_tokens` != 0 is not allowed for this endpoint")
+        raise ValidationError("`top_n_tokens` != 0 is not allowed for this endpoint")
     if p.decoder_input_details and stream:
-        raise Refusal("`decoder_input_details` == true is not supported when streaming tokens")
+        raise ValidationError("`decoder_input_details` == true is not supported when streaming tokens")
     # TGI's numbers are float32, in which the smallest of float64 are 0
     if p.temperature is not None and np.float32(p.temperature) <= 0:
-        raise Refusal("`temperature` must be strictly positive")
+        raise ValidationError("`temperature` must be strictly positive")
     if p.repetition_penalty is not None and np.float32(p.repetition_penalty) <= 0:
-        raise Refusal("`repetition_penalty` must be strictly positive")
+        raise ValidationError("`repetition_penalty` must be strictly positive")
     if p.frequency_penalty is not None and not -2 <= p.frequency_penalty <= 2:
-        raise Refusal("`frequency_penalty` must be >= -2.0 and <= 2.0")
+        raise ValidationError("`frequency_penalty` must be >= -2.0 and <= 2.0")
     if p.top_p is not None and not 0 < p.top_p < 1:
-        raise Refusal("`top_p` must be > 0.0 and < 1.0")
+        raise ValidationError("`top_p` must be > 0.0 and < 1.0")
     if p.typical_p is not None and not 0 < p.typical_p < 1:
-        raise Refusal("`typical_p` must be > 0.0 and < 1.0")
+        raise ValidationError("`typical_p` must be > 0.0 and < 1.0")
     if p.top_k is not None and p.top_k <= 0:
-        raise Refusal("`top_k` must be strictly positive")
+        raise ValidationError("`top_k` must be strictly positive")
     if p.truncate is not None and not 0 < p.truncate < max_total_tokens:
-        raise Refusal(f"`truncate` must be strictly positive and less than {max_total_tokens}. Given: {p.truncate}")
+        raise ValidationError(
+            f"`truncate` must be strictly positive and less than {max_total_tokens}. Given: {p.truncate}"
+        )
     if p.max_new_tokens is not None and p.max_new_tokens <= 0:
-        raise Refusal("`max_new_tokens` must be strictly positive")
+        raise ValidationError("`max_new_tokens` must be strictly positive")
     if len(p.stop) > MAX_STOP_SEQUENCES:
-        raise Refusal(f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(p.stop)}")
+        raise ValidationError(f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(p.stop)}")
     if p.seed is not None and not 0 <= p.seed < 2**64:
-        raise Refusal(f"`seed` must be >= 0 and < 2^64. Given: {p.seed}")
+        raise ValidationError(f"`seed` must be >= 0 and < 2^64. Given: {p.seed}")
     if p.watermark:
-        raise Refusal("`watermark` is not supported by this server")
+        raise ValidationError("`watermark` is not supported by this server")
     sampled = p.do_sample or any(v is not None for v in (p.temperature, p.top_k, p.top_p, p.typical_p))
     seed = (random.getrandbits(64) if p.seed is None else p.seed) if sampled else None
-    return Choice(
+    return SamplingParams(
         seed=seed,
         temperature=p.temperature or 1.0,
         top_k=p.top_k,
@@ -270,7 +273,7 @@ def check_parameters(p: GenerateParameters, stream: bool, max_total_tokens: int)
 
 
 def check_grammar(grammar: AnyGrammar | None) -> tuple[str, str] | None:
-    """(kind, text) for `Grammars.compile`, which judges the grammar itself. `Refusal` in TGI's words."""
+    """(kind, text) for `Grammars.compile`, which judges the grammar itself. `ValidationError` in TGI's words."""
     if grammar is None:
         return None
     if isinstance(grammar, RegexGrammar):
@@ -280,26 +283,26 @@ def check_grammar(grammar: AnyGrammar | None) -> tuple[str, str] | None:
         if isinstance(schema, str):
             schema = json.loads(schema)
         elif not isinstance(schema, dict):
-            raise Refusal("grammar is not supported")
+            raise ValidationError("grammar is not supported")
         text = json.dumps(schema)
     except (ValueError, RecursionError) as error:
-        raise Refusal(f"grammar is not valid: {error}") from None
+        raise ValidationError(f"grammar is not valid: {error}") from None
     if not isinstance(schema, dict):
-        raise Refusal("grammar is not valid: a schema must be an object")
+        raise ValidationError("grammar is not valid: a schema must be an object")
     if "properties" not in schema:
-        raise Refusal("grammar is not valid: Grammar must have a 'properties' field")
+        raise ValidationError("grammar is not valid: Grammar must have a 'properties' field")
     return "json", text
 
 
 def check_length(ids: list[int], p: GenerateParameters, max_total_tokens: int) -> tuple[list[int], int]:
-    """(the input's tokens after `truncate`, new tokens at most). `Refusal` when they do not fit together."""
+    """(the input's tokens after `truncate`, new tokens at most). `ValidationError` when they do not fit together."""
     if p.truncate is not None:
         ids = ids[-p.truncate :]
     new = p.max_new_tokens if p.max_new_tokens is not None else max_total_tokens - len(ids)
     if len(ids) >= max_total_tokens and p.max_new_tokens is None:
-        raise Refusal(f"`inputs` must have less than {max_total_tokens} tokens. Given: {len(ids)}")
+        raise ValidationError(f"`inputs` must have less than {max_total_tokens} tokens. Given: {len(ids)}")
     if len(ids) + new > max_total_tokens:
-        raise Refusal(
+        raise ValidationError(
             f"`inputs` tokens + `max_new_tokens` must be <= {max_total_tokens}."
             f" Given: {len(ids)} `inputs` tokens and {new} `max_new_tokens`"
         )
@@ -307,42 +310,43 @@ def check_length(ids: list[int], p: GenerateParameters, max_total_tokens: int) -
 
 
 def parse_completion(body: Any) -> CompletionRequest:
-    """OpenAI's request in a JSON value. `Malformed` when its types are wrong, `Refusal` for what is not served."""
+    """OpenAI's request in a JSON value. `Malformed` when its types are wrong, `ValidationError` for the
+    rest."""
     if isinstance(body, dict):
         body = {k: v for k, v in body.items() if v is not None or k == "max_tokens"}
         for name, neutral in NEUTRAL.items():
             if name in body and not any(body[name] == value for value in neutral):
-                raise Refusal(f"`{name}` is not supported by this server")
+                raise ValidationError(f"`{name}` is not supported by this server")
     return _typed(CompletionRequest, body)
 
 
-def completion_ask(request: CompletionRequest, max_total_tokens: int) -> Ask:
-    """A request of OpenAI's form. `Refusal` in vLLM's words."""
+def completion_ask(request: CompletionRequest, max_total_tokens: int) -> ParsedRequest:
+    """A request of OpenAI's form. `ValidationError` in vLLM's words."""
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if len(prompts) != 1:
-        raise Refusal(f"`prompt` must be one string, or a list of one. Given: {len(prompts)}")
+        raise ValidationError(f"`prompt` must be one string, or a list of one. Given: {len(prompts)}")
     if np.float32(request.repetition_penalty) <= 0:
-        raise Refusal(f"repetition_penalty must be greater than zero, got {request.repetition_penalty}.")
+        raise ValidationError(f"repetition_penalty must be greater than zero, got {request.repetition_penalty}.")
     if request.temperature < 0:
-        raise Refusal(f"temperature must be non-negative, got {request.temperature}.")
+        raise ValidationError(f"temperature must be non-negative, got {request.temperature}.")
     if not 0 < request.top_p <= 1:
-        raise Refusal(f"top_p must be in (0, 1], got {request.top_p}.")
+        raise ValidationError(f"top_p must be in (0, 1], got {request.top_p}.")
     if request.top_k < -1:
-        raise Refusal(f"top_k must be 0 (disable), or at least 1, got {request.top_k}.")
+        raise ValidationError(f"top_k must be 0 (disable), or at least 1, got {request.top_k}.")
     if request.max_tokens is not None and request.max_tokens < 1:
-        raise Refusal(f"max_tokens must be at least 1, got {request.max_tokens}.")
+        raise ValidationError(f"max_tokens must be at least 1, got {request.max_tokens}.")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop
     if "" in stop:
-        raise Refusal("stop cannot contain an empty string.")
+        raise ValidationError("stop cannot contain an empty string.")
     if len(stop) > MAX_STOP_SEQUENCES:
-        raise Refusal(f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(stop)}")
+        raise ValidationError(f"`stop` supports up to {MAX_STOP_SEQUENCES} stop sequences. Given: {len(stop)}")
 
     def fit(ids: list[int]) -> tuple[list[int], int]:
         if not ids:
-            raise Refusal("prompt cannot be empty")
+            raise ValidationError("prompt cannot be empty")
         new = max_total_tokens - len(ids) if request.max_tokens is None else request.max_tokens
         if new < 1 or len(ids) + new > max_total_tokens:
-            raise Refusal(
+            raise ValidationError(
                 f"This model's maximum context length is {max_total_tokens} tokens. However, you requested"
                 f" {len(ids) + max(new, 1)} tokens ({len(ids)} in the prompt, {max(new, 1)} in the completion)."
                 " Please reduce the length of the prompt or completion."
@@ -350,13 +354,13 @@ def completion_ask(request: CompletionRequest, max_total_tokens: int) -> Ask:
         return ids, new
 
     if not np.float32(request.temperature):
-        choice = Choice(repetition_penalty=request.repetition_penalty)
+        choice = SamplingParams(repetition_penalty=request.repetition_penalty)
     else:
-        choice = Choice(
+        choice = SamplingParams(
             seed=random.getrandbits(64) if request.seed is None else request.seed % 2**64,
             temperature=request.temperature,
             top_k=request.top_k if request.top_k > 0 else None,
             top_p=request.top_p,
             repetition_penalty=request.repetition_penalty,
         )
-    return Ask(prompts[0], choice, stop, fit, inside=True)
+    return ParsedRequest(prompts[0], choice, stop, fit, inside=True)

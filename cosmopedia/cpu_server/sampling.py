@@ -23,7 +23,7 @@ _GOLDEN, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476
 
 
 @dataclass(frozen=True)
-class Choice:
+class SamplingParams:
     """How one request wants its tokens; the defaults switch a rule off."""
 
     seed: int | None = None  # None: the most likely token, always
@@ -110,7 +110,7 @@ def shares(prompt: Sequence[int], text: Sequence[int], vocabulary: int) -> np.nd
 
 def choose(
     logits: np.ndarray,
-    choices: Sequence[Choice],
+    choices: Sequence[SamplingParams],
     places: Sequence[int],
     seen: np.ndarray,
     used: Mapping[int, np.ndarray] | None = None,
@@ -167,7 +167,7 @@ def _column(values: Sequence[float]) -> np.ndarray:
     return np.array(values, dtype=np.float32)[:, None]
 
 
-def _filtered(scores: np.ndarray, choices: Sequence[Choice]) -> np.ndarray:
+def _filtered(scores: np.ndarray, choices: Sequence[SamplingParams]) -> np.ndarray:
     """The scores with -inf for tokens that top-k, top-p or typical-p rule out."""
     rows = [i for i, c in enumerate(choices) if c.top_k is not None or c.top_p < 1.0]
     if rows:
@@ -178,7 +178,7 @@ def _filtered(scores: np.ndarray, choices: Sequence[Choice]) -> np.ndarray:
     return scores
 
 
-def _nucleus(scores: np.ndarray, choices: Sequence[Choice]) -> np.ndarray:
+def _nucleus(scores: np.ndarray, choices: Sequence[SamplingParams]) -> np.ndarray:
     """Top-k, then the smallest set of what is left whose probability reaches top-p; ties at the border stay."""
     vocabulary = scores.shape[1]
     limits = np.array([min(c.top_k or vocabulary, vocabulary) for c in choices])

@@ -30,7 +30,7 @@ from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import Data
 from cosmopedia.execution.executors import Steps, execute, prepared
 from cosmopedia.execution.progress import Progress
-from cosmopedia.execution.workdir import scratch_folder
+from cosmopedia.execution.workdir import work_folder
 
 
 class Arrays:
@@ -47,7 +47,7 @@ class Arrays:
     def __enter__(self) -> "Arrays":
         with ExitStack() as stack:
             stack.enter_context(prepared(self.stage, self.data))
-            folder = stack.enter_context(scratch_folder(self.stage, *self.identity, self.data.tasks))
+            folder = stack.enter_context(work_folder(self.stage, *self.identity, self.data.tasks))
             earlier = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
             self._earlier = [folder / str(number) for number in earlier]
             self.scratch = folder / str(earlier[-1] + 1 if earlier else 0)

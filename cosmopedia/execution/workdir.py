@@ -24,7 +24,7 @@ PIPELINE = Path("dvc.yaml")
 
 
 @contextmanager
-def scratch_folder(stage: str, *identity: object) -> Iterator[Path]:
+def work_folder(stage: str, *identity: object) -> Iterator[Path]:
     """The stage's folder, which no other process has.
 
     It goes when the body ends well, and when it finds what lies in it to be wrong (`DataError`, `InternalError`);

@@ -10,7 +10,7 @@ from cosmopedia.errors import InternalError
 
 
 @dataclass
-class RowAccount:
+class RowCounts:
     """Counts a stage's rows; `metrics` refuses an account that does not balance."""
 
     stage: str

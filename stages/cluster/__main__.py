@@ -24,7 +24,7 @@ from cosmopedia.params import Params, load
 from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, read_batches, write_table
-from cosmopedia.tables.row_counts import RowAccount, write_metrics
+from cosmopedia.tables.row_counts import RowCounts, write_metrics
 from cosmopedia.tables.row_ranges import checked_rows, read_parts, tasks_for
 from cosmopedia.tables.vectors import vectors_of
 from stages.cluster.map import draw_map
@@ -64,7 +64,7 @@ def read_sample(params: ClusterParams) -> tuple[list[str], np.ndarray]:
     return found, np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
-def summary(groups: Groups, sizes: np.ndarray, account: RowAccount, min_cluster_size: int) -> dict[str, Any]:
+def summary(groups: Groups, sizes: np.ndarray, account: RowCounts, min_cluster_size: int) -> dict[str, Any]:
     """The stage's metrics; `sizes` are the rows of each cluster."""
     sampled, noise = len(groups.ids), int((groups.clusters < 0).sum())
     quantiles = np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1])
@@ -96,7 +96,7 @@ def main() -> str:
         min_cluster_size=size,
         min_samples=params.min_samples,
     )
-    sizes, account = np.zeros(len(groups.centroids), np.int64), RowAccount("cluster", rows_in=rows_in)
+    sizes, account = np.zeros(len(groups.centroids), np.int64), RowCounts("cluster", rows_in=rows_in)
     tasks = max(1, min(tasks_for(rows_in, data.tasks), rows_in // ROWS_PER_TASK))
     with Arrays("cluster", data) as arrays, TableWriter(OUT / "assignments.parquet", ASSIGNMENT) as writer:
         parts, found = arrays.scratch / "parts", arrays.scratch / "groups.pickle"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cosmopedia.errors import DataError, run_stage
 from cosmopedia.execution.progress import Progress
-from cosmopedia.execution.workdir import lend, scratch_folder
+from cosmopedia.execution.workdir import lend, work_folder
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import REJECTED
 from cosmopedia.tables.external_sort import SortingWriter
@@ -24,7 +24,7 @@ from cosmopedia.tables.parquet import count_rows, read_rows
 from cosmopedia.tables.row_counts import write_metrics
 from stages.prompts.near_duplicates import basis_of, sketch
 from stages.prompts.render import Cell
-from stages.prompts.row_counts import account_of, complaint, counts_table, duplicate_rates, sums
+from stages.prompts.row_counts import complaint, counts_table, duplicate_rates, row_counts_of, sums
 from stages.prompts.selection import fates
 from stages.prompts.source_rows import Part, Seeds, on_disk, seed_batches
 from stages.prompts.styles import PromptsParams
@@ -63,7 +63,7 @@ def main() -> str:
         for source, styles in params.chosen().items()
     }
     shutil.rmtree(OUT, ignore_errors=True)
-    with scratch_folder("prompts") as scratch:
+    with work_folder("prompts") as scratch:
         found = {source: seeds_of(source, cells, params, scratch / source) for source, cells in grid.items()}
         cells = [(found[c.source], c) for several in grid.values() for c in several if found[c.source].rows]
         if not cells:  # a source that is left out has no cells
@@ -77,7 +77,7 @@ def main() -> str:
         table = counts_table(counts_in(scratch / "out", names, [cell for _, cell in cells]))
         for name in names:
             lend(scratch / "out" / name, OUT / name)
-    account = account_of(table, sum(seeds.rows for seeds, _ in cells))
+    account = row_counts_of(table, sum(seeds.rows for seeds, _ in cells))
     Path("metrics/plots").mkdir(parents=True, exist_ok=True)
     table.write_csv("metrics/plots/prompts.csv")
     rates = duplicate_rates(table)

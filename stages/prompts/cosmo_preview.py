@@ -27,7 +27,7 @@ from cosmopedia.records import read_records
 from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import SOURCE
 from cosmopedia.tables.parquet import read_table, table_of
-from cosmopedia.tables.row_counts import RowAccount
+from cosmopedia.tables.row_counts import RowCounts
 from stages.prompts.render import Cell, prepared, prompts_of
 from stages.prompts.slots import SLOTS
 from stages.prompts.source_rows import seed_batches
@@ -100,7 +100,7 @@ def first_rows(source: str) -> pl.DataFrame:
     note(f"the sources stage has not run: the first rows of {params.dataset}")
     keep = check(params.keep, READERS[source].keep, f"sources.{source}.keep")
     records, revision = read_records(params.dataset, params.subset, params.split, params.revision)
-    account = RowAccount(f"sources/{source}")
+    account = RowCounts(f"sources/{source}")
     found = normalise(source, islice(records, params.limit), params, keep, revision, account)
     rows = list(islice((row for row, _ in found if row), READ))
     if not rows:
@@ -135,8 +135,8 @@ def completions(prompts: list[tuple[str, str]], url: str) -> list[str]:
 
     try:
         return asyncio.run(ask())
-    except client.Trouble as trouble:
-        hint = "; is the server up?" if isinstance(trouble, client.GiveBack) else ""
+    except client.RequestError as trouble:
+        hint = "; is the server up?" if isinstance(trouble, client.Requeue) else ""
         raise ClusterError(f"no completion ({trouble.reason}): {trouble}{hint}") from None
 
 

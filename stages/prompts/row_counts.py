@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from cosmopedia.tables.row_counts import RowAccount
+from cosmopedia.tables.row_counts import RowCounts
 
 CELL = ("source", "style", "format", "audience")
 WORST = 5  # cells that a warning names
@@ -16,10 +16,10 @@ def counts_table(rows: list[tuple]) -> pl.DataFrame:
     return table.group_by(CELL).agg(pl.col(counts).sum()).sort(CELL)
 
 
-def account_of(table: pl.DataFrame, rows: int) -> RowAccount:
+def row_counts_of(table: pl.DataFrame, rows: int) -> RowCounts:
     """The stage's account; `rows`: seed rows x styles. `not_drawn` are those that no style took."""
     kept, same, near = (int(n) for n in table.select("prompts", "duplicates", "near_duplicates").sum().row(0))
-    account = RowAccount("prompts", rows, kept)
+    account = RowCounts("prompts", rows, kept)
     removed = {"duplicate_prompt": same, "near_duplicate_prompt": near, "not_drawn": rows - kept - same - near}
     for reason, number in removed.items():
         account.remove(reason, number)

@@ -22,7 +22,7 @@ from cosmopedia.records import Record, is_local, read_records
 from cosmopedia.tables.contracts import REJECTED, SOURCE
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import TableWriter
-from cosmopedia.tables.row_counts import RowAccount, write_metrics
+from cosmopedia.tables.row_counts import RowCounts, write_metrics
 from stages.sources.duplicates import Fingerprints, fingerprint
 from stages.sources.readers import READERS, Reader, Rejected, Seed, UltrachatFilter, concepts_of
 
@@ -53,7 +53,7 @@ def seeds_of(record: Record, reader: Reader, keep: Params) -> Iterator[Seed | Re
 
 
 def normalise(
-    source: str, records: Iterator[Record], params: SourceParams, keep: Params, revision: str, account: RowAccount
+    source: str, records: Iterator[Record], params: SourceParams, keep: Params, revision: str, account: RowCounts
 ) -> Iterator[tuple[dict | None, dict | None]]:
     """(SOURCE row, None) or (None, REJECTED row) for each row found, in the dataset's order, counted in `account`.
 
@@ -110,7 +110,7 @@ def main(source: str) -> str:
         records, revision = read_records(params.dataset, params.subset, params.split, params.revision)
     if params.dataset is not None and is_local(params.dataset) and not params.dataset.startswith("data/samples/"):
         print(f"note: DVC does not watch {params.dataset}; when its content changes: dvc repro -f sources@{source}")
-    account, concepts, causes = RowAccount(f"sources/{source}"), Counter(), {}
+    account, concepts, causes = RowCounts(f"sources/{source}"), Counter(), {}
     kept_path, rejected_path = (
         Path(folder) / f"{source}.parquet" for folder in ("data/sources", "data/sources/rejected")
     )
@@ -135,7 +135,7 @@ def main(source: str) -> str:
     return f"{account.kept} rows from {params.dataset}" + (f"; set aside: {reasons}" if reasons else "")
 
 
-def nothing_kept(dataset: str, source: str, account: RowAccount, causes: dict[str, str]) -> str:
+def nothing_kept(dataset: str, source: str, account: RowCounts, causes: dict[str, str]) -> str:
     """The message for a dataset that gave no row: why most rows were left out, and the first of those in detail."""
     message = f"{dataset}: not one of {account.rows_in} rows could be used for {source}"
     if not account.removed:

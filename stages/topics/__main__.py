@@ -19,7 +19,7 @@ from cosmopedia.errors import DataError, run_stage
 from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table, write_table
-from cosmopedia.tables.row_counts import RowAccount, write_metrics
+from cosmopedia.tables.row_counts import RowCounts, write_metrics
 from stages.topics.decisions import Entry, Match, match, read_curation
 
 LABELS, ASSIGNMENTS = Path("data/label/labels.parquet"), Path("data/cluster/assignments.parquet")
@@ -71,9 +71,9 @@ def removal(row: dict[str, Any], topic: dict[str, Any] | None) -> dict[str, Any]
     return {"row_id": row["row_id"], "reason": reason, "detail": detail, "row": json.dumps(place)}
 
 
-def apply(topics: dict[int, dict[str, Any]]) -> RowAccount:
+def apply(topics: dict[int, dict[str, Any]]) -> RowCounts:
     """Write the kept and the removed rows, batch by batch; returns the account."""
-    account = RowAccount("topics")
+    account = RowCounts("topics")
     with (
         TableWriter(OUT / "web.parquet", TOPIC_OF_ROW) as kept,
         TableWriter(OUT / "removed.parquet", REJECTED) as removed,
@@ -94,7 +94,7 @@ def apply(topics: dict[int, dict[str, Any]]) -> RowAccount:
     return account
 
 
-def summary(account: RowAccount, topics: list[dict[str, Any]], matches: list[Match | None]) -> dict[str, Any]:
+def summary(account: RowCounts, topics: list[dict[str, Any]], matches: list[Match | None]) -> dict[str, Any]:
     """The stage's metrics."""
     kept = {t["topic"] for t in topics if t["decision"] == "keep"}
     dropped = {t["topic"] for t in topics if t["decision"] == "drop"}

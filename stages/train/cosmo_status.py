@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from cosmopedia.lineage import store_root
-from stages.train.nanotron.job import Job, read_steps
+from stages.train.nanotron.job import TrainingJob, read_steps
 
 
 def lines() -> list[str]:
@@ -18,7 +18,7 @@ def describe_trainings(train: Path) -> list[str]:
     for path in sorted(train.glob("*/job.json")):
         try:
             job, steps = (
-                Job.model_validate_json(path.read_text(encoding="utf-8")),
+                TrainingJob.model_validate_json(path.read_text(encoding="utf-8")),
                 read_steps(path.parent / "steps.csv"),
             )
         except (OSError, ValueError):  # it ends, or is being written, just now

@@ -16,13 +16,13 @@ import torch
 from cosmopedia.execution.compute import Layout
 from stages.train.nanotron import patches, worker
 from stages.train.nanotron.config import check, render, write
-from stages.train.nanotron.job import Job
+from stages.train.nanotron.job import TrainingJob
 from tests.support.training_repository import recipe_of, write_corpus
 
 
 def job(folder: Path, steps: int, layout: Layout | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    made = Job(
+    made = TrainingJob(
         recipe=recipe_of(steps=steps, warmup_steps=1, architecture={"layers": 2}),
         layout=layout or Layout(),
         tokens=folder.parent / "tokens",
@@ -34,7 +34,7 @@ def job(folder: Path, steps: int, layout: Layout | None = None) -> None:
 
 def attempt(folder: Path, without: Collection[str], what: Callable[..., object] | None = None) -> str:
     """`what`, else a training, in a fork a process: what they said, "well" if nothing, or what they raised."""
-    processes = Job.model_validate_json((folder / "job.json").read_text()).layout.processes
+    processes = TrainingJob.model_validate_json((folder / "job.json").read_text()).layout.processes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -85,7 +85,7 @@ def _checked(folder: Path, change: Callable[[dict], object], checkpoint: Path | 
     patches.load()
     from nanotron.config import get_config_from_file
 
-    made = Job.model_validate_json((folder / "job.json").read_text())
+    made = TrainingJob.model_validate_json((folder / "job.json").read_text())
     config = render(made, folder, 0, checkpoint)
     change(config)
     write(folder / "config.yaml", config)
@@ -96,7 +96,7 @@ def same_end(folder: Path) -> bool:
     """Whether the last weights are those that the first run had (kept in end.pt)."""
     from stages.train.nanotron.weights import read_checkpoint
 
-    recipe = Job.model_validate_json((folder / "job.json").read_text()).recipe
+    recipe = TrainingJob.model_validate_json((folder / "job.json").read_text()).recipe
     found = read_checkpoint(folder / "checkpoints/12", recipe.architecture)
     kept = folder / "end.pt"
     if not kept.exists():

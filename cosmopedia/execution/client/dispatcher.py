@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution.client.endpoints import Endpoint, Latencies, Pool
 from cosmopedia.execution.client.http import (
-    Attempt,
-    GiveBack,
+    EndpointRejected,
     Overloaded,
-    Refused,
-    Trouble,
-    Unusable,
+    Permanent,
+    RequestError,
+    Requeue,
+    Retryable,
     generate,
     session,
 )
@@ -222,11 +222,11 @@ class Dispatcher:
         except asyncio.CancelledError:
             if self._done.is_set():
                 raise
-            self._trouble(endpoint, GiveBack("stalled", f"{endpoint.url} has stalled"))
-        except Refused as error:  # it answers
+            self._error_of(endpoint, Requeue("stalled", f"{endpoint.url} has stalled"))
+        except Permanent as error:  # it answers
             endpoint.streak, self._succeeded = 0, self._now()
             result = Failure(job.key, error.reason, error.detail, pending.attempts + 1)
-        except Trouble as error:
+        except RequestError as error:
             pause = self._count(endpoint, pending, error)
             if pending.attempts >= self.serving.attempts:
                 result = Failure(job.key, error.reason, error.detail, pending.attempts)
@@ -261,25 +261,25 @@ class Dispatcher:
         counted = self.count_tokens(job.request.prompt) if known is None else known
         return Completion(job.key, answer.text, answer.finish_reason, answer.tokens, counted, engine)
 
-    def _count(self, endpoint: Endpoint, pending: _Pending, error: Trouble) -> float:
+    def _count(self, endpoint: Endpoint, pending: _Pending, error: RequestError) -> float:
         """Book a trouble on the request and the endpoint; returns how long the request pauses, in seconds."""
         pause = 0.0
         if isinstance(error, Overloaded):
             endpoint.overloaded(self._now())
             pause = error.pause or min(OVERLOAD_SECONDS[0] * 2**pending.overloads, OVERLOAD_SECONDS[1])
             pending.overloads += 1
-        elif isinstance(error, Attempt):
+        elif isinstance(error, Retryable):
             pending.attempts += 1
-        elif isinstance(error, GiveBack):
+        elif isinstance(error, Requeue):
             pending.resets += 1
             pending.attempts += pending.resets % RESETS_PER_ATTEMPT == 0
-        self._trouble(endpoint, error)
+        self._error_of(endpoint, error)
         return pause
 
-    def _trouble(self, endpoint: Endpoint, error: Trouble) -> None:
+    def _error_of(self, endpoint: Endpoint, error: RequestError) -> None:
         self.outcome.retries[error.reason] += 1
         endpoint.last_trouble = error.detail
-        if isinstance(error, Unusable):
+        if isinstance(error, EndpointRejected):
             self.pool.refuse(endpoint, error.detail)
         elif not isinstance(error, Overloaded):
             endpoint.failed(self._now())

@@ -21,7 +21,7 @@ from cosmopedia.errors import ClusterError
 from cosmopedia.execution.client.http import (
     Connection,
     Identity,
-    Trouble,
+    RequestError,
     WrongServer,
     check_health,
     connect,
@@ -245,14 +245,14 @@ class Pool:
                 self.waiting_for.pop(spec.url, None)
                 self._refused.add(spec.url)
                 return
-            except Trouble as trouble:
+            except RequestError as trouble:
                 self.waiting_for[spec.url] = trouble.detail
                 await asyncio.sleep(0.2)
         most = min(self.serving.concurrency, connection.most or self.serving.concurrency)
         gpus = self.serving.gpus if spec.gpus is None else spec.gpus
         endpoint = Endpoint(spec, connection, most, gpus, since=loop.time(), heard=loop.time())
         self.waiting_for.pop(spec.url, None)
-        with contextlib.suppress(Trouble):
+        with contextlib.suppress(RequestError):
             if await read_load(http, spec.url, connection.headers, connection.api) is not None:
                 endpoint.limit = min(START_LIMIT, endpoint.limit)
         self.endpoints.append(endpoint)
@@ -277,7 +277,7 @@ class Pool:
                 else:
                     grew = endpoint.measured(load)
                 endpoint.heard = loop.time()
-            except (Trouble, ClusterError) as trouble:
+            except (RequestError, ClusterError) as trouble:
                 silent = loop.time() - endpoint.heard
                 if endpoint.draining or silent > STALL_SECONDS:
                     endpoint.last_trouble = endpoint.last_trouble or str(trouble)

@@ -17,7 +17,7 @@ from cosmopedia.generation.requests import Request, Sampling
 PROBE_SECONDS = 5.0  # deadline of /health, /info and /metrics
 
 
-class Trouble(Exception):
+class RequestError(Exception):
     """Base of what can go wrong with a request; `reason` is counted, `detail` is for people."""
 
     def __init__(self, reason: str, detail: str, pause: float = 0.0):
@@ -25,23 +25,23 @@ class Trouble(Exception):
         self.reason, self.detail, self.pause = reason, detail, pause
 
 
-class GiveBack(Trouble):
+class Requeue(RequestError):
     """The server could not take the request (502, 503) or the connection broke: ask again, no attempt spent."""
 
 
-class Overloaded(GiveBack):
+class Overloaded(Requeue):
     """429: the server takes fewer requests than it has; `pause` is its Retry-After in seconds, or 0."""
 
 
-class Attempt(Trouble):
+class Retryable(RequestError):
     """The server failed at the request (500, 504, 424, a timeout, an answer that is none): one attempt is spent."""
 
 
-class Refused(Trouble):
+class Permanent(RequestError):
     """The request itself is at fault (422 and other 4xx), or the text is empty: asking again is no use."""
 
 
-class Unusable(Trouble):
+class EndpointRejected(RequestError):
     """The endpoint is at fault for every request alike: 401 and 403 (token), 404 and 405 (wrong address or model)."""
 
 
@@ -63,26 +63,26 @@ def headers_of(spec: EndpointSpec) -> dict[str, str]:
 async def generate(
     http: aiohttp.ClientSession, url: str, headers: dict[str, str], api: Api, request: Request, timeout_s: float
 ) -> Answer:
-    """One completion. Raises a `Trouble`; never returns an empty text."""
+    """One completion. Raises a `RequestError`; never returns an empty text."""
     deadline = aiohttp.ClientTimeout(total=timeout_s)
     try:
         async with http.post(f"{url}{api.path}", json=api.body(request), headers=headers, timeout=deadline) as answer:
             content = await answer.read()
     except TimeoutError:  # also aiohttp's: its timeout errors derive from this one
-        raise Attempt("timeout", f"{url} did not answer within {timeout_s:g} s") from None
+        raise Retryable("timeout", f"{url} did not answer within {timeout_s:g} s") from None
     except (aiohttp.ClientError, OSError) as error:
-        raise GiveBack("connection", f"{url}: {type(error).__name__}: {error}") from None
+        raise Requeue("connection", f"{url}: {type(error).__name__}: {error}") from None
     payload = _json(content)
     if answer.status != 200:
         complaint = api.complaint(payload) or content[:200].decode("utf-8", "replace")
-        raise _trouble(answer.status, f"{url}: {answer.status} {complaint}", answer.headers.get("Retry-After", ""))
+        raise _error_of(answer.status, f"{url}: {answer.status} {complaint}", answer.headers.get("Retry-After", ""))
     try:
         found = api.answer(payload, answer.headers)
     except Malformed as error:
-        raise Attempt("server_error", f"{url} answered 200 with no completion in it: {error}") from None
+        raise Retryable("server_error", f"{url} answered 200 with no completion in it: {error}") from None
     text = found.text.encode("utf-8", "replace").decode("utf-8")
     if not text.strip():
-        raise Refused("empty", f"{url} answered with an empty text after {found.tokens} token(s)")
+        raise Permanent("empty", f"{url} answered with an empty text after {found.tokens} token(s)")
     return found if text == found.text else found._replace(text=text)
 
 
@@ -93,30 +93,30 @@ def _json(content: bytes) -> Any:
         return None
 
 
-def _trouble(status: int, detail: str, retry_after: str) -> Trouble:
+def _error_of(status: int, detail: str, retry_after: str) -> RequestError:
     if status == 429:
         return Overloaded("http_429", detail, float(retry_after) if retry_after.isdecimal() else 0.0)
     if status in (502, 503):
-        return GiveBack(f"http_{status}", detail)
+        return Requeue(f"http_{status}", detail)
     if status in (408, 424) or status >= 500:
-        return Attempt("server_error", detail)
+        return Retryable("server_error", detail)
     if status in (401, 403, 404, 405):
-        return Unusable(f"http_{status}", detail)
-    return Refused("validation" if status in (400, 422) else f"http_{status}", detail)
+        return EndpointRejected(f"http_{status}", detail)
+    return Permanent("validation" if status in (400, 422) else f"http_{status}", detail)
 
 
 async def read_load(http: aiohttp.ClientSession, url: str, headers: dict[str, str], api: Api) -> Load | None:
-    """The endpoint's gauges; None when it has none. `Trouble` when it does not answer."""
+    """The endpoint's gauges; None when it has none. `RequestError` when it does not answer."""
     status, content = await _get(http, f"{url}/metrics", headers)
     return api.load(content.decode("utf-8", "replace")) if status == 200 else None
 
 
 async def check_health(http: aiohttp.ClientSession, spec: EndpointSpec, headers: dict[str, str]) -> None:
-    """`Trouble` unless /health answers 200, or 404 (a gateway that has none)."""
+    """`RequestError` unless /health answers 200, or 404 (a gateway that has none)."""
     status, _ = await _get(http, f"{spec.url}/health", headers)
     _authorised(spec, status)
     if status not in (200, 404):
-        raise GiveBack(f"http_{status}", f"{spec.url}/health: status {status}")
+        raise Requeue(f"http_{status}", f"{spec.url}/health: status {status}")
 
 
 async def _get(http: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -125,7 +125,7 @@ async def _get(http: aiohttp.ClientSession, url: str, headers: dict[str, str]) -
             return answer.status, await answer.read()
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise GiveBack("connection", f"{url}: {said}") from None
+        raise Requeue("connection", f"{url}: {said}") from None
 
 
 class Identity:
@@ -166,7 +166,7 @@ async def connect(
 ) -> Connection:
     """Find out which API an endpoint speaks and check that it serves the model.
 
-    `Trouble` when it does not answer (yet), `WrongServer` when it never will.
+    `RequestError` when it does not answer (yet), `WrongServer` when it never will.
     """
     headers = headers_of(spec)
     await check_health(http, spec, headers)
@@ -219,5 +219,5 @@ async def _version(http: aiohttp.ClientSession, url: str, headers: dict[str, str
     try:
         status, content = await _get(http, f"{url}/version", headers)
         return str(json.loads(content)["version"]) if status == 200 else "unknown"
-    except (Trouble, ValueError, KeyError, TypeError):
+    except (RequestError, ValueError, KeyError, TypeError):
         return "unknown"

@@ -23,7 +23,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEAD
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job as squeue shows it. An array's tasks have ids such as `12_3`."""
 
     id: str
@@ -91,7 +91,7 @@ def submit(script: str, options: Iterable[str] = ()) -> str:
     return _run(["sbatch", "--parsable", *options], script, kept).strip().partition(";")[0]
 
 
-def queue(name: str | None = None, jobs: Iterable[str] = ()) -> list[Job]:
+def queue(name: str | None = None, jobs: Iterable[str] = ()) -> list[SlurmJob]:
     """Jobs of this user that are waiting, running or have just ended, by name or by id."""
     command = ["squeue", "--noheader", "--states=all", f"--Format={FIELDS}", "--user", str(os.getuid())]
     if name is not None:
@@ -113,13 +113,13 @@ def queue(name: str | None = None, jobs: Iterable[str] = ()) -> list[Job]:
     return [_parse(line) for line in lines if line.strip()]
 
 
-def _parse(line: str) -> Job:
+def _parse(line: str) -> SlurmJob:
     fields, at = [], 0
     for width in COLUMNS.values():
         fields.append(line[at : at + width].strip())
         at += width
     *texts, restarts = fields
-    return Job(*texts, restarts=int(restarts) if restarts.isdecimal() else 0)
+    return SlurmJob(*texts, restarts=int(restarts) if restarts.isdecimal() else 0)
 
 
 def cancel(jobs: Iterable[str], number: str | None = None) -> None:
@@ -138,7 +138,7 @@ def requeue(job: str) -> None:
     _run(["scontrol", "requeue", job])
 
 
-def wait_ended(jobs: Iterable[str], seconds: float) -> list[Job]:
+def wait_ended(jobs: Iterable[str], seconds: float) -> list[SlurmJob]:
     """Wait until jobs have ended; returns those that have not in time."""
     ids, end = list(jobs), time.monotonic() + seconds
     while ids and (left := [job for job in queue(jobs=ids) if not job.ended]):

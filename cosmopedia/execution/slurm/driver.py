@@ -65,7 +65,7 @@ def driver_script(driver: Driver, targets: list[str]) -> str:
     )
 
 
-def own_jobs() -> list[slurm.Job]:
+def own_jobs() -> list[slurm.SlurmJob]:
     """Jobs of this checkout's driver, arrays and fleets that wait or run."""
     fleets, suffix = set(known_fleets()), content_hash(Path.cwd(), size=4)
     found = [job for job in slurm.queue() if not job.ended]

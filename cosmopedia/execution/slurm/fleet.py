@@ -70,7 +70,7 @@ class SlurmFleet:
         self.folder = place / self.name
         self._values = self._filling(folder, model, revision, max_length, quantisation)
         self.failure: CosmoError | None = None
-        self.jobs: dict[str, slurm.Job] = {}  # that wait or run
+        self.jobs: dict[str, slurm.SlurmJob] = {}  # that wait or run
         self._servers: dict[str, str] = {}  # url -> job
         self._retiring: set[str] = set()  # urls that are to end once they are empty
         self._failed = 0
@@ -213,7 +213,7 @@ class SlurmFleet:
         self._servers = {url: job for job, (_, url) in registered.items()}
         self._retiring &= self._servers.keys()
 
-    def _ended(self, job: slurm.Job) -> None:
+    def _ended(self, job: slurm.SlurmJob) -> None:
         """A job that ended by itself: told with the end of its log, and counted if that was its own fault."""
         why = slurm.why_it_ended(job.id) or job.state.lower()
         told = f"job {job.id} of {self.name} ended ({why}); the end of its log:\n{slurm.tail(self._log_of(job.id))}"
@@ -235,7 +235,7 @@ class SlurmFleet:
         (self.folder / "server.sh").write_text(script, encoding="utf-8")
         while len(self.jobs) - len(self._retiring) < self.wanted:
             number = slurm.submit(script)
-            self.jobs[number] = slurm.Job(number, "PENDING", self.name, "", "submitted", 0)
+            self.jobs[number] = slurm.SlurmJob(number, "PENDING", self.name, "", "submitted", 0)
 
     def _shrink(self) -> None:
         """Servers that there is no work for are drained, and their jobs cancelled when they are empty."""

@@ -14,10 +14,10 @@ import yaml
 
 from cosmopedia.errors import ConfigError, InternalError
 from stages.train.init_weights import STD
-from stages.train.nanotron.job import Job
+from stages.train.nanotron.job import TrainingJob
 
 
-def render(job: Job, folder: Path, eos: int, checkpoint: Path | None) -> dict[str, Any]:
+def render(job: TrainingJob, folder: Path, eos: int, checkpoint: Path | None) -> dict[str, Any]:
     """The config in nanotron 0.2's sections; `data` is left out, since the loader is ours."""
     recipe, layout, shape = job.recipe, job.layout, job.recipe.architecture
     return {

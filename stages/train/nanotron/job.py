@@ -2,7 +2,7 @@
 
 The folder lies outside DVC's outs, under `<store>/train/<key>`, on a file system that the nodes share:
 
-    job.json                    what to train (`Job`); written by the stage
+    job.json                    what to train (`TrainingJob`); written by the stage
     config.yaml                 nanotron's own config, as it runs
     log.txt                     what the processes print
     steps.csv                   a line a step, while it runs
@@ -39,7 +39,7 @@ class Step(NamedTuple):
     mfu: float | None  # model FLOPs utilisation; None where the processor's peak is not stated
 
 
-class Job(Params):
+class TrainingJob(Params):
     """What one set of processes trains."""
 
     recipe: Recipe
@@ -61,7 +61,7 @@ class Job(Params):
         return self.recipe.batch // (self.micro_batch * self.layout.dp)
 
     @model_validator(mode="after")
-    def _fits(self) -> "Job":
+    def _fits(self) -> "TrainingJob":
         shape, layout = self.recipe.architecture, self.layout
         if self.recipe.batch % (self.micro_batch * layout.dp):
             raise ValueError(
@@ -85,10 +85,10 @@ class Job(Params):
         return self
 
 
-def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], training: Training) -> Job:
+def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], training: Training) -> TrainingJob:
     """The job on the cluster file's layout. `ConfigError` where the model does not divide by it."""
     try:
-        return Job(
+        return TrainingJob(
             recipe=recipe,
             layout=training.layout,
             tokens=tokens.resolve(),

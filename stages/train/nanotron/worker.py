@@ -31,8 +31,8 @@ from stages.train.messages import is_out_of_memory, no_number
 from stages.train.nanotron import patches
 from stages.train.nanotron.config import check, render, write
 from stages.train.nanotron.job import (
-    Job,
     Step,
+    TrainingJob,
     latest_checkpoint,
     read_steps,
     step_line,
@@ -53,7 +53,7 @@ class Stopped(Exception):
     """A checkpoint was written because somebody asked for the end."""
 
 
-def places(step: int, job: Job, dp_rank: int, micro: int) -> range:
+def places(step: int, job: TrainingJob, dp_rank: int, micro: int) -> range:
     """Places in training of one micro-batch: step from 0, data-parallel rank, number of the micro-batch."""
     start = step * job.recipe.batch + (micro * job.layout.dp + dp_rank) * job.micro_batch
     return range(start, start + job.micro_batch)
@@ -70,7 +70,7 @@ def block(windows: list[Any]) -> dict[str, torch.Tensor]:
 
 
 def batches(
-    job: Job, shards: TokenShards, order: WindowOrder, dp_rank: int, first: int
+    job: TrainingJob, shards: TokenShards, order: WindowOrder, dp_rank: int, first: int
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The micro-batches of one data-parallel rank from step `first` (from 0) to the end."""
     for step in range(first, job.recipe.steps):
@@ -89,7 +89,7 @@ def on_its_stage(data: dict[str, Any], trainer: Any) -> dict[str, Any]:
     return {name: data[name] if stage == mine else TensorPointer(group_rank=stage) for name, stage in stages.items()}
 
 
-def build(job: Job, folder: Path, checkpoint: Path | None, config: str) -> Any:
+def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) -> Any:
     """nanotron's trainer with our initial weights, step log and checkpoints. nanotron must be loaded."""
     from nanotron import distributed as dist
     from nanotron.models.llama import LlamaForTraining
@@ -222,7 +222,7 @@ def forward(trainer: Any, ids: torch.Tensor) -> torch.Tensor:
     return sharded.transpose(0, 1).float()
 
 
-def validate(trainer: Any, job: Job, shards: TokenShards) -> tuple[float | None, int]:
+def validate(trainer: Any, job: TrainingJob, shards: TokenShards) -> tuple[float | None, int]:
     """Mean loss in nats a token over every whole window of a split, and the tokens it is a mean over."""
     from nanotron import distributed as dist
     from torch.nn import functional
@@ -256,7 +256,7 @@ def in_fp32(model: torch.nn.Module) -> None:
     llama.flash_attn_varlen_func = patches.attention  # flash-attn has no fp32
 
 
-def finish(trainer: Any, job: Job, folder: Path, validation: TokenShards) -> None:
+def finish(trainer: Any, job: TrainingJob, folder: Path, validation: TokenShards) -> None:
     """Validation loss and the probe's logits; then result.json, which says that all is there."""
     from safetensors.torch import save_file
 
@@ -275,7 +275,7 @@ def finish(trainer: Any, job: Job, folder: Path, validation: TokenShards) -> Non
 
 def run(folder: Path, without: Collection[str] = ()) -> str:
     """Train what job.json says; returns a line about it."""
-    job = Job.model_validate(json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    job = TrainingJob.model_validate(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     if job.threads:
         torch.set_num_threads(job.threads)
     corpus = read_corpus(job.tokens)
@@ -309,7 +309,7 @@ def run(folder: Path, without: Collection[str] = ()) -> str:
 
 
 def out_of_memory(job_file: Path, error: Exception) -> ConfigError:
-    job = Job.model_validate(json.loads(job_file.read_text(encoding="utf-8")))
+    job = TrainingJob.model_validate(json.loads(job_file.read_text(encoding="utf-8")))
     return ConfigError(
         f"out of memory with micro_batch {job.micro_batch} and sequence {job.recipe.sequence}: lower"
         " training.micro_batch in the cluster file (null: train.micro_batch), or raise its tp;"

@@ -25,9 +25,9 @@ from text_generation.types import Response, StreamResponse
 
 from cosmopedia.cpu_server import decoding
 from cosmopedia.cpu_server.app import Server
-from cosmopedia.cpu_server.batching import Batcher, Job
+from cosmopedia.cpu_server.batching import Batcher, DecodeRequest
 from cosmopedia.cpu_server.decoding import LlamaDecoder, LlamaWeights, StaticDecoder
-from cosmopedia.cpu_server.sampling import Choice, Grammars, choose, shares
+from cosmopedia.cpu_server.sampling import Grammars, SamplingParams, choose, shares
 from stages.generator.tiny_llama import Demonstration, train_tokenizer
 
 TEXTS = [
@@ -179,7 +179,10 @@ def test_lanes_share_one_queue_and_write_what_one_lane_writes(folder: Path) -> N
     def run(slots: list[int]) -> tuple[list[list[int]], int]:
         batcher = Batcher([LlamaDecoder(weights, n) for n in slots], tokenizer, {1}, threads=1)
         done, most = threading.Semaphore(0), 0
-        jobs = [Job([5 + i, 6], 9 + i, Choice(seed=i), [], False, None, lambda _: done.release()) for i in range(9)]
+        jobs = [
+            DecodeRequest([5 + i, 6], 9 + i, SamplingParams(seed=i), [], False, None, lambda _: done.release())
+            for i in range(9)
+        ]
         for job in jobs:
             batcher.submit(job)
         while any(job.ended_at == 0 for job in jobs):
@@ -240,7 +243,7 @@ def test_sampling_parameters_take_effect() -> None:
     unseen, places = np.zeros(logits.shape, dtype=bool), [0] * 2000
 
     def drawn(**rules: Any) -> np.ndarray:
-        found, _ = choose(logits, [Choice(seed=i, **rules) for i in range(2000)], places, unseen)
+        found, _ = choose(logits, [SamplingParams(seed=i, **rules) for i in range(2000)], places, unseen)
         return np.bincount(found, minlength=50) / 2000
 
     chances = np.exp(logits[0].astype(float))
@@ -253,7 +256,7 @@ def test_sampling_parameters_take_effect() -> None:
     assert set(np.flatnonzero(drawn(top_p=0.0001))) == {order[0]}
     assert drawn(temperature=0.1).max() > drawn().max() and drawn(temperature=9.0).max() < drawn().max()
     assert 0 < np.count_nonzero(drawn(typical_p=0.3)) < np.count_nonzero(drawn())
-    greedy = choose(logits[:1], [Choice(repetition_penalty=50.0)], [0], logits[:1] == logits[0].max())
+    greedy = choose(logits[:1], [SamplingParams(repetition_penalty=50.0)], [0], logits[:1] == logits[0].max())
     assert greedy[0][0] == order[1]
 
 
@@ -432,14 +435,17 @@ def test_a_frequency_penalty_lowers_a_token_by_its_share_of_the_text() -> None:
     np.testing.assert_allclose(used[0], [0.25, 0.75, 0, 0])
 
     def taken(penalty: float) -> int:
-        return int(choose(logits, [Choice(frequency_penalty=penalty)], [0], unseen, used)[0][0])
+        return int(choose(logits, [SamplingParams(frequency_penalty=penalty)], [0], unseen, used)[0][0])
 
     assert [taken(0.0), taken(0.399), taken(0.41)] == [1, 1, 2]
 
 
 def test_extreme_parameters_still_choose_a_token_that_is_likely() -> None:
     logits = np.array([[-3.0, -2.0, -900.0]], dtype=np.float32)
-    for choice in (Choice(seed=1, temperature=1e-37), Choice(seed=1, temperature=1e-37, repetition_penalty=1e-37)):
+    for choice in (
+        SamplingParams(seed=1, temperature=1e-37),
+        SamplingParams(seed=1, temperature=1e-37, repetition_penalty=1e-37),
+    ):
         found, logprobs = choose(logits, [choice], [0], np.ones((1, 3), dtype=bool))
         assert found[0] in (0, 1) and np.isfinite(logprobs).all()
 

@@ -9,7 +9,7 @@ import pytest
 from cosmopedia.errors import DataError, InternalError
 from cosmopedia.tables.contracts import TOPIC_OF_ROW
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table, write_table
-from cosmopedia.tables.row_counts import RowAccount
+from cosmopedia.tables.row_counts import RowCounts
 
 ROWS = [{"row_id": f"web/{n}", "cluster": n, "topic": "Geology"} for n in range(5)]
 
@@ -68,7 +68,7 @@ def test_rows_out_of_order_are_our_defect(tmp_path: Path) -> None:
 
 
 def test_an_account_that_does_not_balance_is_refused() -> None:
-    account = RowAccount("clean", rows_in=10, kept=7)
+    account = RowCounts("clean", rows_in=10, kept=7)
     account.remove("short", 2)
     with pytest.raises(InternalError, match="10 rows came in, but 7 kept \\+ 2 removed"):
         account.metrics()

@@ -25,7 +25,7 @@ from cosmopedia.tables import external_sort as sorting
 from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import read_table, write_table
-from cosmopedia.tables.row_counts import RowAccount
+from cosmopedia.tables.row_counts import RowCounts
 from stages.sources import __main__ as sources
 from stages.sources.__main__ import SourceParams, normalise
 from stages.sources.duplicates import Fingerprints
@@ -42,7 +42,7 @@ def run(source: str, path: Path, **keep):
         dataset=str(path), subset=None, split=None, revision=None, limit=None, licence="CC0-1.0", keep=settings
     )
     records, revision = read_records(str(path), None, None, None)
-    account = RowAccount(source)
+    account = RowCounts(source)
     keep_params = check(settings, READERS[source].keep, source)
     rows = list(normalise(source, records, params, keep_params, revision, account))
     return [row for row, _ in rows if row], [out for _, out in rows if out], account

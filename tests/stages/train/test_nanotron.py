@@ -18,7 +18,7 @@ import pytest
 from cosmopedia.cli.deps import imports_of, module_file
 from cosmopedia.errors import ClusterError, ConfigError, DataError
 from cosmopedia.execution.compute import Layout
-from stages.train.nanotron.job import Job, Step, as_step, read_steps, write_steps
+from stages.train.nanotron.job import Step, TrainingJob, as_step, read_steps, write_steps
 from stages.train.recipe import learning_rate
 from tests.support.training_repository import ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
@@ -167,7 +167,7 @@ def test_every_place_of_training_goes_to_one_rank_once() -> None:
     from stages.train.nanotron.worker import places
 
     for dp, micro in ((1, 2), (2, 2), (4, 1), (2, 4)):
-        job = Job(
+        job = TrainingJob(
             recipe=recipe_of(batch=8),
             layout=Layout(dp=dp, micro_batch=micro),
             tokens=Path("/t"),
@@ -220,7 +220,7 @@ def test_a_line_that_a_kill_cut_short_is_no_step(tmp_path: Path) -> None:
 def test_the_status_says_how_far_a_training_is(tmp_path: Path) -> None:
     from stages.train.cosmo_status import describe_trainings
 
-    job = Job(
+    job = TrainingJob(
         recipe=recipe_of(batch=8, steps=100),
         layout=Layout(dp=2),
         tokens=Path("/t"),
