@@ -1,0 +1,62 @@
+"""Files that are whole or absent, file locks, and the end of a log."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file or a folder under; it becomes `path` once the body has ended well.
+
+    The name holds the process id, so that two processes that write the same file do not share a draft. A reader sees
+    the old content or the new, never a part. The file's own durability (fsync) is the body's business.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """A text file, UTF-8 with the line ends as given, whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(content, encoding="utf-8", newline="")
+
+
+def lock(file: IO | int, of_process: bool = False) -> bool:
+    """Lock an open file for writing; False when another process has it.
+
+    The lock ends with the file. By default it belongs to the open file and passes to forked children (flock). With
+    `of_process` it belongs to this process alone, but is also lost when any other handle of the file is closed in it
+    (POSIX). `OSError` other than `BlockingIOError`: the file system has no locks.
+    """
+    take = fcntl.lockf if of_process else fcntl.flock
+    try:
+        take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either
+        return False
+    return True
+
+
+def log_tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log, indented."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return "    (no log was written)"
+    return indented_tail(text.splitlines(), lines)
+
+
+def indented_tail(lines: list[str], count: int = 15) -> str:
+    """The last of some lines, indented, for a message."""
+    return "\n".join(f"    {line}" for line in lines[-count:]) or "    (empty)"
