@@ -3,58 +3,55 @@ SHELL := /bin/bash
 PYTHON ?= python3
 SLURM_TESTS := $(wildcard tests/test_slurm_*.py) tests/cosmopedia/execution/slurm/test_driver.py # they mostly wait, so they run beside the others
 LONG_TESTS := tests/repository/test_pipeline.py # as long as all the others
-PROFILES := rehearsal laptop cluster
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE # images of containers set it; 300 packages compiled anew at every start of a stage take 2 s
 
+# The entries of a section of the lock file; `uv pip` and `pip` read them from stdin. torch and nanotron are apart from the
+# rest because pip would take every build of torch for a contradiction, and .venv must not have nanotron.
+locked = sed -n '/^\# $(1)$$/,/^\# /p' requirements.lock
+install := install -qq --no-deps --require-hashes -r /dev/stdin
+
 .DEFAULT_GOAL := help
-.PHONY: help setup nanotron doctor repro cluster-repro status test smoke check lint format lock pin clean distclean
+.PHONY: help setup nanotron repro test smoke check lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/installed ## create .venv with the locked dependencies (the other targets do it themselves)
 
-# uv installs 300 packages in 15 s, pip in two minutes. torch comes last: its CPU build if pip is configured to find one, else the registry's build with its CUDA packages.
-.venv/installed: requirements-uv.lock requirements.lock requirements-torch.lock requirements-torch-cpu.lock
+# uv installs 300 packages in 15 s, pip in two minutes. torch comes last: its CPU build if pip is configured to find one,
+# else the registry's build with its CUDA packages. The editable install brings the command `cosmo` and fetches nothing.
+.venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 11) <= v < (3, 13); sys.exit(None if ok else \
 	  f"Python {v[0]}.{v[1]} found; 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
-	@echo "setup: creating .venv and installing $$(grep -c == requirements.lock) locked packages"
+	@echo "setup: creating .venv and installing $$($(call locked,base) | grep -c ^[^[:space:]]*==) locked packages"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@python -m pip install -qq --no-deps --require-hashes -r requirements-uv.lock
-	@uv pip install -q --no-deps --require-hashes -r requirements.lock 2>/dev/null || { \
+	@$(call locked,uv) | python -m pip $(install)
+	@$(call locked,base) | uv pip $(install) 2>/dev/null || { \
 	  echo "setup: uv cannot install here (a mirror that only pip is configured for?); pip does, in two minutes more"; \
-	  python -m pip install -qq --no-deps --require-hashes -r requirements.lock; }
-	@python -m pip install -qq --no-deps --require-hashes -r requirements-torch-cpu.lock 2>/dev/null || { \
+	  $(call locked,base) | python -m pip $(install); }
+	@$(call locked,torch-cpu) | python -m pip $(install) 2>/dev/null || { \
 	  echo "setup: no CPU build of torch is at hand; installing the ordinary one with its CUDA packages (3 GB)"; \
-	  python -m pip install -qq --no-deps --require-hashes -r requirements-torch.lock; }
+	  $(call locked,torch) | python -m pip $(install); }
+	@python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch .venv/installed && echo "setup: done"
 
-nanotron: setup .nanotron/installed ## create .nanotron, the environment of the nanotron trainer, beside .venv
+nanotron: setup .nanotron/installed ## create .nanotron, the environment of the nanotron trainer, next to .venv
 
-# Only what .venv has not: nanotron itself must stay out of .venv (lighteval changes its ways where it finds it), and a
+# Only what .venv has not: nanotron itself must stay out of .venv (lighteval behaves differently where it finds it), and a
 # second torch would take gigabytes. The .pth file lends .venv's packages.
-.nanotron/installed: requirements-nanotron.lock .venv/installed
+.nanotron/installed: .venv/installed
 	@echo "nanotron: creating .nanotron"
 	@rm -rf .nanotron && python -m venv --without-pip .nanotron
-	@python -m pip --python .nanotron/bin/python install -qq --no-deps --require-hashes -r requirements-nanotron.lock
+	@$(call locked,nanotron) | python -m pip --python .nanotron/bin/python $(install)
 	@python -c 'import site; print(site.getsitepackages()[0])' > $$(.nanotron/bin/python -c \
 	  'import site; print(site.getsitepackages()[0])')/cosmopedia.pth
 	@touch .nanotron/installed && echo "nanotron: done"
 
-doctor: setup ## what this machine has and lacks for the chosen profile and cluster file
-	@python -m cosmopedia.cli.doctor
-
 repro: setup ## run what is out of date of the whole pipeline (dvc repro), on the profile in params.yaml
 	@dvc repro
-
-cluster-repro: setup ## the same as a Slurm job that survives your logout (COSMO_COMPUTE=<file of clusters/>)
-	@python -m cosmopedia.execution.slurm.driver submit
-
-status: setup ## what runs where: jobs, endpoints, tokens/s, ETA, GPU hours
-	@python -m cosmopedia.execution.slurm.driver status
 
 test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
 	@slurm=$$(mktemp); long=$$(mktemp); \
@@ -67,7 +64,7 @@ test: setup nanotron ## all tests; what this machine cannot have is skipped, wit
 smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
 	@python -m pytest tests/repository/test_pipeline.py
 
-check: setup lint ## lint, formatting, types, and the promises about dvc.yaml and the locks
+check: setup lint ## lint, formatting, types, and the promises about dvc.yaml and the lock
 	@basedpyright
 	@python -m pytest -q tests/repository/test_dvc_yaml.py tests/repository/test_locks.py
 
@@ -75,14 +72,8 @@ lint: setup ## ruff: rules and formatting
 	@ruff check .
 	@ruff format --check .
 
-format: setup ## let ruff mend what it can
+format: setup ## let ruff fix what it can
 	@ruff check --fix -q . ; ruff format .
-
-pin: setup ## resolve every hub id in profiles/ to a commit and write it there (needs the network)
-	@python -m cosmopedia.cli.pin $(PROFILES:%=profiles/%.yaml)
-
-lock: setup ## resolve pyproject.toml again and write the two lock files (needs the registry)
-	@python -m cosmopedia.cli.lock
 
 clean: ## remove what the pipeline made, but keep the completion store, DVC's cache and .venv
 	@rm -rf data/[!s]* data/sources models/*/ mlflow.db mlruns .pytest_cache .ruff_cache

@@ -1,17 +1,18 @@
 """One error class for each kind of blame, and the way a stage reports one.
 
 A message names the file, row or key, what was wanted, what was found, and the next action, in one sentence or two.
-`run_stage` prints it without a traceback and ends with the class's exit status; an error that is not ours keeps its
-traceback, since it is a defect.
+`run_stage` and `cosmo` print it without a traceback and end with the class's exit status; an error that is not ours
+keeps its traceback, since it is a defect.
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class CosmoError(Exception):
-    """A failure that the reader of the message can mend."""
+    """A failure that the reader of the message can fix."""
 
     status = 1
 
@@ -40,24 +41,31 @@ class InternalError(CosmoError):
     status = 5
 
 
-def run_stage(stage: str, main: Callable[[], str]) -> None:
-    """Run a stage's `main`, print the line it returns, and turn a `CosmoError` into one clear sentence.
+@contextmanager
+def errors_as_sentences(prefix: str = "") -> Iterator[None]:
+    """Turn a `CosmoError`, an error of the operating system and an interrupt into one sentence and an exit status.
 
-    `main` returns what the stage made, in a few words ("312 prompts in 21 cells, 4 duplicates dropped").
     Exit statuses: 0 done, 2 configuration, 3 data, 4 cluster, 5 internal, 130 interrupted.
     """
     try:
-        print(f"{stage}: {main()}", flush=True)
+        yield
     except CosmoError as error:
-        print(f"{stage}: error: {error}", file=sys.stderr, flush=True)
+        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.status)
     except OSError as error:
         if error.errno is None or (error.filename is None and not str(error)):
             raise
         named = f" ({error.filename})" if error.filename else ""
-        print(f"{stage}: error: {error.strerror or error}{named}", file=sys.stderr, flush=True)
+        print(f"{prefix}error: {error.strerror or error}{named}", file=sys.stderr, flush=True)
         sys.exit(ClusterError.status)
     except KeyboardInterrupt:
-        print(f"{stage}: interrupted; run it again to go on", file=sys.stderr, flush=True)
+        print(f"{prefix}interrupted; run it again to go on", file=sys.stderr, flush=True)
         sys.stderr.flush()
         os._exit(130)
+
+
+def run_stage(stage: str, main: Callable[[], str]) -> None:
+    """Run a stage's `main` and print the line it returns: what the stage made, in a few words ("312 prompts in 21
+    cells, 4 duplicates dropped"). Errors are one sentence: see `errors_as_sentences`."""
+    with errors_as_sentences(f"{stage}: "):
+        print(f"{stage}: {main()}", flush=True)

@@ -99,7 +99,7 @@ def resolve_revision(kind: str, hub_id: str, revision: str | None) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     name = revision or "main"
-    print(f"warning: {hub_id} is not pinned (revision: {name}); `make pin` pins it", file=sys.stderr)
+    print(f"warning: {hub_id} is not pinned (revision: {name}); `cosmo pin` pins it", file=sys.stderr)
     try:
         api = HfApi()
         info = api.dataset_info(hub_id, revision=name) if kind == "dataset" else api.model_info(hub_id, revision=name)

@@ -1,4 +1,4 @@
-# An image for nanotron training on GPU nodes: PyTorch's CUDA image with what requirements-nanotron.lock names.
+# An image for nanotron training on GPU nodes: PyTorch's CUDA image with what the nanotron worker needs of requirements.lock.
 #
 #   docker build --build-arg BASE=<name of a CUDA image with PyTorch>@sha256:<digest> \
 #     -f compute/containers/training.Dockerfile -t cosmopedia-training .
@@ -9,11 +9,11 @@
 # the mount, so that the code is the one that the run's git revision names. Not built by us: see docs/training.md.
 ARG BASE
 FROM ${BASE}
-COPY requirements.lock requirements-nanotron.lock /tmp/
+COPY requirements.lock /tmp/
 # torch is the base image's own; of the rest only what the worker imports
 RUN python -c 'import re; \
 names = "annotated-types dacite nanotron numpy packaging pyarrow pydantic pydantic-core pyyaml safetensors tqdm typing-extensions typing-inspection".split(); \
-text = open("/tmp/requirements.lock").read() + open("/tmp/requirements-nanotron.lock").read(); \
+text = open("/tmp/requirements.lock").read(); \
 entries = re.findall(r"^[A-Za-z0-9][^\n]*==[^\n]*\n(?:    [^\n]*\n)*", text, re.M); \
 open("/tmp/worker.lock", "w").write("".join(e for e in entries if e.partition("==")[0] in names))' \
  && python -m pip install --no-cache-dir --no-deps --require-hashes -r /tmp/worker.lock \

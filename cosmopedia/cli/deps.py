@@ -1,4 +1,4 @@
-"""Write each stage's code deps into dvc.yaml from what its code imports.
+"""deps: write each stage's code deps into dvc.yaml.
 
 DVC does not see imports. A stage depends on its folder and on each shared file that the folder's code imports,
 directly or through another file. It depends on nothing in cosmopedia/execution/, which only decides where and how work
@@ -8,11 +8,16 @@ runs, nor on what only that imports. Data deps stay as they are.
 import ast
 import io
 import re
+from difflib import ndiff
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ruamel.yaml import YAML
+import typer
 
+from cosmopedia.cli.output import Json, new_app, print_json
+from cosmopedia.errors import ConfigError
+
+app = new_app()
 PACKAGES = ("stages", "cosmopedia")
 MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
 EXECUTION = "cosmopedia/execution/"
@@ -41,14 +46,15 @@ def imports_of(file: Path, root: Path = Path()) -> set[str]:
 
 def stage_files(stage: str, root: Path = Path()) -> list[Path]:
     """The Python files of a stage's folder, without what it brings to the `cosmo` command."""
-    found = (root / "stages" / stage).rglob("*.py")
-    return sorted(path for path in found if not path.name.startswith("cosmo_"))
+    files = (root / "stages" / stage).rglob("*.py")
+    return sorted(path for path in files if not path.name.startswith("cosmo_"))
 
 
 def shared_files(stage: str, root: Path = Path()) -> list[str]:
     """The files outside a stage's folder that its code imports, sorted; packages' `__init__.py` left out."""
     own = stage_files(stage, root)
-    seen, waiting = set(own), list(own)
+    seen = set(own)
+    waiting = list(own)
     while waiting:
         for name in imports_of(waiting.pop(), root):
             file = module_file(name, root)
@@ -65,8 +71,11 @@ def is_code(dep: str) -> bool:
 
 def with_code_deps(text: str, root: Path = Path()) -> str:
     """dvc.yaml's text with the code deps that the imports ask for, and everything else as it was."""
+    from ruamel.yaml import YAML
+
     yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.preserve_quotes = True
+    yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     content: dict[str, Any] = yaml.load(text)
     for name, stage in content["stages"].items():
@@ -80,10 +89,36 @@ def with_code_deps(text: str, root: Path = Path()) -> str:
     return out.getvalue()
 
 
-def write_deps(path: Path = Path("dvc.yaml")) -> bool:
-    """Bring dvc.yaml up to date; whether anything changed."""
+def differences(before: str, after: str) -> list[str]:
+    """The lines that would go ("- ...") and come ("+ ...")."""
+    return [line for line in ndiff(before.splitlines(), after.splitlines()) if line[0] in "+-"]
+
+
+def write_deps(path: Path = Path("dvc.yaml")) -> list[str]:
+    """Bring dvc.yaml up to date; returns the lines that changed."""
     before = path.read_text(encoding="utf-8")
     after = with_code_deps(before, path.parent)
     if after != before:
         path.write_text(after, encoding="utf-8")
-    return after != before
+    return differences(before, after)
+
+
+@app.command(epilog="Example: cosmo deps --check")
+def deps(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit status 2 if anything would change.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write each stage's code deps into dvc.yaml: its folder, and each shared file that its code imports."""
+    if check:
+        text = Path("dvc.yaml").read_text(encoding="utf-8")
+        changed = differences(text, with_code_deps(text))
+    else:
+        changed = write_deps()
+    if as_json:
+        print_json({"changed": changed})
+    else:
+        typer.echo("\n".join([*changed, "" if changed else "dvc.yaml is up to date"]).strip())
+    if check and changed:
+        raise ConfigError("dvc.yaml's code deps are not what the code imports; run `cosmo deps`")

@@ -1,7 +1,8 @@
-"""What this machine has and lacks for the chosen profile and cluster file: `make doctor`.
+"""doctor: show what this machine has and lacks for a run.
 
-Prints a line a check: `ok`, `-` for what is absent and not needed here, or `MISSING` with what to do. Ends with
-status 2 when something that is needed is missing. Nothing is installed, started or trained.
+For the chosen profile and compute file. Prints a line per check: `ok`, `-` for what is absent and not needed here,
+or `MISSING` with what to do. Ends with status 2 when something that is needed is missing. Nothing is installed,
+started or trained.
 """
 
 import os
@@ -14,13 +15,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
+
+from cosmopedia.cli.lock import LOCK, section
+from cosmopedia.cli.output import Json, new_app, print_json
 from cosmopedia.cli.stages import stage_modules
-from cosmopedia.errors import ConfigError, CosmoError, run_stage
+from cosmopedia.errors import ConfigError, CosmoError
 from cosmopedia.execution.compute import Compute, compute_path, load_compute
 from cosmopedia.lineage import store_root
 from cosmopedia.params import profile_path
 
-LEAST_DISK = 5e9  # bytes for the rehearsal: its caches, models and the store
+app = new_app()
+MIN_DISK = 5e9  # bytes for the rehearsal: its caches, models and the store
 
 
 class Finding(NamedTuple):
@@ -28,37 +34,43 @@ class Finding(NamedTuple):
 
     name: str
     ok: bool
-    found: str  # what is there, or what to do
+    detail: str  # what is there, or what to do
     needed: bool = True
 
     def line(self) -> str:
         mark = "ok" if self.ok else "MISSING" if self.needed else "-"
-        return f"{mark:<8}{self.name:<14}{self.found}"
+        return f"{mark:<8}{self.name:<14}{self.detail}"
 
 
 def check_python() -> Iterator[Finding]:
     version = platform.python_version()
     ok = (3, 11) <= sys.version_info[:2] < (3, 13)
     yield Finding("Python", ok, version if ok else f"{version}; 3.11 or 3.12 is needed: make PYTHON=python3.11 setup")
-    wrong = []
-    for line in Path("requirements.lock").read_text(encoding="utf-8").splitlines():
-        name, equal, rest = line.partition("==")
-        if not equal or ";" in rest or line.startswith(" "):  # packages of other platforms are not looked for
-            continue
-        try:
-            if metadata.version(name) != rest.split()[0]:
-                wrong.append(name)
-        except metadata.PackageNotFoundError:
-            wrong.append(name)
-    told = f"{', '.join(wrong[:5])} not as locked: remove .venv/installed and run `make setup`"
-    yield Finding("packages", not wrong, "as in requirements.lock" if not wrong else told)
+    wrong = [name for name, version in locked_versions() if installed_version(name) != version]
+    detail = f"{', '.join(wrong[:5])} not as locked: remove .venv/installed and run `make setup`"
+    yield Finding("packages", not wrong, detail if wrong else f"as in {LOCK}")
+
+
+def locked_versions() -> Iterator[tuple[str, str]]:
+    """Name and version of each package that every machine has; those of some platforms only are left out."""
+    for line in section("base", LOCK.read_text(encoding="utf-8")).splitlines():
+        name, equals, rest = line.partition("==")
+        if equals and ";" not in rest and not line.startswith(" "):
+            yield name, rest.split()[0]
+
+
+def installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check_tools() -> Iterator[Finding]:
-    """git, and DVC beside this Python (make puts it on the PATH)."""
-    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    """git, and DVC next to this Python (make puts it on the PATH)."""
+    search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for name, what in (("git", "install it: DVC and the lineage need it"), ("dvc", "run `make setup`")):
-        path = shutil.which(name, path=beside)
+        path = shutil.which(name, path=search_path)
         yield Finding(name, path is not None, path or what)
 
 
@@ -68,8 +80,8 @@ def check_disk() -> Iterator[Finding]:
             path = path.parent
         free = shutil.disk_usage(path).free
         writable = os.access(path, os.W_OK)
-        told = f"{free / 1e9:,.0f} GB free" + ("" if writable else f"; {path} cannot be written")
-        yield Finding(name, writable and free > LEAST_DISK, told)
+        detail = f"{free / 1e9:,.0f} GB free" + ("" if writable else f"; {path} cannot be written")
+        yield Finding(name, writable and free > MIN_DISK, detail)
 
 
 def check_slurm(compute: Compute) -> Iterator[Finding]:
@@ -80,8 +92,8 @@ def check_slurm(compute: Compute) -> Iterator[Finding]:
         return
     try:
         done = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, timeout=30)
-        said = " ".join(done.stderr.split())[:120] or "the controller answers"
-        yield Finding("Slurm", done.returncode == 0, said, uses)
+        detail = " ".join(done.stderr.split())[:120] or "the controller answers"
+        yield Finding("Slurm", done.returncode == 0, detail, uses)
     except subprocess.TimeoutExpired:
         yield Finding("Slurm", False, "squeue does not answer within 30 s", uses)
 
@@ -89,8 +101,10 @@ def check_slurm(compute: Compute) -> Iterator[Finding]:
 def check_secrets(compute: Compute) -> Iterator[Finding]:
     for endpoint in compute.serving.endpoints:
         if endpoint.token_env:
-            there = bool(os.environ.get(endpoint.token_env))
-            yield Finding("token", there, f"${endpoint.token_env} for {endpoint.url}{'' if there else ': export it'}")
+            is_set = bool(os.environ.get(endpoint.token_env))
+            yield Finding(
+                "token", is_set, f"${endpoint.token_env} for {endpoint.url}{'' if is_set else ': export it'}"
+            )
 
 
 def findings() -> Iterator[Finding]:
@@ -111,16 +125,18 @@ def findings() -> Iterator[Finding]:
     yield from check_secrets(compute)
 
 
-def main() -> str:
-    missing = []
+@app.command(epilog="Example: COSMO_COMPUTE=compute/slurm-h100.yaml cosmo doctor")
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine has and lacks for the chosen profile and compute file; exit status 2 if something that is
+    needed is missing."""
+    checked = []
     for finding in findings():
-        print(finding.line(), flush=True)
-        if finding.needed and not finding.ok:
-            missing.append(finding.name)
-    if missing:
+        checked.append(finding)
+        if not as_json:
+            typer.echo(finding.line())
+    if as_json:
+        print_json([finding._asdict() for finding in checked])
+    if missing := [finding.name for finding in checked if finding.needed and not finding.ok]:
         raise ConfigError(f"{', '.join(missing)} missing for {profile_path()} on {compute_path()}; see above")
-    return f"nothing is missing for {profile_path()} on {compute_path()}"
-
-
-if __name__ == "__main__":
-    run_stage("doctor", main)
+    if not as_json:
+        typer.echo(f"nothing is missing for {profile_path()} on {compute_path()}")

@@ -1,73 +1,104 @@
-"""Write the lock files from pyproject.toml: names, versions and hashes, no addresses.
+"""lock: resolve pyproject.toml into requirements.lock.
 
-requirements.lock            everything but torch
-requirements-torch.lock      torch as the registry has it, with the CUDA packages that its Linux build needs
-requirements-torch-cpu.lock  torch's CPU build (a local version, "+cpu"), where a machine's pip can find one
-requirements-nanotron.lock   what the nanotron trainer needs beyond all that (`make nanotron`)
-requirements-uv.lock         the installer
-
-`make` installs the first, then tries the CPU build, then the ordinary one. Run as `make lock`.
+Names, versions and hashes, no addresses: uv's own lock and pylock.toml both want an address per file. One file with
+a section per step of `make`: `# uv` (the installer), `# base`, `# torch` (as the registry has it, with the CUDA
+packages of its Linux build), `# torch-cpu` (the CPU build, a local version, where a machine's pip can find one) and
+`# nanotron` (what `.nanotron` needs beyond `.venv`). Hashes are of the files that can be installed here: wheels for
+CPython 3.11 and 3.12 on Linux and on Macs with Apple's processors, and the source where no wheel serves everybody.
 """
 
 import re
 import subprocess
 import tempfile
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from cosmopedia.errors import ConfigError, run_stage
+import typer
 
-INSTALLER = re.compile(r"uv==")
-TORCH = re.compile(r"(torch==|nvidia-|cuda-|triton)")
+from cosmopedia.cli.output import new_app
+from cosmopedia.errors import ConfigError
+
+app = new_app()
+LOCK = Path("requirements.lock")
+TORCH = re.compile(r"(torch|nvidia-.*|cuda-.*|triton)==")
 CPU_BUILD = (
     "torch==2.13.0+cpu \\\n    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b\n"
 )
-ENTRY = re.compile(r"^[A-Za-z0-9][^\n]*==[^\n]*\n(?:    [^\n]*\n)*", re.MULTILINE)
-NANOTRON = "requirements-nanotron.lock"
+PLATFORMS = re.compile(r"any$|manylinux\w*_(x86_64|aarch64)$|macosx\w*_(arm64|universal2)$")
 COMMAND = ["uv", "pip", "compile", "pyproject.toml", "--group", "dev", "--universal", "--python-version", "3.11"]
-QUIET = ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", "--quiet"]
 
 
-def split(compiled: str) -> dict[str, str]:
-    """The three lock files' contents by name."""
-    entries = ENTRY.findall(compiled)
-    return {
-        "requirements.lock": "".join(
-            entry for entry in entries if not TORCH.match(entry) and not INSTALLER.match(entry)
-        ),
-        "requirements-uv.lock": "".join(entry for entry in entries if INSTALLER.match(entry)),
-        "requirements-torch.lock": "".join(entry for entry in entries if TORCH.match(entry)),
-        "requirements-torch-cpu.lock": CPU_BUILD,
-    }
+def section(name: str, lock: str) -> str:
+    """The entries under `# <name>` of a lock file's text."""
+    return lock.partition(f"# {name}\n")[2].partition("\n# ")[0]
 
 
-def added(compiled: str, base: str) -> str:
-    """The entries of a resolution that another one has not; the others must be the same in both."""
-    entries, known = ENTRY.findall(compiled), set(ENTRY.findall(base))
-    names = {entry.partition("==")[0] for entry in known}
-    if differing := [entry for entry in entries if entry not in known and entry.partition("==")[0] in names]:
-        raise ConfigError(f"nanotron wants another {differing[0].split()[0]} than the rest; loosen pyproject.toml")
-    return "".join(entry for entry in entries if entry not in known)
+def fits(wheel: str) -> bool:
+    """Whether a wheel, by its file name, is for a Python and a platform that this repository runs on."""
+    python, abi, platforms = wheel.removesuffix(".whl").split("-")[-3:]
+    return (abi == "abi3" or bool({"py3", "cp311", "cp312"} & set(python.split(".")))) and any(
+        PLATFORMS.match(platform) for platform in platforms.split(".")
+    )
 
 
-def resolve(*options: str) -> str:
+def hashes(package: dict[str, Any]) -> Iterator[str]:
+    """The hashes of a package's files that can be installed here."""
+    wheels = {wheel["url"].rpartition("/")[2]: wheel["hashes"]["sha256"] for wheel in package.get("wheels", [])}
+    fitting = {name: digest for name, digest in wheels.items() if fits(name)}
+    yield from fitting.values()
+    if "sdist" in package and not any(name.endswith("-any.whl") for name in fitting):
+        yield package["sdist"]["hashes"]["sha256"]
+
+
+def entries(pylock: str) -> dict[str, str]:
+    """Lock entries by "name==version ; marker", from uv's resolution in the form of a pylock.toml."""
+    locked = {}
+    for package in tomllib.loads(pylock)["packages"]:
+        head = f"{package['name']}=={package['version']}"
+        head += f" ; {package['marker']}" if "marker" in package else ""
+        if digests := sorted(hashes(package)):  # none: a package of Windows
+            locked[head] = " \\\n    ".join([head, *(f"--hash=sha256:{digest}" for digest in digests)])
+    return locked
+
+
+def resolve(*options: str) -> dict[str, str]:
     """uv's resolution of pyproject.toml. `ConfigError` with its words when there is none."""
-    result = subprocess.run([*COMMAND, *QUIET, *options], capture_output=True, text=True)
-    if result.returncode:
-        raise ConfigError(f"pyproject.toml does not resolve: {' '.join(result.stderr.split())[:500]}")
-    return result.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pylock.toml"
+        result = subprocess.run([*COMMAND, "--quiet", "-o", str(path), *options], capture_output=True, text=True)
+        if result.returncode:
+            raise ConfigError(f"pyproject.toml does not resolve: {' '.join(result.stderr.split())[:500]}")
+        return entries(path.read_text(encoding="utf-8"))
 
 
-def main() -> str:
-    """Resolve and write the locks."""
+def lock_text(base: dict[str, str], nanotron: dict[str, str]) -> str:
+    """The lock file's text. `ConfigError` when nanotron's resolution has another version of a package."""
+    added = {head: entry for head, entry in nanotron.items() if head not in base}
+    names = {head.partition("==")[0] for head in base}
+    if differing := [head for head in added if head.partition("==")[0] in names]:
+        raise ConfigError(f"nanotron wants another {differing[0]} than the rest; loosen pyproject.toml")
+    torch = {head: entry for head, entry in base.items() if TORCH.match(head)}
+    installer = {head: entry for head, entry in base.items() if head.startswith("uv==")}
+    rest = {head: entry for head, entry in base.items() if head not in torch and head not in installer}
+    sections = {
+        "uv": installer,
+        "base": rest,
+        "torch": torch,
+        "torch-cpu": {"": CPU_BUILD.rstrip()},
+        "nanotron": added,
+    }
+    return "\n".join(f"# {name}\n" + "\n".join(content.values()) for name, content in sections.items()) + "\n"
+
+
+@app.command(epilog="Example: cosmo lock")
+def lock() -> None:
+    """Resolve pyproject.toml again and write requirements.lock: names, versions and hashes. Needs the registry."""
     base = resolve()
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
-        constraints.write(re.sub(r" *\\\n +--hash=\S+", "", base))
+        constraints.write("\n".join(base))
         constraints.flush()
-        locks = split(base) | {NANOTRON: added(resolve("--group", "nanotron", "-c", constraints.name), base)}
-    for name, content in locks.items():
-        Path(name).write_text(content, encoding="utf-8")
-    return ", ".join(f"{content.count('==')} packages in {name}" for name, content in locks.items())
-
-
-if __name__ == "__main__":
-    run_stage("lock", main)
+        text = lock_text(base, resolve("--group", "nanotron", "-c", constraints.name))
+    LOCK.write_text(text, encoding="utf-8")
+    typer.echo(f"{len(re.findall(r'^[^ #]+==', text, re.MULTILINE))} packages in {LOCK}")

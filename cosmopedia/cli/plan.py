@@ -1,25 +1,25 @@
-"""Planner: what a corpus costs before anybody submits a job: GPU hours, days, disk.
+"""plan: show what a corpus costs: GPU hours, days, disk.
 
-python -m cosmopedia.cli.plan                                   the article's 30 million prompts
-python -m cosmopedia.cli.plan --prompts 2000000 --tokens 800 --gpus 16
-python -m cosmopedia.cli.plan --rate 1500                       tokens/s of one GPU, as you measured it
-
-The rates it compares are published ones, a roofline (docs/scale.md has the arithmetic), and what this checkout's own
-runs measured (`<store root>/rates.json`).
+The rates that it compares are published ones, a roofline (docs/scale.md has the arithmetic), and what this checkout's
+own runs measured (`<store root>/rates.json`).
 """
 
-import argparse
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-from cosmopedia.execution.budget import rates_path
+import typer
 
+from cosmopedia.cli.output import Json, new_app, print_json, print_table
+
+app = new_app()
 PROMPTS, TOKENS = 30_000_000, 833  # Cosmopedia: 25 billion tokens from 30 million prompts
 PROMPT_TOKENS = 400  # an extract of 1,000 characters and its instructions
 GB = 1e9
 
-# Disk, bytes a generated token. The first was measured on the rehearsal; the second is an estimate for long texts (the
-# rehearsal's short ones take 6: a row's lineage weighs as much as its text there).
+# Disk, bytes per generated token. The first was measured on the rehearsal; the second is an estimate for long texts
+# (the rehearsal's short ones take 6: a row's lineage weighs as much as its text there).
 SEGMENT_BYTES_PER_TOKEN = 1.7  # zstd, in the completion store
 PARQUET_BYTES_PER_TOKEN = 2.5  # a stage's table: text, prompt, seed and lineage
 TABLE_STAGES = 4  # generate, clean, dedup, decontaminate
@@ -65,7 +65,7 @@ PUBLISHED = (
 
 
 def roofline(model: Model, gpu: Gpu, gpus: int, context: float, reserve: float = 0.1) -> tuple[float, int]:
-    """(tokens/s a GPU, sequences in a batch) at which memory bandwidth or arithmetic bounds decoding.
+    """(tokens/s per GPU, sequences in a batch) at which memory bandwidth or arithmetic bounds decoding.
 
     `context` is the mean number of tokens that a sequence holds while it is decoded; `reserve` the share of memory
     that is neither weights nor cache. A step reads all weights once (a large batch wakes every expert) and all cache.
@@ -81,59 +81,83 @@ def roofline(model: Model, gpu: Gpu, gpus: int, context: float, reserve: float =
 
 
 def measured() -> list[Rate]:
-    """What this checkout's runs measured, a GPU."""
+    """What this checkout's runs measured, per GPU."""
+    from cosmopedia.execution.budget import rates_path
+
     try:
         content = json.loads(rates_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    found = []
-    for name, rate in content.items():
-        if rate.get("gpus"):
-            found.append(
-                Rate(name[:40], rate["tokens_per_second"] / rate["gpus"], f"measured {rate['measured'][:10]}")
-            )
-    return found
+    return [
+        Rate(name[:40], rate["tokens_per_second"] / rate["gpus"], f"measured {rate['measured'][:10]}")
+        for name, rate in content.items()
+        if rate.get("gpus")
+    ]
 
 
-def plan(prompts: int, tokens: int, gpus: int, rates: list[Rate]) -> str:
-    """The whole answer, as text."""
+def estimate(prompts: int, tokens: int, gpus: int, rates: Iterable[Rate]) -> dict[str, Any]:
+    """GPU hours and days at each rate, and bytes on disk, of `prompts` completions of `tokens` tokens each."""
     total = prompts * tokens
-    rows = [("rate", "tokens/s a GPU", "GPU hours", f"days on {gpus} GPUs", "source")]
-    for rate in rates:
-        hours = total / rate.tokens_per_second / 3600
-        rows.append(
-            (rate.name, f"{rate.tokens_per_second:,.0f}", f"{hours:,.0f}", f"{hours / gpus / 24:,.1f}", rate.source)
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [f"{prompts:,} prompts x {tokens:,} tokens = {total / 1e9:,.1f} billion tokens", ""]
-    lines += ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:4]), row[4]]) for row in rows]
-    disk = {
-        "completion store": total * SEGMENT_BYTES_PER_TOKEN,
-        f"tables of {TABLE_STAGES} stages": total * PARQUET_BYTES_PER_TOKEN * TABLE_STAGES,
-        "token shards": total * TOKEN_BYTES,
+    hours = {rate: total / rate.tokens_per_second / 3600 for rate in rates}
+    return {
+        "prompts": prompts,
+        "tokens_per_completion": tokens,
+        "tokens": total,
+        "gpus": gpus,
+        "rates": [
+            {
+                "name": rate.name,
+                "tokens_per_second_gpu": rate.tokens_per_second,
+                "gpu_hours": hours[rate],
+                "days": hours[rate] / gpus / 24,
+                "source": rate.source,
+            }
+            for rate in hours
+        ],
+        "disk_bytes": {
+            "completion store": total * SEGMENT_BYTES_PER_TOKEN,
+            f"tables of {TABLE_STAGES} stages": total * PARQUET_BYTES_PER_TOKEN * TABLE_STAGES,
+            "token shards": total * TOKEN_BYTES,
+        },
     }
-    lines += ["", *(f"{name}: {size / GB:,.0f} GB" for name, size in disk.items())]
-    lines.append(
-        f"disk in all: {sum(disk.values()) / GB:,.0f} GB; DVC's cache holds the tables and shards a second time"
-        " where the file system has no links"
-    )
-    return "\n".join(lines)
 
 
-def main() -> None:
-    """Parse the command line and print the plan."""
-    parser = argparse.ArgumentParser(prog="cosmopedia.cli.plan", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--prompts", type=int, default=PROMPTS)
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a completion, on average")
-    parser.add_argument("--gpus", type=int, default=64, help="that work at once")
-    parser.add_argument("--rate", type=float, help="tokens/s of one GPU, as you measured it")
-    options = parser.parse_args()
-    speed, batch = roofline(MIXTRAL, H100, 2, context=PROMPT_TOKENS + options.tokens / 2)
-    rates = [Rate("yours", options.rate, "--rate")] if options.rate else []
+@app.command(epilog="Example: cosmo plan --prompts 2000000 --tokens 800 --gpus 16")
+def plan(
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts; default: the article's.")] = PROMPTS,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens per completion, on average.")] = TOKENS,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that work at once.")] = 64,
+    rate: Annotated[float | None, typer.Option(min=1e-9, help="Tokens/s of one GPU, as you measured it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a corpus costs before anybody submits a job: GPU hours, days, disk."""
+    speed, batch = roofline(MIXTRAL, H100, 2, context=PROMPT_TOKENS + tokens / 2)
+    rates = [Rate("yours", rate, "--rate")] if rate else []
     rates += [*measured(), *PUBLISHED]
     rates.append(Rate("roofline, bf16", speed, f"Mixtral-8x7B on 2 H100, batch of {batch}; docs/scale.md"))
-    print(plan(options.prompts, options.tokens, options.gpus, rates))
-
-
-if __name__ == "__main__":
-    main()
+    costs = estimate(prompts, tokens, gpus, [rate for rate in rates if rate.tokens_per_second > 0])
+    if as_json:
+        print_json(costs)
+        return
+    typer.echo(f"{prompts:,} prompts x {tokens:,} tokens = {costs['tokens'] / 1e9:,.1f} billion tokens\n")
+    print_table(
+        ["rate", "tokens/s per GPU", "GPU hours", f"days on {gpus} GPUs", "source"],
+        (
+            (
+                r["name"],
+                f"{r['tokens_per_second_gpu']:,.0f}",
+                f"{r['gpu_hours']:,.0f}",
+                f"{r['days']:,.1f}",
+                r["source"],
+            )
+            for r in costs["rates"]
+        ),
+        right=(1, 2, 3),
+    )
+    disk = costs["disk_bytes"]
+    typer.echo()
+    print_table(["disk", "GB"], ((name, f"{size / GB:,.0f}") for name, size in disk.items()), right=(1,))
+    typer.echo(
+        f"\ndisk in all: {sum(disk.values()) / GB:,.0f} GB; DVC's cache holds the tables and shards a second time"
+        " where the file system has no links"
+    )

@@ -1,8 +1,9 @@
 """What the stages bring to the command: files named `stages/<stage>/cosmo_<what>.py`.
 
 The library imports no stage. Some commands need one all the same: the preview renders prompts, the forecast wants the
-requests that a stage would make, the doctor looks at the training's settings. Such code lies with its stage and is
-found by its name.
+requests that a stage would make, the doctor looks at the training's settings. Such code is in the stage's folder and
+is found by its name: `cosmo_preview` is a command of its own, `cosmo_requests`, `cosmo_doctor` and `cosmo_status`
+contribute to the library's commands.
 """
 
 from collections.abc import Iterator

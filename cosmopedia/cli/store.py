@@ -1,175 +1,126 @@
-"""completions: what the completion store holds, what a run would reuse, and its upkeep.
+"""store: show, check and clean up the completion store."""
 
-python -m cosmopedia.cli.store            its contents and size
-python -m cosmopedia.cli.store forecast   what `generate` would reuse and send now, and the bill
-python -m cosmopedia.cli.store verify     read every byte of every segment and pack
-python -m cosmopedia.cli.store compact    pack segments into parquet, each completion once
-python -m cosmopedia.cli.store salvage    set damaged files aside and keep what is whole in them
-python -m cosmopedia.cli.store import F…  take completions over from data/generate/*.parquet of another checkout
-python -m cosmopedia.cli.store push       upload what a killed process left in the spool of an s3:// store
-python -m cosmopedia.cli.store unused F…  what nothing refers to: not the prompts of this checkout as they are now, not
-                                        data/generate here, not the documents named
-python -m cosmopedia.cli.store remove-unused F…  and remove it
-"""
-
-import sys
-from array import array
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
+import typer
 
-from cosmopedia.cli.stages import stage_modules
-from cosmopedia.errors import ConfigError, DataError, run_stage
-from cosmopedia.execution.compute import load_compute
-from cosmopedia.execution.sending import forecast_of
-from cosmopedia.generation.complete import LookUp, StageRequests
-from cosmopedia.generation.requests import completion_key
-from cosmopedia.store.bucket import Mirror
-from cosmopedia.store.maintenance import Repacked, compact, keys_in, salvage, split, verify
-from cosmopedia.store.parquet_files import files_in
-from cosmopedia.store.store import CompletionStore, default_folder, default_mirror
-from cosmopedia.tables.contracts import DOCUMENT
-from cosmopedia.tables.parquet import read_batches
+from cosmopedia.cli.checkout import given
+from cosmopedia.cli.output import Json, new_app, print_json, print_table
+from cosmopedia.errors import DataError
 
-DOCUMENTS = Path("data/generate")
+app = new_app()
+Documents = Annotated[list[Path], typer.Argument(help="Documents: .../data/generate/*.parquet of another checkout.")]
 
 
-def _place() -> tuple[Path, Mirror | None]:
-    """The store's folder, brought up to date when it mirrors a bucket."""
-    mirror = default_mirror()
-    if mirror is None:
-        return default_folder(), None
-    mirror.push()
-    mirror.pull()
-    return mirror.folder, mirror
+@app.callback(invoke_without_command=True, epilog="Example: cosmo store forecast")
+def store(context: typer.Context) -> None:
+    """Show what the completion store has (the default) and what a run would reuse, and keep it in order."""
+    if context.invoked_subcommand is None:
+        show()
 
 
-def contents(_: list[str]) -> str:
-    folder, mirror = _place()
-    found = CompletionStore(folder, mirror).contents()
-    return (
-        f"{found.completions:,} completions, {found.tokens:,} tokens, {found.segments} segments and {found.packs}"
-        f" packs, {found.bytes:,} bytes in {mirror.address if mirror else folder}"
+@app.command(epilog="Example: cosmo store show --json")
+def show(as_json: Json = False) -> None:
+    """Show completions, tokens, files and size."""
+    from cosmopedia.cli import completions
+
+    contents = completions.contents()
+    if as_json:
+        print_json(contents)
+    else:
+        values = (f"{value:,}" if isinstance(value, int) else value for value in contents.values())
+        print_table(["store", ""], zip(contents, values, strict=True))
+
+
+@app.command(epilog="Example: cosmo store forecast")
+def forecast(as_json: Json = False) -> None:
+    """Show what `generate` would reuse and send now, and the bill."""
+    from cosmopedia.cli import completions
+
+    bill = completions.forecast()
+    if as_json:
+        print_json({"cached": bill.cached, **bill.metrics()})
+    else:
+        typer.echo(bill.sentence())
+
+
+@app.command(epilog="Example: cosmo store verify")
+def verify(as_json: Json = False) -> None:
+    """Read every byte of every file; exit status 3 if one is damaged."""
+    from cosmopedia.cli import completions
+
+    checked = completions.verify()
+    if as_json:
+        print_json(checked)
+    if checked["problems"]:
+        raise DataError("; ".join(checked["problems"]))
+    if not as_json:
+        typer.echo(f"{checked['files']} files in {checked['address']}, every checksum right")
+
+
+@app.command(epilog="Example: cosmo store compact")
+def compact() -> None:
+    """Put segments into parquet files, each completion once."""
+    from cosmopedia.cli import completions
+
+    done = completions.compact()
+    typer.echo(
+        f"{len(done.old)} segments compacted: {done.kept:,} completions in {len(done.new)} parquet files,"
+        f" {done.left_out} repeats{_in_use(done.in_use)}"
     )
 
 
-def forecast(_: list[str]) -> str:
-    asked = next(found for found in all_requests() if found.stage == "generate")
-    with CompletionStore() as store:
-        lookup = LookUp(asked.requests, asked.model, asked.sampling, store)
-        return forecast_of(lookup, load_compute().serving).sentence()
+@app.command(epilog="Example: cosmo store repair")
+def repair() -> None:
+    """Set damaged files aside and keep what is whole in them."""
+    from cosmopedia.cli import completions
+
+    damaged, kept = completions.repair()
+    typer.echo(f"{damaged} damaged files set aside, {kept} completions kept from them")
 
 
-def check(_: list[str]) -> str:
-    folder, _mirror = _place()
-    if problems := verify(folder):
-        raise DataError("; ".join(problems))
-    found = CompletionStore(folder).contents()
-    return f"{found.segments} segments and {found.packs} packs in {folder}, every checksum right"
+@app.command("import", epilog="Example: cosmo store import ../other/data/generate/*.parquet")
+def import_documents(documents: Documents) -> None:
+    """Take completions over from the documents of another checkout."""
+    from cosmopedia.cli import completions
+
+    typer.echo(f"{completions.import_documents(map(given, documents))} completions imported")
 
 
-def pack(_: list[str]) -> str:
-    folder, mirror = _place()
-    done = compact(folder)
-    _settle(done, mirror)
-    busy = f"; {done.in_use} left alone, since a run still writes to them" if done.in_use else ""
-    packed = f"{done.kept:,} completions in {len(done.new)} packs, {done.left_out} repeats"
-    return f"{len(done.old)} segments packed: {packed}{busy}"
+@app.command(epilog="Example: cosmo store push")
+def push() -> None:
+    """Upload what a killed process left in the spool of an s3:// store."""
+    from cosmopedia.cli import completions
+
+    count, address = completions.push()
+    typer.echo(f"{count} segments uploaded to {address}")
 
 
-def mend(_: list[str]) -> str:
-    folder, mirror = _place()
-    new, damaged, rows = salvage(folder)
-    if mirror:
-        mirror.replace(new, damaged)
-    return f"{len(damaged)} damaged files set aside, {rows} completions kept from them"
+@app.command(epilog="Example: cosmo store unused --remove ../other/data/generate/*.parquet")
+def unused(
+    documents: Documents = [],  # noqa: B006
+    remove: Annotated[bool, typer.Option("--remove", help="Remove them.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show completions that nothing refers to: neither the prompts of this checkout as they are now, nor data/generate
+    here, nor the documents named."""
+    from cosmopedia.cli import completions
+
+    files = [given(path) for path in documents]
+    if remove:
+        done = completions.compact(completions.wanted_by(files))
+        result = {"removed": done.left_out, "kept": done.kept}
+        text = f"{done.left_out:,} completions removed, {done.kept:,} kept{_in_use(done.in_use)}"
+    else:
+        idle, total = completions.unused(files)
+        result = {"unused": idle, "completions": total}
+        text = f"{idle:,} of {total:,} completions are referred to by nothing; `--remove` removes them"
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(text)
 
 
-def take_over(files: list[str]) -> str:
-    if not files:
-        raise ConfigError("import wants documents: ... import <other checkout>/data/generate/*.parquet")
-    with CompletionStore() as store:
-        return f"{store.import_documents(files)} completions imported"
-
-
-def push(_: list[str]) -> str:
-    mirror = default_mirror()
-    if mirror is None:
-        raise ConfigError("push is for a store in a bucket; set COSMO_STORE=s3://bucket/prefix")
-    return f"{mirror.push()} segments uploaded to {mirror.address}"
-
-
-def unused(files: list[str]) -> str:
-    folder, _mirror = _place()
-    wanted = _wanted(files)
-    with CompletionStore(folder) as store:
-        total = store.contents().completions
-    idle = sum(not wanted(key) for path in files_in(folder) for keys in keys_in(path) for key in split(keys))
-    return f"{idle:,} of {total:,} completions are referred to by nothing; `remove-unused` removes them"
-
-
-def remove_unused(files: list[str]) -> str:
-    folder, mirror = _place()
-    done = compact(folder, _wanted(files))
-    _settle(done, mirror)
-    busy = f"; {done.in_use} segments left alone, since a run still writes to them" if done.in_use else ""
-    return f"{done.left_out:,} completions removed, {done.kept:,} kept{busy}"
-
-
-def _settle(done: Repacked, mirror: Mirror | None) -> None:
-    """Remove what was replaced; in a bucket, once the new packs are there."""
-    if mirror:
-        mirror.replace(done.new, done.old)
-    for path in done.old:
-        path.unlink(missing_ok=True)
-
-
-def all_requests() -> Iterator[StageRequests]:
-    """What this checkout's stages ask a model now."""
-    for module in stage_modules("requests"):
-        yield module.stage_requests()
-
-
-def _wanted(files: Iterable[str]) -> Callable[[bytes], bool]:
-    """Whether anything refers to a key: the prompts as they are, this checkout's documents, or those named. It may
-    err on the side of keeping: 64 bits of a key are looked at."""
-    found = array("Q")
-    for asked in all_requests():
-        keys = (completion_key(request, asked.model.identity, asked.sampling) for request in asked.requests)
-        found.extend(int(key[:16], 16) for key in keys)
-    for path in (*sorted(DOCUMENTS.glob("*.parquet")), *files):
-        for table in read_batches([path], DOCUMENT, ["key"]):
-            found.extend(int(key[:16], 16) for key in table["key"].to_pylist())
-    kept = np.unique(np.frombuffer(found, np.uint64))
-
-    def wanted(key: bytes) -> bool:
-        number = np.uint64(int.from_bytes(key[:8], "big"))
-        at = int(np.searchsorted(kept, number))
-        return at < len(kept) and kept[at] == number
-
-    return wanted
-
-
-COMMANDS: dict[str, Callable[[list[str]], str]] = {
-    "contents": contents,
-    "forecast": forecast,
-    "verify": check,
-    "compact": pack,
-    "salvage": mend,
-    "import": take_over,
-    "push": push,
-    "unused": unused,
-    "remove-unused": remove_unused,
-}
-
-
-def main() -> str:
-    command, *files = sys.argv[1:] or ["contents"]
-    if command not in COMMANDS or (files and command not in ("import", "unused", "remove-unused")):
-        raise ConfigError(f"unknown command {' '.join(sys.argv[1:])!r}; use {', '.join(COMMANDS)}")
-    return COMMANDS[command](files)
-
-
-if __name__ == "__main__":
-    run_stage("completions", main)
+def _in_use(segments: int) -> str:
+    return f"; {segments} segments left alone, since a run still writes to them" if segments else ""

@@ -274,7 +274,7 @@ class Compute(Params):
     serving: Serving
     data: Data
     training: Training
-    driver: Driver | None = None  # of `dvc repro` itself as a job (make cluster-repro)
+    driver: Driver | None = None  # of `dvc repro` itself as a job (`cosmo cluster submit`)
 
 
 def compute_path() -> Path:

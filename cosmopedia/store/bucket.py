@@ -46,8 +46,8 @@ class Mirror:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ClusterError(
                 f"the completion store at {self.address} cannot be {what}: {reason}; look at the address, the"
-                f" credentials and the network. What was completed lies in {self.folder}; `python -m"
-                " cosmopedia.cli.store push` uploads it"
+                f" credentials and the network. What was completed is in {self.folder}; `cosmo"
+                " store push` uploads it"
             ) from None
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs"):

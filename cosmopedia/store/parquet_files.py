@@ -100,7 +100,7 @@ def tokens_of(path: Path, pack: pq.ParquetFile) -> int:
 def damage(path: Path, what: object) -> str:
     """The sentence for a damaged pack."""
     return (
-        f"{path} is damaged ({' '.join(str(what).split())[:200]}); run `python -m cosmopedia.cli.store salvage`, which"
+        f"{path} is damaged ({' '.join(str(what).split())[:200]}); run `cosmo store repair`, which"
         " keeps what is whole and sets the pack aside, then run again: only what was lost is generated anew"
     )
 

@@ -180,7 +180,7 @@ def open_file(path: Path) -> BinaryIO:
 def damage(path: Path, offset: int, what: str) -> str:
     """The sentence for a damaged segment."""
     return (
-        f"{path} is damaged at byte {offset} ({what}); run `python -m cosmopedia.cli.store salvage`, which keeps what"
+        f"{path} is damaged at byte {offset} ({what}); run `cosmo store repair`, which keeps what"
         " is whole and sets the segment aside, then run again: only what was lost is generated anew"
     )
 

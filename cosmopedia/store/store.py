@@ -3,7 +3,7 @@
 In: completions as they arrive. Out: completions by key. A folder of segments (append-only, one a writing process, so
 that several write at once without a lock) and packs (parquet that compaction made of segments). A row is done when
 `append` returns, which is after fsync. With COSMO_STORE=s3://bucket/prefix the folder is a mirror of the bucket.
-`python -m cosmopedia.cli.store` shows, verifies, compacts and mends it.
+`cosmo store` shows, verifies, compacts and repairs it.
 
 The index in memory is one sorted array of 64-bit numbers: 40 bits of a key, 24 bits of the frame that may hold it.
 A frame's own keys decide. 30 million keys take 240 MB.
@@ -135,9 +135,7 @@ class CompletionStore:
     def _new_frame(self, number: int, at: int) -> int:
         frame = len(self._frame_file)
         if frame > FRAME_MASK:
-            raise DataError(
-                f"{self.folder} holds more than {FRAME_MASK:,} frames; run `python -m cosmopedia.cli.store compact`"
-            )
+            raise DataError(f"{self.folder} holds more than {FRAME_MASK:,} frames; run `cosmo store compact`")
         self._frame_file.append(number)
         self._frame_at.append(at)
         return frame
@@ -241,9 +239,7 @@ class CompletionStore:
     def _segment_frame(self, path: Path, at: int) -> Frame:
         frame = next(read_frames(path, at), None)
         if frame is None:
-            raise DataError(
-                f"{path}: a frame that was there at byte {at} is gone; run `python -m cosmopedia.cli.store`"
-            )
+            raise DataError(f"{path}: a frame that was there at byte {at} is gone; run `cosmo store`")
         return frame
 
     def _read_rows(self, frame: int) -> list:

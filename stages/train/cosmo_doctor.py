@@ -23,18 +23,18 @@ def check_torch(params: TrainParams) -> Iterator[Finding]:
     import torch
 
     cuda = torch.cuda.is_available()
-    found = torch.__version__
+    detail = torch.__version__
     if cuda:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        found += f", {len(names)} GPU(s): {', '.join(sorted(set(names)))}"
+        detail += f", {len(names)} GPU(s): {', '.join(sorted(set(names)))}"
     large = params.architecture.parameters * params.steps > 1e12  # hours on a CPU
     needed = large and params.backend == "transformers"
-    yield Finding("torch", True, found)
+    yield Finding("torch", True, detail)
     yield Finding("GPU", cuda, "seen by torch" if cuda else "torch sees none here", needed)
 
 
 def check_nanotron(params: TrainParams, compute: Compute) -> Iterator[Finding]:
-    """nanotron's own environment: asked in a process of its own."""
+    """nanotron's own environment, from a process in it."""
     needed = params.backend == "nanotron"
     if compute.training.container is not None:
         yield Finding("nanotron", True, f"in {compute.training.container.image}; not looked into", needed)
@@ -49,6 +49,6 @@ def check_nanotron(params: TrainParams, compute: Compute) -> Iterator[Finding]:
         yield Finding("nanotron", False, done.stderr.strip().splitlines()[-1][:200], needed)
         return
     groups = done.stdout.splitlines()[-1].partition("]")[0].strip("[")
-    flash = "torch's kernels in flash-attn's place" if "A" in groups else "flash-attn"
+    flash = "torch's kernels instead of flash-attn" if "A" in groups else "flash-attn"
     device = "on the CPU" if "B" in groups else "on GPUs"
     yield Finding("nanotron", True, f"{VERSION}, {device}, {flash}", needed)

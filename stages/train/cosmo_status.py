@@ -1,40 +1,56 @@
-"""What `cosmo status` says of trainings."""
+"""What `cosmo status` shows of trainings."""
 
 import time
 from pathlib import Path
+from typing import Any
 
 from cosmopedia.lineage import store_root
 from stages.train.nanotron.job import TrainingJob, read_steps
 
-
-def lines() -> list[str]:
-    """A line for each training of this checkout's store that is not finished."""
-    return describe_trainings(store_root() / "train")
+NAME = "trainings"
 
 
-def describe_trainings(train: Path) -> list[str]:
-    """A line for each nanotron training under `<store>/train` that is not finished, from its steps."""
-    found = []
+def read() -> list[dict[str, Any]]:
+    """Each nanotron training of this checkout's store that is not finished."""
+    return trainings(store_root() / "train")
+
+
+def trainings(train: Path) -> list[dict[str, Any]]:
+    """Each nanotron training under `<store>/train` that is not finished, with its figures once it has made a step."""
+    unfinished = []
     for path in sorted(train.glob("*/job.json")):
+        steps_file = path.parent / "steps.csv"
         try:
-            job, steps = (
-                TrainingJob.model_validate_json(path.read_text(encoding="utf-8")),
-                read_steps(path.parent / "steps.csv"),
-            )
+            job = TrainingJob.model_validate_json(path.read_text(encoding="utf-8"))
+            steps = read_steps(steps_file)
         except (OSError, ValueError):  # it ends, or is being written, just now
             continue
-        recipe, layout = job.recipe, job.layout
-        told = f"train seed {recipe.seed}: step {len(steps):,} of {recipe.steps:,}"
+        recipe = job.recipe
+        training: dict[str, Any] = {"seed": recipe.seed, "step": len(steps), "steps": recipe.steps}
         if steps:
             recent = steps[-20:]
             seconds = sum(step.seconds for step in recent) / len(recent)
-            speed = recipe.batch * recipe.sequence / seconds
-            hours = sum(step.seconds for step in steps) * layout.processes / 3600
-            told += f", loss {steps[-1].loss:.3f}, {speed:,.0f} tokens/s"
-            told += f", MFU {steps[-1].mfu:.1%}" if steps[-1].mfu else ""
-            told += f", {hours:,.2f} {'GPU' if job.peak_tflops else 'process'} hours"
-            told += f", ETA {(recipe.steps - len(steps)) * seconds / 60:,.0f} min"
-            idle = time.time() - (path.parent / "steps.csv").stat().st_mtime
-            told += f"; no step for {idle / 60:,.0f} min" if idle > max(60.0, 10 * seconds) else ""
-        found.append(told)
-    return found
+            training |= {
+                "loss": steps[-1].loss,
+                "tokens_per_second": recipe.batch * recipe.sequence / seconds,
+                "mfu": steps[-1].mfu,
+                "hours": sum(step.seconds for step in steps) * job.layout.processes / 3600,
+                "unit": "GPU" if job.peak_tflops else "process",
+                "seconds_per_step": seconds,
+                "idle_seconds": time.time() - steps_file.stat().st_mtime,
+            }
+        unfinished.append(training)
+    return unfinished
+
+
+def describe(training: dict[str, Any]) -> str:
+    """A training in one line."""
+    line = f"train seed {training['seed']}: step {training['step']:,} of {training['steps']:,}"
+    if training["step"]:
+        left = (training["steps"] - training["step"]) * training["seconds_per_step"]
+        idle = training["idle_seconds"]
+        line += f", loss {training['loss']:.3f}, {training['tokens_per_second']:,.0f} tokens/s"
+        line += f", MFU {training['mfu']:.1%}" if training["mfu"] else ""
+        line += f", {training['hours']:,.2f} {training['unit']} hours, ETA {left / 60:,.0f} min"
+        line += f"; no step for {idle / 60:,.0f} min" if idle > max(60.0, 10 * training["seconds_per_step"]) else ""
+    return line

@@ -1,9 +1,6 @@
-"""Commands for a person at a login node: submit the driver, see what runs, end what is left.
+"""The driver's job seen from a login node: submit it, see what runs, end what is left.
 
-submit [TARGET...]   `dvc repro` as a Slurm job
-status               what runs where and how far it is: driver, stages, jobs, endpoints
-stop                 stop the driver cleanly; what was completed is in the store
-reap                 cancel every job of this checkout: fleets, arrays, the driver
+`cosmo cluster` and `cosmo status` print what these functions return.
 """
 
 import contextlib
@@ -11,18 +8,16 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cosmopedia.cli.stages import stage_modules
-from cosmopedia.errors import ClusterError, ConfigError, run_stage
+from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution.compute import Driver, compute_path, load_compute
 from cosmopedia.execution.slurm import commands as slurm
-from cosmopedia.execution.slurm.driver_job import read_status, stop_mark
+from cosmopedia.execution.slurm.driver_job import stop_mark
 from cosmopedia.execution.slurm.fleet import COMES_BACK, TEMPLATES, end_fleet, in_use, known_fleets
 from cosmopedia.lineage import store_root
 from cosmopedia.rng import content_hash
@@ -36,17 +31,19 @@ def checkout_name(what: str) -> str:
     return f"cosmo-{what}-{content_hash(Path.cwd(), size=4)}"
 
 
-def submit(targets: list[str]) -> str:
+def submit(targets: list[str]) -> tuple[str, Path]:
+    """Submit `dvc repro` of the targets (none: everything) as a job: its number and its log."""
     driver = load_compute().driver
     if driver is None:
         raise ConfigError(f"{compute_path()} has no section driver; give it one with at least its time")
     if running := [job for job in slurm.queue(name=checkout_name("driver")) if not job.ended]:
-        raise ConfigError(f"job {running[0].id} drives this checkout already ({running[0].state}); `stop` ends it")
+        job = running[0]
+        raise ConfigError(f"job {job.id} drives this checkout already ({job.state}); `cosmo cluster stop` ends it")
     script = driver_script(driver, targets)
     logs = store_root().resolve() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     number = slurm.submit(script)
-    return f"job {number} drives dvc repro; its log is {logs}/driver-{number}.log; `make status` shows what it does"
+    return number, logs / f"driver-{number}.log"
 
 
 def driver_script(driver: Driver, targets: list[str]) -> str:
@@ -74,88 +71,18 @@ def own_jobs() -> list[slurm.SlurmJob]:
     ]
 
 
-def status(_: list[str]) -> str:
-    try:
-        jobs = own_jobs()
-        queued = {job.id: job.state for job in jobs}
-    except ClusterError as error:  # no Slurm here: the stages' own status still says something
-        jobs, queued = [], None
-        print(f"(no jobs: {error})")
-    lines = [
-        table(
-            [["job", "name", "state", "node", "reason"], *([j.id, j.name, j.state, j.nodes, j.reason] for j in jobs)]
-        )
-    ]
-    shown = 0
-    if drivers := [*describe_driver(read_status(), queued, time.time()), *by_hand(time.time())]:
-        lines += ["", *drivers]
+def stage_statuses(now: float) -> list[dict[str, Any]]:
+    """The status file of each stage that asked for completions; `alive` is False for a run that was killed."""
+    statuses = []
     for path in sorted((store_root() / "runs").glob("*.status.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        alive = found["state"] != "running" or time.time() - path.stat().st_mtime < STALE_SECONDS
-        lines += ["", describe(found, alive)]
-        shown += found["state"] == "running" and alive
-    for module in stage_modules("status"):
-        if of_stage := module.lines():
-            lines += ["", *of_stage]
-    print("\n".join(lines))
-    return f"{len(jobs)} jobs, {shown} stages that ask for completions"
+        status = json.loads(path.read_text(encoding="utf-8"))
+        alive = status["state"] != "running" or now - path.stat().st_mtime < STALE_SECONDS
+        statuses.append({**status, "alive": alive})
+    return statuses
 
 
-def describe(found: dict[str, Any], alive: bool) -> str:
-    """A stage's status file for people."""
-    done, missing = found["completed"] + found["failed"], found["to_send"]
-    state = found["state"] if alive else "killed"
-    speed = f"{found['tokens_per_second']:,.0f} tokens/s"
-    if found["tokens_per_second_gpu"]:
-        speed += f" ({found['tokens_per_second_gpu']:,.0f} a GPU)"
-    eta = f", ETA {found['eta_seconds'] // 60} min" if state == "running" and found["eta_seconds"] is not None else ""
-    used = f"{found['utilisation']:.0%}" if found["utilisation"] is not None else "-"
-    head = (
-        f"{found['stage']}: {state}, {done:,} of {missing:,} ({found['from_store']:,} from the store,"
-        f" {found['failed']:,} failed), {speed}, utilisation {used}, {found['gpu_hours']:.2f} GPU hours{eta}"
-    )
-    if state != "running":
-        return head
-    rows = [["endpoint", "state", "running", "waiting", "limit", "completions", "tokens/s", ""]]
-    for e in found["endpoints"]:
-        cells = [
-            e["url"],
-            e["state"],
-            e["running"],
-            e["waiting"],
-            e["limit"],
-            e["completions"],
-            e["tokens_per_second"],
-        ]
-        rows.append([*("-" if cell is None else str(cell) for cell in cells), e["last_trouble"][:60]])
-    return "\n".join([head, table(rows), *(f"waiting for {url}: {why}" for url, why in found["waiting_for"].items())])
-
-
-def table(rows: list[list[str]]) -> str:
-    """Rows in columns; the first is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def describe_driver(found: dict[str, Any], jobs: dict[str, str] | None, now: float) -> list[str]:
-    """The driver's status file for people, given the states of queued jobs (None: unknown); a line or none."""
-    if not found:
-        return []
-    state = found["state"]
-    if jobs and jobs.get(found["job"]) == "PENDING":
-        state = "waits for its next turn"
-    elif jobs is not None and found["job"] not in jobs and state in ("running", "stopping", "out of time", "requeued"):
-        state = "killed"
-    line = f"driver: job {found['job']}, {state}"
-    if found["stage"] and state != "done":
-        ago = f" for {(now - found['since']) / 60:.0f} min" if state == "running" else ""
-        line += f", {'in' if state == 'running' else 'last in'} {found['stage']}{ago}"
-    line += f", {found['done']}{' of ' + str(found['total']) if found['total'] else ''} stages done"
-    return [line + (f", requeued {found['requeued']} times" if found["requeued"] else "")]
-
-
-def by_hand(now: float) -> list[str]:
-    """Stages of this checkout that a person's DVC runs on this machine."""
+def by_hand() -> dict[str, float]:
+    """Stages of this checkout that a person's DVC runs on this machine, and since when."""
     began: dict[str, float] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -164,29 +91,32 @@ def by_hand(now: float) -> list[str]:
             if name and here and COMES_BACK not in variables:
                 start = process.create_time()
                 began[name] = min(start, began.get(name, start))
-    return [f"dvc repro by hand: in {name} for {(now - at) / 60:.0f} min" for name, at in sorted(began.items())]
+    return dict(sorted(began.items()))
 
 
-def stop(_: list[str]) -> str:
-    end, stopped, told = time.monotonic() + END_SECONDS, set[str](), set[str]()
+def stop() -> bool:
+    """Stop the driver cleanly; what was completed is in the store. Returns whether one ran."""
+    end = time.monotonic() + END_SECONDS
+    stopped = set[str]()
+    signalled = set[str]()
     while jobs := [job for job in slurm.queue(name=checkout_name("driver")) if not job.ended]:
         for job in jobs:
             stopped.add(job.id)
             mark_stopped(job.id)
             if job.state == "PENDING":  # it has not begun, or waits for its next turn
                 slurm.cancel([job.id])
-            elif job.state == "RUNNING" and job.id not in told:
+            elif job.state == "RUNNING" and job.id not in signalled:
                 slurm.cancel([job.id], number="TERM")
-                told.add(job.id)
+                signalled.add(job.id)
         if time.monotonic() > end:
-            raise ClusterError(f"job {jobs[0].id} does not stop; `reap` cancels everything")
+            raise ClusterError(f"job {jobs[0].id} does not stop; `cosmo cluster reap` cancels everything")
         time.sleep(0.5)
     for number in stopped:
         stop_mark(number).unlink(missing_ok=True)
     for name in known_fleets():  # that a driver left for its next turn
         if not in_use(name):
             end_fleet(name)
-    return f"{len(stopped)} driver stopped" if stopped else "no driver runs"
+    return bool(stopped)
 
 
 def mark_stopped(job: str) -> None:
@@ -195,7 +125,8 @@ def mark_stopped(job: str) -> None:
     stop_mark(job).touch()
 
 
-def reap(_: list[str]) -> str:
+def reap() -> int:
+    """Cancel every job of this checkout: fleets, arrays, the driver. Returns how many there were."""
     jobs = sorted(own_jobs(), key=lambda job: job.name != checkout_name("driver"))  # the driver first
     for job in jobs:
         if job.name == checkout_name("driver"):
@@ -206,18 +137,4 @@ def reap(_: list[str]) -> str:
         raise ClusterError(f"jobs {', '.join(job.id for job in left)} do not end; look at squeue")
     for job in jobs:
         stop_mark(job.id).unlink(missing_ok=True)
-    return f"{len(jobs)} jobs cancelled"
-
-
-COMMANDS: dict[str, Callable[[list[str]], str]] = {"submit": submit, "status": status, "stop": stop, "reap": reap}
-
-
-def main() -> str:
-    command, *rest = sys.argv[1:] or ["status"]
-    if command not in COMMANDS or (rest and command != "submit"):
-        raise ConfigError(f"unknown command {' '.join(sys.argv[1:])!r}; use {', '.join(COMMANDS)}")
-    return COMMANDS[command](rest)
-
-
-if __name__ == "__main__":
-    run_stage("driver", main)
+    return len(jobs)

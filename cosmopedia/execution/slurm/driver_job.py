@@ -54,7 +54,7 @@ class Turn:
     def __init__(self, driver: Driver, targets: list[str]):
         self.driver, self.targets = driver, targets
         if (job := os.environ.get("SLURM_JOB_ID")) is None:
-            raise ConfigError("this runs within the driver's job: make cluster-repro; by hand it is dvc repro")
+            raise ConfigError("this runs within the driver's job: `cosmo cluster submit`; by hand it is dvc repro")
         self.job, before = job, read_status()
         self.requeued = before["requeued"] if before.get("job") == job else 0
         self.back = driver_folder() / f"back-{job}"
@@ -142,7 +142,7 @@ class Turn:
                 return False
         if self.requeued >= self.driver.resubmit:
             told = f"the time limit is near, and this job was requeued driver.resubmit = {self.requeued} times already"
-            print(f"driver: {told}; make cluster-repro goes on where it ends", file=sys.stderr, flush=True)
+            print(f"driver: {told}; `cosmo cluster submit` goes on where it ends", file=sys.stderr, flush=True)
             return False
         return True
 
@@ -154,7 +154,7 @@ class Turn:
         try:
             slurm.requeue(self.job)
         except ClusterError as error:
-            print(f"driver: {error}; make cluster-repro goes on", file=sys.stderr, flush=True)
+            print(f"driver: {error}; `cosmo cluster submit` goes on", file=sys.stderr, flush=True)
             return self._ended("stopped", ClusterError.status)
         time.sleep(REQUEUE_SECONDS)  # Slurm ends this process
         return ClusterError.status

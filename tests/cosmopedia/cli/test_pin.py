@@ -1,12 +1,13 @@
-"""`make pin` writes commits into profiles, keeps comments, and never invents one."""
+"""`cosmo pin` writes commits into profiles, keeps comments, and never invents one."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cosmopedia.cli.pin import pin, references
+from cosmopedia.cli.pin import app, pin_profile, references
 from cosmopedia.errors import ConfigError
+from tests.support.command_line import cosmo
 
 ROOT = Path(__file__).parents[3]
 PROFILE = """# a profile
@@ -28,12 +29,12 @@ def test_every_unpinned_hub_reference_gets_its_commit_and_comments_stay(tmp_path
         asked.append((kind, name, revision))
         return "a" * 40
 
-    assert pin(path, resolve) == 1 and asked == [("dataset", "HuggingFaceFW/fineweb", "main")]
+    assert pin_profile(path, resolve) == 1 and asked == [("dataset", "HuggingFaceFW/fineweb", "main")]
     text = path.read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     assert content["sources"]["web"]["revision"] == "a" * 40 and content["generator"]["revision"] == "f" * 40
     assert "# the web" in text and "# which model" in text and text.startswith("# a profile")
-    assert pin(path, resolve) == 0
+    assert pin_profile(path, resolve) == 0
 
 
 @pytest.mark.parametrize("profile", ["laptop", "cluster"])
@@ -52,5 +53,14 @@ def test_a_hub_that_does_not_answer_leaves_the_profile_as_it_was(tmp_path: Path)
         raise ConfigError(f"{name} cannot be had")
 
     with pytest.raises(ConfigError, match="cannot be had"):
-        pin(path, resolve)
+        pin_profile(path, resolve)
     assert path.read_text(encoding="utf-8") == PROFILE.replace("{pinned}", "main")
+
+
+def test_it_pins_the_profiles_that_are_named(empty_folder: Path) -> None:
+    (empty_folder / "profiles").mkdir()
+    pinned = PROFILE.replace("{pinned}", "f" * 40).replace("revision: main", f"revision: {'a' * 40}")
+    (empty_folder / "profiles/p.yaml").write_text(pinned, encoding="utf-8")
+    assert cosmo(app) == cosmo(app, "p") == "0 revisions written"
+    with pytest.raises(ConfigError, match="unknown profile q; known profiles: p"):
+        cosmo(app, "q")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -11,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from cosmopedia.cli import store as completions
+from cosmopedia.cli.store import app as store_app
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution import sending
 from cosmopedia.execution.budget import Budget, forecast, read_rate, refuse, spent, write_rate
 from cosmopedia.execution.status import status_files
 from stages.generate import __main__ as generate
 from stages.label import cosmo_requests
+from tests.support.command_line import cosmo
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import MODEL, write_model, write_prompts, write_settings
 
@@ -105,8 +105,7 @@ def test_generate_sends_nothing_above_the_budget_and_stops_when_it_is_spent(fold
 def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTgi(delay=0.02) as server:
         write_settings(folder, [server.url], **{"serving.gpus": 4})
-        monkeypatch.setattr(sys, "argv", ["completions", "forecast"])
-        assert completions.main().startswith("0 cached, 100 to generate, at most 16k tokens, no rate")
+        assert cosmo(store_app, "forecast").startswith("0 cached, 100 to generate, at most 16k tokens, no rate")
         generate.main()
         run = json.loads(Path("metrics/generate_run.json").read_text())
         assert run["forecast"]["requests"] == run["actual"]["requests"] == run["sent"] == 100
@@ -114,9 +113,9 @@ def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: p
         assert run["tokens_per_second"] > 0 and set(run["latency_seconds"]) == {"p50", "p90", "p99"}
         lines = Path("metrics/plots/throughput.csv").read_text().splitlines()
         assert lines[0].startswith("seconds,tokens_per_second,") and len(lines) >= 2
-        assert completions.main().startswith("100 cached, 0 to generate")
+        assert cosmo(store_app, "forecast").startswith("100 cached, 0 to generate")
         write_prompts(folder, {"openstax-textbook": 50})
-        said = completions.main()
+        said = cosmo(store_app, "forecast")
         assert re.match(r"100 cached, 50 to generate, \d+ tokens, about .* GPU minutes at the rate measured", said), (
             said
         )
@@ -124,8 +123,7 @@ def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: p
 
 def test_what_nothing_refers_to_is_named_and_then_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def command(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["completions", *words])
-        return completions.main()
+        return cosmo(store_app, *words)
 
     no_clusters = SimpleNamespace(requests=[])
     monkeypatch.setattr(cosmo_requests, "questions", lambda *_: no_clusters)
@@ -139,9 +137,11 @@ def test_what_nothing_refers_to_is_named_and_then_removed(folder: Path, monkeypa
     (folder / "data/generate/web-blogpost.parquet").rename(kept)
     assert command("unused", str(kept)).startswith("0 of 100 completions")
     assert command("unused").startswith("35 of 100 completions")
-    assert command("remove-unused") == "35 completions removed, 65 kept"
+    assert command("unused", "--remove") == "35 completions removed, 65 kept"
     assert command("forecast").startswith("65 cached, 0 to generate")
-    assert command("contents").startswith("65 completions")
+    assert json.loads(command("forecast", "--json"))["cached"] == 65
+    assert json.loads(command("unused", "--json")) == {"unused": 0, "completions": 65}
+    assert json.loads(command("show", "--json"))["completions"] == 65
 
 
 @pytest.mark.slow

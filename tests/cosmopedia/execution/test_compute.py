@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.cli.plan import H100, MIXTRAL, PUBLISHED, plan, roofline
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.compute import Compute, Slurm, load_compute
 from cosmopedia.execution.slurm.fleet import container_command
@@ -117,11 +116,3 @@ def test_the_container_stands_before_the_engines_command(
     assert serving.container is not None
     container = serving.container.model_copy(update={"runtime": runtime, "image": image, "mounts": ["/a b:/data"]})
     assert container_command(serving.model_copy(update={"container": container})).startswith(wanted)
-
-
-def test_the_planner_turns_prompts_into_gpu_hours() -> None:
-    said = plan(30_000_000, 833, 64, list(PUBLISHED))
-    assert "25.0 billion tokens" in said and "10,002" in said and "6.5" in said
-    speed, batch = roofline(MIXTRAL, H100, 2, 816.5)
-    assert batch == 472 and speed == pytest.approx(10_987, rel=1e-3)
-    assert roofline(MIXTRAL, H100, 1, 800) == (0.0, 0)  # the weights alone do not fit

@@ -11,13 +11,14 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from cosmopedia.cli.store import main
+from cosmopedia.cli.store import app as store_app
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution import sending
 from cosmopedia.store import bucket as mirror_module
 from cosmopedia.store.bucket import Mirror
 from cosmopedia.store.store import CompletionStore
 from stages.generate import __main__ as generate
+from tests.support.command_line import cosmo
 from tests.support.completions import ROOT, completion
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import write_model, write_prompts, write_settings
@@ -125,8 +126,7 @@ def test_compaction_in_the_bucket_reaches_every_machine(
             store.append([completion(n) for n in range(first, first + 15)])
     CompletionStore(mirror=machine(tmp_path / "b/.store")).close()
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "a"))
-    monkeypatch.setattr(sys, "argv", ["completions", "compact"])
-    assert main() == "3 segments packed: 35 completions in 1 packs, 10 repeats"
+    assert cosmo(store_app, "compact") == "3 segments compacted: 35 completions in 1 parquet files, 10 repeats"
     assert [name.rsplit(".", 1)[1] for name in objects(server)] == ["parquet"]
     other = CompletionStore(mirror=machine(tmp_path / "b/.store"))
     assert other.contents().segments == 0 and other.contents().completions == 35

@@ -1,17 +1,19 @@
 """The completion store: done is durable, torn is ignored, damaged is named, and no key gets another's text."""
 
+import json
+import re
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from cosmopedia.cli import store as completions
-from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.cli.store import app as store_app
+from cosmopedia.errors import ClusterError, DataError
 from cosmopedia.generation.requests import Completion
 from cosmopedia.store import segments as segments_module
 from cosmopedia.store.maintenance import salvage, verify
 from cosmopedia.store.store import CompletionStore
+from tests.support.command_line import cosmo
 from tests.support.completions import completion, run_python
 from tests.support.documents import document, write_documents
 
@@ -175,12 +177,9 @@ def test_the_command_shows_the_contents(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("COSMO_STORE", str(tmp_path))
     with CompletionStore() as store:
         store.append([completion(n) for n in range(3)])
-    monkeypatch.setattr(sys, "argv", ["completions"])
-    assert completions.main().startswith("3 completions, 60 tokens, 1 segments and 0 packs,")
-    monkeypatch.setattr(sys, "argv", ["completions", "compact"])
-    assert completions.main() == "1 segments packed: 3 completions in 1 packs, 0 repeats"
-    monkeypatch.setattr(sys, "argv", ["completions", "verify"])
-    assert completions.main().startswith("0 segments and 1 packs in")
-    monkeypatch.setattr(sys, "argv", ["completions", "contens"])
-    with pytest.raises(ConfigError, match=r"unknown command 'contens'; use contents, forecast"):
-        completions.main()
+    contents = json.loads(cosmo(store_app, "show", "--json"))
+    assert list(contents.values())[:4] == [3, 60, 1, 0]  # completions, tokens, segments, parquet files
+    assert re.search(r"completions +3 *\n", cosmo(store_app)) and re.search(r"tokens +60 *\n", cosmo(store_app, "show"))
+    assert cosmo(store_app, "compact") == "1 segments compacted: 3 completions in 1 parquet files, 0 repeats"
+    assert cosmo(store_app, "verify").startswith("1 files in")
+    assert list(json.loads(cosmo(store_app, "show", "--json")).values())[:4] == [3, 60, 0, 1]

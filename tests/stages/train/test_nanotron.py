@@ -218,7 +218,7 @@ def test_a_line_that_a_kill_cut_short_is_no_step(tmp_path: Path) -> None:
 
 
 def test_the_status_says_how_far_a_training_is(tmp_path: Path) -> None:
-    from stages.train.cosmo_status import describe_trainings
+    from stages.train.cosmo_status import describe, trainings
 
     job = TrainingJob(
         recipe=recipe_of(batch=8, steps=100),
@@ -232,7 +232,7 @@ def test_the_status_says_how_far_a_training_is(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.json").write_text("{" if name == "damaged" else job.model_dump_json())
     write_steps(tmp_path / "one/steps.csv", [Step(n, 3.0 / n, 1e-3, 0.25, 6.0, 21.3, 0.41) for n in range(1, 41)])
-    waiting, running = describe_trainings(tmp_path)
+    waiting, running = map(describe, trainings(tmp_path))
     assert waiting == "train seed 1: step 0 of 100"
     wanted = "step 40 of 100, loss 0.075, 21 tokens/s, MFU 41.0%, 0.13 GPU hours, ETA 6 min"
     assert running == f"train seed 1: {wanted}"

@@ -1,11 +1,10 @@
-"""The training recipe: presets, forecast, and what `make doctor` says."""
+"""The training recipe: presets and forecast."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cosmopedia.cli import doctor
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.params import load
@@ -13,8 +12,6 @@ from stages.train.__main__ import TrainParams, check_seeds, over_seeds
 from stages.train.presets import PRESETS
 from stages.train.recipe import learning_rate
 from tests.support.training_repository import RECIPE, ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
-
-NANOTRON = ROOT / ".nanotron/bin/python"
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("130m", 125e6, 140e6), ("360m", 350e6, 370e6), ("1b", 1e9, 2e9)])
@@ -83,55 +80,6 @@ def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> N
     assert "at 512 tokens/s (measured here)" in forecast.describe(recipe, 1)
     forecast._rates().write_text("no json")
     assert "40% of" in forecast.describe(recipe, 1)
-
-
-def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
-    """What the doctor printed: name -> (mark, what)."""
-    printed = capsys.readouterr().out.splitlines()
-    return {line[8:22].strip(): (line[:8].strip(), line[22:]) for line in printed}
-
-
-@pytest.fixture
-def checked(repository: Path) -> Path:
-    (repository / "requirements.lock").write_text("pytest==0.1\n")
-    return repository
-
-
-def test_the_doctor_names_what_is_missing(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    set_recipe(checked, backend="nanotron")
-    set_cluster(checked, python="nowhere/python")
-    with pytest.raises(ConfigError, match=r"packages, nanotron missing for profiles/tiny\.yaml"):
-        doctor.main()
-    found = lines(capsys)
-    assert found["packages"] == ("MISSING", "pytest not as locked: remove .venv/installed and run `make setup`")
-    assert found["nanotron"] == ("MISSING", "nowhere/python is not there; run `make nanotron`")
-    assert found["Python"][0] == found["git"][0] == found["settings"][0] == "ok"
-
-
-def test_the_doctor_does_not_mind_what_is_not_needed(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (checked / "requirements.lock").write_text(f"pytest=={pytest.__version__}\n")
-    set_cluster(checked, python="nowhere/python")
-    assert doctor.main().startswith("nothing is missing")
-    assert lines(capsys)["nanotron"][0] == "-"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not NANOTRON.exists(), reason="no .nanotron; run `make nanotron`")
-def test_the_doctor_looks_into_nanotrons_environment(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (checked / "requirements.lock").write_text("")
-    set_recipe(checked, backend="nanotron")
-    set_cluster(checked, python=str(NANOTRON))
-    assert doctor.main().startswith("nothing is missing")
-    mark, told = lines(capsys)["nanotron"]
-    assert mark == "ok" and told.startswith("0.2, on ")
-
-
-def test_the_doctor_passes_a_wrong_setting_on(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (checked / "requirements.lock").write_text("")
-    set_recipe(checked, learning_rate=-1)
-    with pytest.raises(ConfigError, match="settings missing"):
-        doctor.main()
-    assert "train.learning_rate: input should be greater than 0" in lines(capsys)["settings"][1]
 
 
 def test_the_recipe_of_the_tests_is_a_recipe() -> None:

@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cosmopedia.cli.cluster import app as cluster_app
+from cosmopedia.cli.status import app as status_app
+from cosmopedia.cli.status import describe_driver, describe_stage, print_endpoints
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.slurm import driver
 from cosmopedia.execution.slurm import driver_job as turn
 from cosmopedia.lineage import store_root
+from tests.support.command_line import cosmo
 from tests.support.prompt_rows import ROOT, write_settings
 from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
@@ -49,22 +53,25 @@ STATUS = {
 }
 
 
-def test_the_status_names_progress_load_and_what_is_waited_for() -> None:
-    said = driver.describe(STATUS, alive=True)
+def test_the_status_names_progress_load_and_what_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    running = {**STATUS, "alive": True}
+    said = describe_stage(running)
     assert "generate: running, 81,207 of 310,000 (12,000 from the store, 3 failed)" in said
-    assert "8,310 tokens/s (4,155 a GPU), utilisation 97%, 31.40 GPU hours, ETA 422 min" in said
-    assert "http://gpu12:40011  in use  240.0    12.0     252" in said
-    assert "waiting for http://gpu13:40011: no answer yet" in said
-    assert driver.describe(STATUS, alive=False).startswith("generate: killed")
+    assert "8,310 tokens/s (4,155 per GPU), utilisation 97%, 31.40 GPU hours, ETA 422 min" in said
+    print_endpoints(running)
+    shown = capsys.readouterr().out
+    assert "http://gpu12:40011  in use  240.0    12.0     252" in shown
+    assert "waiting for http://gpu13:40011: no answer yet" in shown
+    assert describe_stage({**STATUS, "alive": False}).startswith("generate: killed")
 
 
 def test_the_status_names_the_drivers_stage() -> None:
     found = {"job": "7", "state": "running", "stage": "generate", "since": 0.0, "done": 12, "total": 28, "requeued": 2}
-    said = driver.describe_driver(found, {"7": "RUNNING"}, 2520.0)
+    said = describe_driver(found, {"7": "RUNNING"}, 2520.0)
     assert said == ["driver: job 7, running, in generate for 42 min, 12 of 28 stages done, requeued 2 times"]
-    assert "waits for its next turn, last in generate" in driver.describe_driver(found, {"7": "PENDING"}, 2520.0)[0]
-    assert "job 7, killed" in driver.describe_driver(found, {}, 2520.0)[0]
-    assert driver.describe_driver({}, {}, 0.0) == []
+    assert "waits for its next turn, last in generate" in describe_driver(found, {"7": "PENDING"}, 2520.0)[0]
+    assert "job 7, killed" in describe_driver(found, {}, 2520.0)[0]
+    assert describe_driver({}, {}, 0.0) == []
 
 
 @pytest.fixture
@@ -114,9 +121,9 @@ def log() -> str:
     return "".join(path.read_text() for path in (store_root() / "logs").glob("driver-*.log"))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["driver", *words])
-    return driver.main()
+def run(*words: str) -> str:
+    """`cosmo cluster submit`, `stop`, `reap`."""
+    return cosmo(cluster_app, *words)
 
 
 def wait_for(path: Path, text: str) -> None:
@@ -130,42 +137,37 @@ def wait_for(path: Path, text: str) -> None:
 def test_the_driver_is_a_job_that_runs_dvc_and_stops_cleanly(
     folder: Path,
     slurm: SlurmCluster,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("go").touch()
-    assert "drives dvc repro" in run(monkeypatch, "submit", "pilot", "generate")
+    assert "drives dvc repro" in run("submit", "pilot", "generate")
     wait_for(folder / "said", f"repro pilot generate on {Path('compute/local.yaml')}")
     with pytest.raises(ConfigError, match="drives this checkout already"):
-        run(monkeypatch, "submit")
+        run("submit")
     status = store_root() / "runs/generate.status.json"
     status.parent.mkdir(parents=True, exist_ok=True)
     status.write_text(json.dumps(STATUS))
-    assert run(monkeypatch, "status") == "1 jobs, 1 stages that ask for completions"
-    shown = capsys.readouterr().out
+    shown = cosmo(status_app)
+    assert shown.endswith("1 jobs, 1 stages that ask for completions")
+    assert [job["state"] for job in json.loads(cosmo(status_app, "--json"))["jobs"]] == ["RUNNING"]
     assert driver.checkout_name("driver") in shown and "81,207 of 310,000" in shown
     os.utime(status, (0, 0))
-    run(monkeypatch, "status")
-    assert "generate: killed" in capsys.readouterr().out
-    assert run(monkeypatch, "stop") == "1 driver stopped"
+    assert "generate: killed" in cosmo(status_app)
+    assert run("stop") == "driver stopped"
     wait_for(folder / "said", "stopped")
-    assert slurm.jobs() == [] and run(monkeypatch, "stop") == "no driver runs"
+    assert slurm.jobs() == [] and run("stop") == "no driver runs"
 
 
 @pytest.mark.slow
 def test_a_driver_out_of_time_goes_on_by_itself(
     folder: Path,
     slurm: SlurmCluster,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real_dvc(folder, "while [ ! -e go ]; do sleep 0.1; done")
     settings(time="1", lead_seconds=20)  # Slurm looks every 30 s, and signals up to that much earlier
-    run(monkeypatch, "submit")
+    run("submit")
     wait_for(folder / "ran", "first\nsecond\nsecond\n")  # the second turn; the limit is a minute
     wait_for(turn.driver_folder() / "status.json", '"stage": "second"')
-    run(monkeypatch, "status")
-    assert ", running, in second for 0 min, 1 of 2 stages done, requeued 1 times" in capsys.readouterr().out
+    assert ", running, in second for 0 min, 1 of 2 stages done, requeued 1 times" in cosmo(status_app)
     Path("go").touch()
     slurm.wait_empty(SOON)
     assert (folder / "ran").read_text() == "first\nsecond\nsecond\n" and Path("two").exists()
@@ -177,10 +179,9 @@ def test_a_driver_out_of_time_goes_on_by_itself(
 def test_a_pipeline_that_fails_is_not_run_again(
     folder: Path,
     slurm: SlurmCluster,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real_dvc(folder, "exit 3")
-    run(monkeypatch, "submit")
+    run("submit")
     slurm.wait_empty(SOON)
     assert (folder / "ran").read_text() == "first\nsecond\n"
     assert turn.read_status()["state"] == "failed" and "failed to reproduce 'second'" in log()
@@ -201,11 +202,10 @@ def test_a_driver_comes_back_as_often_as_it_may(
     turns: int,
     folder: Path,
     slurm: SlurmCluster,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings(time="10", resubmit=resubmit)
     Path("go").touch()
-    run(monkeypatch, "submit")
+    run("submit")
     wait_for(folder / "said", "repro")
     (job,) = [job.id for job in slurm.jobs()]
     slurm.run(*command, job)
@@ -226,20 +226,20 @@ def test_a_run_by_hand_is_seen(folder: Path) -> None:
     real_dvc(folder, "while [ ! -e go ]; do sleep 0.1; done")
     with subprocess.Popen([folder / "bin/dvc", "repro", "--quiet"]) as repro:
         wait_for(folder / "ran", "second")
-        assert driver.by_hand(time.time()) == ["dvc repro by hand: in second for 0 min"]
+        assert list(driver.by_hand()) == ["second"]
+        assert "dvc repro by hand: in second for 0 min" in cosmo(status_app)
         Path("go").touch()
-    assert repro.returncode == 0 and driver.by_hand(time.time()) == []
+    assert repro.returncode == 0 and driver.by_hand() == {}
 
 
 @pytest.mark.slow
 def test_a_driver_that_waits_for_its_turn_is_stopped(
     folder: Path,
     slurm: SlurmCluster,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings(time="10", extra=["--begin=now+1hour"])
-    run(monkeypatch, "submit")
-    assert run(monkeypatch, "stop") == "1 driver stopped"
+    run("submit")
+    assert run("stop") == "driver stopped"
     assert slurm.jobs() == [] and not (folder / "said").exists()
 
 
@@ -259,7 +259,7 @@ def test_no_path_is_too_odd_and_no_token_is_written_down(
     cluster = load_compute().driver
     assert cluster is not None
     assert "hf_abcdefghijklmnopqrstuvwxyz" not in driver.driver_script(cluster, [])
-    run(monkeypatch, "submit", "a 'target'")
+    run("submit", "a 'target'")
     slurm.wait_empty(SOON)
     assert f"repro a 'target' on {Path('compute/local.yaml')}" in (odd / "said").read_text(), log()
     assert turn.read_status()["state"] == "done" and "hf_" not in log()
@@ -270,16 +270,15 @@ def test_no_path_is_too_odd_and_no_token_is_written_down(
 def test_the_reaper_ends_this_checkouts_jobs_and_no_others(
     folder: Path,
     slurm: SlurmCluster,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path("go").touch()
-    run(monkeypatch, "submit")
+    run("submit")
     script = "#!/bin/bash\nsleep 300\n"
     slurm.run("sbatch", "--parsable", f"--job-name={driver.checkout_name('clean')}", stdin=script)
     other = slurm.run("sbatch", "--parsable", "--job-name=cosmo-driver-00000000", stdin=script).strip()
     (store_root() / "fleets/cosmo-0123456789").mkdir(parents=True)
     slurm.run("sbatch", "--parsable", "--job-name=cosmo-0123456789", stdin=script)
-    assert run(monkeypatch, "reap") == "3 jobs cancelled"
+    assert run("reap") == "3 jobs cancelled"
     assert [job.id for job in slurm.jobs()] == [other]
 
 
@@ -290,10 +289,10 @@ def test_a_path_that_sbatch_cannot_take_is_named(empty_folder: Path, monkeypatch
     monkeypatch.setenv("COSMO_STORE", str(empty_folder / "a\\b"))
     monkeypatch.setattr(driver.slurm, "queue", lambda name: [])
     with pytest.raises(ConfigError, match="sbatch takes no path with"):
-        run(monkeypatch, "submit")
+        run("submit")
 
 
-def test_a_cluster_file_without_a_driver_section_says_so(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_file_without_a_driver_section_says_so(empty_folder: Path) -> None:
     write_settings(empty_folder, [])
     with pytest.raises(ConfigError, match=r"compute/local\.yaml has no section driver"):
-        run(monkeypatch, "submit")
+        run("submit")

@@ -1,0 +1,126 @@
+"""What `cosmo store` does with the completion store, as data; cosmopedia/cli/store.py prints it."""
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosmopedia.cli.stages import stage_modules
+from cosmopedia.errors import ConfigError
+from cosmopedia.execution.budget import Forecast
+from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.sending import forecast_of
+from cosmopedia.generation.complete import LookUp, StageRequests
+from cosmopedia.generation.requests import completion_key
+from cosmopedia.store import maintenance
+from cosmopedia.store.bucket import Mirror
+from cosmopedia.store.maintenance import Repacked
+from cosmopedia.store.parquet_files import files_in
+from cosmopedia.store.store import CompletionStore, default_folder, default_mirror
+from cosmopedia.tables.contracts import DOCUMENT
+from cosmopedia.tables.parquet import read_batches
+
+DOCUMENTS = Path("data/generate")
+
+
+def open_folder() -> tuple[Path, Mirror | None]:
+    """The store's folder, brought up to date when it mirrors a bucket."""
+    mirror = default_mirror()
+    if mirror is None:
+        return default_folder(), None
+    mirror.push()
+    mirror.pull()
+    return mirror.folder, mirror
+
+
+def contents() -> dict[str, Any]:
+    """Counts, size and address of the store."""
+    folder, mirror = open_folder()
+    return {**asdict(CompletionStore(folder, mirror).contents()), "address": mirror.address if mirror else str(folder)}
+
+
+def forecast() -> Forecast:
+    """What `generate` would reuse and send now, and the bill."""
+    of_generate = next(requests for requests in all_requests() if requests.stage == "generate")
+    with CompletionStore() as store:
+        lookup = LookUp(of_generate.requests, of_generate.model, of_generate.sampling, store)
+        return forecast_of(lookup, load_compute().serving)
+
+
+def verify() -> dict[str, Any]:
+    """Read every byte of every file; `problems` has a sentence for each damaged one."""
+    folder, _ = open_folder()
+    return {"address": str(folder), "files": len(list(files_in(folder))), "problems": maintenance.verify(folder)}
+
+
+def compact(wanted: Callable[[bytes], bool] | None = None) -> Repacked:
+    """Put segments into parquet files, each completion once; without those that are not wanted."""
+    folder, mirror = open_folder()
+    done = maintenance.compact(folder, wanted)
+    if mirror:
+        mirror.replace(done.new, done.old)
+    for path in done.old:  # in a bucket, once the new files are there
+        path.unlink(missing_ok=True)
+    return done
+
+
+def repair() -> tuple[int, int]:
+    """Set damaged files aside and keep what is whole in them: (files, completions kept)."""
+    folder, mirror = open_folder()
+    new, damaged, rows = maintenance.salvage(folder)
+    if mirror:
+        mirror.replace(new, damaged)
+    return len(damaged), rows
+
+
+def import_documents(files: Iterable[Path]) -> int:
+    """Take completions over from documents (data/generate/*.parquet of another checkout)."""
+    with CompletionStore() as store:
+        return store.import_documents([str(file) for file in files])
+
+
+def push() -> tuple[int, str]:
+    """Upload what a killed process left in the spool: (segments, the bucket's address)."""
+    mirror = default_mirror()
+    if mirror is None:
+        raise ConfigError("push is for a store in a bucket; set COSMO_STORE=s3://bucket/prefix")
+    return mirror.push(), mirror.address
+
+
+def unused(files: Iterable[Path]) -> tuple[int, int]:
+    """(completions that nothing refers to, all completions); see `wanted_by`."""
+    folder, _ = open_folder()
+    wanted = wanted_by(files)
+    with CompletionStore(folder) as store:
+        total = store.contents().completions
+    keys = (key for path in files_in(folder) for part in maintenance.keys_in(path) for key in maintenance.split(part))
+    return sum(not wanted(key) for key in keys), total
+
+
+def all_requests() -> Iterator[StageRequests]:
+    """What this checkout's stages ask a model now."""
+    for module in stage_modules("requests"):
+        yield module.stage_requests()
+
+
+def wanted_by(files: Iterable[Path]) -> Callable[[bytes], bool]:
+    """Whether anything refers to a key: the prompts as they are, this checkout's documents, or those named. It may
+    err on the side of keeping: 64 bits of a key are looked at."""
+    numbers = array("Q")
+    for of_stage in all_requests():
+        keys = (completion_key(request, of_stage.model.identity, of_stage.sampling) for request in of_stage.requests)
+        numbers.extend(int(key[:16], 16) for key in keys)
+    for path in (*sorted(DOCUMENTS.glob("*.parquet")), *files):
+        for table in read_batches([path], DOCUMENT, ["key"]):
+            numbers.extend(int(key[:16], 16) for key in table["key"].to_pylist())
+    kept = np.unique(np.frombuffer(numbers, np.uint64))
+
+    def wanted(key: bytes) -> bool:
+        number = np.uint64(int.from_bytes(key[:8], "big"))
+        at = int(np.searchsorted(kept, number))
+        return at < len(kept) and kept[at] == number
+
+    return wanted

@@ -1,0 +1,177 @@
+"""What `cosmo preview` shows: prompts of a cell as they will be sent, and what a server makes of them.
+
+In: prompts/<source>/<style>.txt, params.yaml and the profile; data/sources/<source>.parquet and data/topics/
+web.parquet where they exist, else the first records of the profile's dataset and a topic of curation/topics.yaml.
+"""
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.execution.client import http as client
+from cosmopedia.execution.compute import EndpointSpec
+from cosmopedia.generation.complete import GenerationModel, PromptRequests
+from cosmopedia.generation.requests import Sampling
+from cosmopedia.params import check, load, read_yaml, section
+from cosmopedia.records import read_records
+from cosmopedia.rng import draw_sample
+from cosmopedia.tables.contracts import SOURCE
+from cosmopedia.tables.parquet import read_table, table_of
+from cosmopedia.tables.row_counts import RowCounts
+from stages.prompts.render import Cell, prepared, prompts_of
+from stages.prompts.slots import SLOTS
+from stages.prompts.source_rows import seed_batches
+from stages.prompts.styles import PromptsParams, Style
+from stages.prompts.templates import read_template
+from stages.sources.__main__ import SourceParams, normalise
+from stages.sources.readers import READERS
+
+READ = 200  # rows of a dataset that are drawn from, when the sources stage has not run
+TIMEOUT_S = 600.0  # of a completion
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what a terminal would obey
+
+
+def style_of(params: PromptsParams, source: str, name: str) -> Style:
+    """A style, whether its preset is on or not. `ConfigError` names the sources or styles there are."""
+    styles = {entry[2]: entry[3] for entry in params.listed() if entry[1] == source}
+    if source not in SLOTS:
+        raise ConfigError(f"unknown source {source!r}; known sources: {', '.join(SLOTS)}")
+    if name not in styles:
+        known = ", ".join(sorted(styles)) or "none"
+        raise ConfigError(f"{source} has no style {name!r} under prompts.styles; its styles: {known}")
+    return styles[name]
+
+
+def cells() -> list[dict[str, str]]:
+    """Every cell: source, style, preset, whether it is on, share, format, audience, template."""
+    params = load("prompts", PromptsParams)
+    listed = []
+    for preset, source, name, style in sorted(params.listed(), key=lambda entry: entry[1:3]):
+        path = Path("prompts") / source / f"{name}.txt"
+        listed.append(
+            {
+                "source": source,
+                "style": name,
+                "preset": preset,
+                "on": "yes" if preset in params.presets and style.share else "no",
+                "share": f"{style.share:g}",
+                "format": style.format,
+                "audience": style.audience,
+                "template": path.as_posix() + ("" if path.is_file() else " (missing)"),
+            }
+        )
+    return listed
+
+
+def seed_rows(source: str, count: int, seed: int) -> pl.DataFrame:
+    """`count` rows with a `topic`, drawn by the seed from `candidates`, whatever their batches."""
+    taken = pl.DataFrame()
+    for batch in candidates(source):
+        taken = pl.concat([taken, batch], how="diagonal_relaxed")
+        taken = taken.filter(pl.col("row_id").is_in(draw_sample(seed, "preview", taken["row_id"], count)))
+    return taken
+
+
+def candidates(source: str) -> Iterator[pl.DataFrame]:
+    """Rows with a `topic`, of the stages' tables where they exist, else of the dataset; says on stderr which."""
+    made = Path(f"data/sources/{source}.parquet").is_file()
+    if made and (source != "web" or Path("data/topics/web.parquet").is_file()):
+        yield from seed_batches(source)
+        return
+    rows = pl.DataFrame(read_table(f"data/sources/{source}.parquet", SOURCE)) if made else first_rows(source)
+    if source != "web":
+        yield rows.with_columns(topic=pl.lit(None, pl.String))
+        return
+    entries = read_yaml(Path("curation/topics.yaml"))["topics"]
+    topic = next(entry["topic"] for entry in entries if entry["decision"] == "keep")
+    note(f"the topics stage has not run: {topic!r} is every page's topic here")
+    yield rows.with_columns(topic=pl.lit(topic))
+
+
+def first_rows(source: str) -> pl.DataFrame:
+    """The first rows that the sources stage would keep. `ConfigError` when the profile leaves the source out."""
+    params = check(section(f"sources.{source}"), SourceParams, f"sources.{source}")
+    if params.dataset is None:
+        raise ConfigError(
+            f"the profile leaves {source} out (sources.{source}.dataset is null) and there is no"
+            f" data/sources/{source}.parquet; give it a dataset"
+        )
+    note(f"the sources stage has not run: the first rows of {params.dataset}")
+    keep = check(params.keep, READERS[source].keep, f"sources.{source}.keep")
+    records, revision = read_records(params.dataset, params.subset, params.split, params.revision)
+    account = RowCounts(f"sources/{source}")
+    found = normalise(source, islice(records, params.limit), params, keep, revision, account)
+    rows = list(islice((row for row, _ in found if row), READ))
+    if not rows:
+        raise DataError(f"{params.dataset} gives no row for {source}; run python -m stages.sources {source}")
+    return pl.DataFrame(table_of(rows, SOURCE, params.dataset))
+
+
+def note(text: str) -> None:
+    """A remark for the person, next to the prompts."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: control characters and direction overrides are spelled out."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def completions(prompts: list[tuple[str, str]], url: str) -> list[str]:
+    """What a server writes for prompts (id, text), asked as generate asks. `ClusterError` when it does not answer."""
+    model, settings = GenerationModel.read(), section("generate")
+    sampling = check(section("generate.sampling"), Sampling, "generate.sampling")
+    spec = check({"url": url}, EndpointSpec, "--endpoint")
+    requests = PromptRequests(prompts, model, int(settings["seed"]), 1)
+    served = client.Identity(model.model, model.revision, model.max_length)
+
+    async def ask() -> list[str]:
+        async with client.session() as http:
+            server = await client.connect(http, spec, sampling, served)
+            asked = [client.generate(http, spec.url, server.headers, server.api, r, TIMEOUT_S) for r in requests]
+            answers = await asyncio.gather(*asked)
+        return [f"{a.text}\n[{a.tokens} tokens, {a.finish_reason}, {server.engine}]" for a in answers]
+
+    try:
+        return asyncio.run(ask())
+    except client.RequestError as trouble:
+        hint = "; is the server up?" if isinstance(trouble, client.Requeue) else ""
+        raise ClusterError(f"no completion ({trouble.reason}): {trouble}{hint}") from None
+
+
+def preview(source: str, name: str, count: int, seed: int | None, chat: bool, endpoint: str | None) -> dict[str, Any]:
+    """`count` prompts of a cell, with what the endpoint writes for them; print no text of it that is not `visible`."""
+    params = load("prompts", PromptsParams)
+    style = style_of(params, source, name)
+    template = read_template(source, name)
+    rows = seed_rows(source, count, params.seed if seed is None else seed)
+    if rows.is_empty():
+        raise DataError(f"data/sources/{source}.parquet has no row to make a prompt of")
+    rows = prepared(source, rows, params.extract_chars).sort_by("row_id")
+    cell = prompts_of(rows, Cell(source, name, style, template), params).to_pydict()
+    prompts = list(zip(cell["prompt_id"], cell["prompt"], strict=True))
+    answers = completions(prompts, endpoint) if endpoint else [None] * len(prompts)
+    render = GenerationModel.read().render if chat else str
+    return {
+        "source": source,
+        "style": name,
+        "format": style.format,
+        "audience": style.audience,
+        "template": template.path.as_posix(),
+        "template_digest": template.digest,
+        "prompts": [
+            {
+                "seed_id": seed_id,
+                "prompt": render(prompt),
+                "completion": answer,
+            }
+            for seed_id, (_, prompt), answer in zip(cell["seed_id"], prompts, answers, strict=True)
+        ],
+    }

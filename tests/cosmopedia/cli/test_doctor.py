@@ -1,0 +1,67 @@
+"""`cosmo doctor` names what is missing here, and does not mind what is not needed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cosmopedia.cli.doctor import app
+from tests.support.command_line import cosmo
+from tests.support.training_repository import ROOT, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+
+NANOTRON = ROOT / ".nanotron/bin/python"
+
+
+def findings(error: str | None = None) -> dict[str, tuple[str, str]]:
+    """What the doctor prints: name -> (mark, detail); given a pattern of the error that it must end with."""
+    result = CliRunner().invoke(app)
+    if error is None:
+        assert "nothing is missing" in result.stdout, result.stdout
+    else:
+        assert re.search(error, str(result.exception)), result.stdout
+    return {line[8:22].strip(): (line[:8].strip(), line[22:]) for line in result.stdout.splitlines()}
+
+
+@pytest.fixture
+def checked(repository: Path) -> Path:
+    (repository / "requirements.lock").write_text("# base\npytest==0.1\n")
+    return repository
+
+
+def test_the_doctor_names_what_is_missing(checked: Path) -> None:
+    set_recipe(checked, backend="nanotron")
+    set_cluster(checked, python="nowhere/python")
+    found = findings(r"packages, nanotron missing for profiles/tiny\.yaml")
+    assert found["packages"] == ("MISSING", "pytest not as locked: remove .venv/installed and run `make setup`")
+    assert found["nanotron"] == ("MISSING", "nowhere/python is not there; run `make nanotron`")
+    assert found["Python"][0] == found["git"][0] == found["settings"][0] == "ok"
+
+
+def test_the_doctor_does_not_mind_what_is_not_needed(checked: Path) -> None:
+    (checked / "requirements.lock").write_text(f"# base\npytest=={pytest.__version__}\n")
+    set_cluster(checked, python="nowhere/python")
+    assert findings()["nanotron"][0] == "-"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NANOTRON.exists(), reason="no .nanotron; run `make nanotron`")
+def test_the_doctor_looks_into_nanotrons_environment(checked: Path) -> None:
+    (checked / "requirements.lock").write_text("")
+    set_recipe(checked, backend="nanotron")
+    set_cluster(checked, python=str(NANOTRON))
+    mark, detail = findings()["nanotron"]
+    assert mark == "ok" and detail.startswith("0.2, on ")
+
+
+def test_the_doctor_passes_a_wrong_setting_on(checked: Path) -> None:
+    (checked / "requirements.lock").write_text("")
+    set_recipe(checked, learning_rate=-1)
+    assert "train.learning_rate: input should be greater than 0" in findings("settings missing")["settings"][1]
+
+
+def test_scripts_read_it_as_json(checked: Path) -> None:
+    (checked / "requirements.lock").write_text("")
+    entries = json.loads(cosmo(app, "--json"))
+    assert {"name": "packages", "ok": True, "detail": "as in requirements.lock", "needed": True} in entries
