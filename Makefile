@@ -1,8 +1,6 @@
 # The two commands of the README, and what CI runs. Everything happens in .venv; nothing is installed elsewhere.
 SHELL := /bin/bash
 PYTHON ?= python3
-SLURM_TESTS := $(wildcard tests/test_slurm_*.py) tests/cosmopedia/execution/slurm/test_driver.py # they mostly wait, so they run beside the others
-LONG_TESTS := tests/repository/test_pipeline.py # as long as all the others
 PROFILES := rehearsal laptop cluster
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
@@ -57,12 +55,7 @@ status: setup ## what runs where: jobs, endpoints, tokens/s, ETA, GPU hours
 	@python -m cosmopedia.execution.slurm.driver status
 
 test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
-	@slurm=$$(mktemp); long=$$(mktemp); \
-	  python -m pytest --durations=10 $(SLURM_TESTS) >$$slurm 2>&1 & first=$$!; \
-	  python -m pytest --durations=10 $(LONG_TESTS) >$$long 2>&1 & second=$$!; \
-	  python -m pytest --durations=25 $(foreach file,$(SLURM_TESTS) $(LONG_TESTS),--ignore=$(file)); status=$$?; \
-	  wait $$second || status=$$?; cat $$long; wait $$first || status=$$?; cat $$slurm; \
-	  rm $$slurm $$long; exit $$status
+	@python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --durations=25
 
 smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
 	@python -m pytest tests/repository/test_pipeline.py

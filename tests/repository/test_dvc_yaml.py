@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from cosmopedia import params
 from cosmopedia.cli.deps import PACKAGES, imports_of, stage_files, with_code_deps
 from cosmopedia.params import check, load, section
 from stages.sources.readers import READERS
@@ -120,7 +121,8 @@ def test_a_stage_declares_every_leaf_of_its_section(name: str, profile: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path) -> None:
+def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "read_yaml", cache(params.read_yaml))  # each file once, not for each of 27 sections
     recipe = content_of("params.yaml") | {"profile": profile}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
@@ -129,8 +131,8 @@ def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path) -> No
         module = import_module(f"stages.{name}.__main__")
         if name == "sources":
             for source, reader in READERS.items():
-                params = check(section(f"sources.{source}", tmp_path), module.SourceParams, f"sources.{source}")
-                check(params.keep, reader.keep, source)
+                values = check(section(f"sources.{source}", tmp_path), module.SourceParams, f"sources.{source}")
+                check(values.keep, reader.keep, source)
                 checked += 1
             continue
         own = "".join(part.capitalize() for part in name.split("_")) + "Params"
