@@ -1,8 +1,6 @@
 # The two commands of the README, and what CI runs. Everything happens in .venv; nothing is installed elsewhere.
 SHELL := /bin/bash
 PYTHON ?= python3
-SLURM_TESTS := $(wildcard tests/test_slurm_*.py) tests/cosmopedia/execution/slurm/test_driver.py # they mostly wait, so they run beside the others
-LONG_TESTS := tests/repository/test_pipeline.py # as long as all the others
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -54,19 +52,14 @@ repro: setup ## run what is out of date of the whole pipeline (dvc repro), on th
 	@dvc repro
 
 test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
-	@slurm=$$(mktemp); long=$$(mktemp); \
-	  python -m pytest --durations=10 $(SLURM_TESTS) >$$slurm 2>&1 & first=$$!; \
-	  python -m pytest --durations=10 $(LONG_TESTS) >$$long 2>&1 & second=$$!; \
-	  python -m pytest --durations=25 $(foreach file,$(SLURM_TESTS) $(LONG_TESTS),--ignore=$(file)); status=$$?; \
-	  wait $$second || status=$$?; cat $$long; wait $$first || status=$$?; cat $$slurm; \
-	  rm $$slurm $$long; exit $$status
+	@python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --durations=25
 
 smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
 	@python -m pytest tests/repository/test_pipeline.py
 
 check: setup lint ## lint, formatting, types, and the promises about dvc.yaml and the lock
 	@basedpyright
-	@python -m pytest -q tests/repository/test_dvc_yaml.py tests/repository/test_locks.py
+	@python -m pytest -q tests/repository/test_dvc_yaml.py tests/repository/test_docs.py tests/repository/test_locks.py
 
 lint: setup ## ruff: rules and formatting
 	@ruff check .

@@ -1,13 +1,51 @@
-"""What several test files start from."""
+"""What several test files start from, and the order of a parallel run (`make test`).
 
+A file's tests stay on one worker (--dist loadgroup), for they share fixtures, a Slurm or code that is compiled at its
+first use. A file may name other groups with `pytest.mark.xdist_group`.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parent
+# The files that take longest, each longer than a worker should be left with at the end; the longest first.
+LONGEST = [
+    "repository/test_pipeline.py",
+    "stages/train/test_nanotron.py",
+    "cosmopedia/execution/slurm/test_driver.py",
+    "cosmopedia/execution/slurm/test_fleet.py",
+    "cosmopedia/execution/slurm/test_data_tasks.py",
+    "cosmopedia/execution/slurm/test_training.py",
+    "cosmopedia/cpu_server/test_cpu_server.py",
+    "stages/train/test_train.py",
+    "stages/cluster/test_cluster.py",
+]
+
+# Workers that start threads for every core each only wait for each other. Before torch is imported anywhere.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, for the tests on Slurm mostly wait."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file its group, and put the longest files first."""
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix()))
+
 
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, with nothing of the caller's environment that would lead a stage elsewhere."""
+    """An empty current folder, with nothing in the environment that would lead a stage elsewhere."""
     for name in ("COSMO_STORE", "COSMO_COMPUTE", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)

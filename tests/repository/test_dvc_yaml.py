@@ -1,6 +1,7 @@
-"""dvc.yaml says the truth: deps are the import closure, params are the leaves that a stage reads, one name a step."""
+"""dvc.yaml is true: deps are the import closure, params are the leaves that a stage reads, one name per step."""
 
 from difflib import ndiff
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from cosmopedia import params
 from cosmopedia.cli.deps import PACKAGES, imports_of, stage_files, with_code_deps
 from cosmopedia.params import check, load, section
 from stages.sources.readers import READERS
@@ -33,10 +35,21 @@ def params_of(stage: dict, profile: str) -> dict[str, set[str]]:
     return declared
 
 
+@cache
+def content_of(file: str) -> dict:
+    """A params file's content, read once for all tests."""
+    return yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+
+
 def lookup(content: dict, key: str):
     for part in key.split("."):
         content = content[part]
     return content
+
+
+def test_there_is_one_folder_per_stage_and_nothing_else() -> None:
+    entries = {path.name for path in (ROOT / "stages").iterdir()} - {"__init__.py", "__pycache__"}
+    assert entries == set(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -87,9 +100,8 @@ def test_declared_params_exist_in_exactly_one_file(name: str, profile: str) -> N
     stage = STAGES[name]
     for item in stage.get("matrix", {}).get("source", [None]):
         for file, keys in params_of(stage, profile).items():
-            content = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
             for key in keys:
-                lookup(content, key.replace("${item.source}", str(item)))
+                lookup(content_of(file), key.replace("${item.source}", str(item)))
 
 
 @pytest.mark.slow
@@ -98,7 +110,7 @@ def test_declared_params_exist_in_exactly_one_file(name: str, profile: str) -> N
 def test_a_stage_declares_every_leaf_of_its_section(name: str, profile: str) -> None:
     declared = params_of(STAGES[name], profile)
     for file, keys in declared.items():
-        section = yaml.safe_load((ROOT / file).read_text(encoding="utf-8")).get(name, {})
+        section = content_of(file).get(name, {})
         own = {key for key in keys if key == name or key.startswith(f"{name}.")}
         missing = {f"{name}.{leaf}" for leaf in section if name not in own} - {
             ".".join(key.split(".")[:2]) for key in own
@@ -109,17 +121,18 @@ def test_a_stage_declares_every_leaf_of_its_section(name: str, profile: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path) -> None:
-    recipe = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**recipe, "profile": profile}), encoding="utf-8")
+def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(params, "read_yaml", cache(params.read_yaml))  # each file once, not for each of 27 sections
+    recipe = content_of("params.yaml") | {"profile": profile}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
     checked = 0
     for name in STAGES:
         module = import_module(f"stages.{name}.__main__")
         if name == "sources":
             for source, reader in READERS.items():
-                params = check(section(f"sources.{source}", tmp_path), module.SourceParams, f"sources.{source}")
-                check(params.keep, reader.keep, source)
+                values = check(section(f"sources.{source}", tmp_path), module.SourceParams, f"sources.{source}")
+                check(values.keep, reader.keep, source)
                 checked += 1
             continue
         own = "".join(part.capitalize() for part in name.split("_")) + "Params"

@@ -1,4 +1,4 @@
-"""The whole pipeline through DVC at a reduced size: what README promises of `make repro`, `dvc repro` and a kill."""
+"""The whole pipeline through DVC at a reduced size: what README says of `make repro`, of `dvc repro` and of a kill."""
 
 import json
 import os
@@ -30,6 +30,7 @@ REDUCED = {
     "generator.train.text_epochs": 0,
     "generator.train.epochs": 1,
     "generator.train.hidden": 64,
+    "embed.max_tokens": 32,
     "generate.sampling.max_new_tokens": 48,
     "generate.sampling.temperature": 2.0,  # so that another word in a prompt changes what this tiny model says
     "pilot.per_cell": 1,
@@ -44,15 +45,26 @@ REDUCED = {
 pytestmark = pytest.mark.slow
 
 
-def checkout(folder: Path) -> Path:
-    """A git repository with this working tree's files, the rehearsal profile cut down, nothing in any cache."""
+def checkout(folder: Path, compiled: Path = ROOT) -> Path:
+    """A git repository with this working tree's files and the rehearsal profile cut down; nothing in DVC's cache.
+
+    What numba has compiled in the checkout `compiled` comes along.
+    """
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
         if name and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    for kernel in (compiled / "stages").rglob("__pycache__/*.nb[ci]"):
+        place = folder / kernel.relative_to(compiled)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy2(kernel, place)
     (folder / "dvc.lock").unlink(missing_ok=True)
-    profile, yaml = folder / "profiles/rehearsal.yaml", YAML()
+    demonstrations = folder / "data/samples/generator/demonstrations.jsonl"
+    rows = demonstrations.read_text(encoding="utf-8").splitlines(keepends=True)
+    demonstrations.write_text("".join(rows[::8]), encoding="utf-8")  # still enough for 4,096 tokens
+    profile = folder / "profiles/rehearsal.yaml"
+    yaml = YAML()
     content = yaml.load(profile.read_text(encoding="utf-8"))
     for key, value in REDUCED.items():
         *parts, leaf = key.split(".")
@@ -80,7 +92,7 @@ def environment(store: Path) -> dict[str, str]:
 
 
 def dvc(folder: Path, store: Path, *arguments: str) -> str:
-    """Run DVC in a checkout; its output. A failure shows the end of it."""
+    """Run DVC in a checkout and return its output. A failure shows the end of it."""
     result = subprocess.run(
         [DVC, *arguments], cwd=folder, env=environment(store), capture_output=True, text=True, timeout=900
     )
@@ -144,7 +156,7 @@ def test_a_second_checkout_gives_the_same_bytes_from_the_same_completions(
     repro: tuple[Path, Path], tmp_path: Path
 ) -> None:
     folder, store = repro
-    other = checkout(tmp_path / "second")
+    other = checkout(tmp_path / "second", compiled=folder)
     dvc(other, store, "repro", "tokenize_corpus")
     patterns = (
         "data/prompts/**/*.parquet",
@@ -165,7 +177,8 @@ def test_on_slurm_the_pipeline_gives_the_bytes_of_a_local_run(
 ) -> None:
     """Servers and corpus tasks are jobs; what does not run on Slurm comes from DVC's run cache."""
     folder, _ = repro
-    other, yaml = checkout(tmp_path / "third"), YAML()
+    other = checkout(tmp_path / "third", compiled=folder)
+    yaml = YAML()
     shutil.copytree(folder / ".dvc/cache", other / ".dvc/cache")
     cluster = yaml.load((other / "compute/local.yaml").read_text(encoding="utf-8"))
     resources = {"time": "20", "cpus": 2}
@@ -183,8 +196,8 @@ def test_on_slurm_the_pipeline_gives_the_bytes_of_a_local_run(
     _, *adopting = run("label", "pilot", "generate")
     assert all("2 job(s) of cosmo-" in output and "adopted" in output for output in adopting)
     columns = ["completion_id", "prompt", "model_revision", "sampling_seed", "key"]
-    asked = [pl.read_parquet(place / "data/generate/*.parquet").select(columns) for place in (folder, other)]
-    assert asked[0].equals(asked[1])
+    here, there = (pl.read_parquet(path / "data/generate/*.parquet").select(columns) for path in (folder, other))
+    assert here.equals(there)
     shutil.rmtree(other / "data/generate")  # two servers have other batches, which move the last digits of a model
     shutil.copytree(folder / "data/generate", other / "data/generate")
     run("clean", "dedup", "decontaminate", "tokenize_corpus")

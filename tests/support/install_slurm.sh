@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs Debian's Slurm for tests/support/slurm_cluster.py. Does nothing where it is installed already, starts no service,
-# says one sentence and ends with 1 where it cannot: the tests that need a Slurm then skip.
+# Installs Debian's Slurm for tests/support/slurm_cluster.py, without starting its services; does nothing where it is
+# installed already. Where it cannot, it prints one sentence and exits with 1: the tests that need a Slurm then skip.
 set -euo pipefail
 
 programs=(munged slurmctld slurmd sbatch)
@@ -22,8 +22,8 @@ all_there && exit 0
 [ "$(id -u)" = 0 ] || give_up "installing ${packages[*]} needs root"
 command -v apt-get >/dev/null || give_up "there is no apt-get to install ${packages[*]} with"
 
-# A Debian package starts its services when it is installed; these must not run. 101 means "not allowed". A policy that
-# is there already stays as it is, for then somebody else has decided; RUNLEVEL=1 keeps the services down under it too.
+# A Debian package starts its services when it is installed; these must not run. 101 means "not allowed". An existing
+# policy stays as it is; RUNLEVEL=1 keeps the services down under it too.
 policy=/usr/sbin/policy-rc.d
 log=$(mktemp)
 cleanup() { rm -f "$log" "${our_policy:-}"; }
@@ -37,7 +37,7 @@ fi
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 options=(-qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=1 -o Acquire::http::Timeout=30)
 install() { apt-get install "${options[@]}" -y --no-install-recommends "${packages[@]}"; }
-# Package lists may be missing or too old: ask for new ones only when the first attempt fails.
+# Package lists may be missing or too old: update them only when the first attempt fails.
 install >"$log" 2>&1 </dev/null \
     || { apt-get update "${options[@]}" >>"$log" 2>&1 </dev/null && install >>"$log" 2>&1 </dev/null; } \
     || give_up "apt-get could not install ${packages[*]} ($(grep '^E:' "$log" | tail -n 1))"
