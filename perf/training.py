@@ -28,7 +28,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 from stages.train import cpu_kernels as kernels, transformers_trainer as light
 from stages.train.init_weights import new_model
 from stages.train.recipe import Recipe
-from stages.train.shards import Corpus, Split, TokenShards, WindowOrder
+from stages.train.windows import Corpus, Split, TokenShards, WindowOrder
 
 VOCABULARY, SEQUENCE, BATCH = 4096, 256, 8
 GOAL = 8000  # tokens/s of our trainer on two quiet cores

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 from cosmopedia.lineage import store_root
-from stages.train.nanotron.job import TrainingJob, read_steps
+from stages.train.nanotron.job import TrainingJob
+from stages.train.steps import read_steps
 
 
 def lines() -> list[str]:
