@@ -72,12 +72,11 @@ def main() -> str:
         run = complete("pilot", requests, model, generation.sampling, store, Send(), import_from=earlier)
     run.write_record()
 
-    results = [result for _, result in run.results]
     cells: dict[str, list[Completion | Failure]] = defaultdict(list)
-    for one, result in zip(drawn, results, strict=True):
+    for one, (_, result) in zip(drawn, run.results, strict=True):
         cells[one.cell].append(result)
     figures = {cell: measure(some, params.opening_words, params.refusals) for cell, some in cells.items()}
-    overall = measure(results, params.opening_words, params.refusals)
+    overall = measure([one for some in cells.values() for one in some], params.opening_words, params.refusals)
     exceeded = [v for cell, figure in figures.items() for v in violations(cell, figure, params.thresholds)]
     exceeded += violations("(all cells)", overall, params.thresholds)
     write_metrics(METRICS, {**overall, "violations": len(exceeded), "cells": figures})
