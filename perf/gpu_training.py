@@ -4,13 +4,13 @@
     python -m perf.gpu_training --wheels DIR    # packages that are missing come from wheels in DIR
     python -m perf.gpu_training --small         # every step of it on the CPU, to try the script itself
 
-What it does, in order, each with its own line; nothing else must be prepared:
+What it does, in order, each with its own line; nothing else has to be prepared:
 
-1. what the machine has, and torch's bf16 rate on large matrices (the floor that MFU is told beside)
-2. tiny: loss falls; kill -9 after a checkpoint, resume, losses beside an undisturbed run's; export, logits in fp32
-   beside nanotron's (1e-4)
-3. the 1B preset at several micro-batches, twenty steps each, and at the best of them with `compile`: tokens/s, MFU of
-   the stated peak and of the measured rate
+1. what the machine has, and torch's bf16 rate on large matrices, which MFU is compared with
+2. tiny: the loss falls; kill -9 after a checkpoint, resume, the losses next to an undisturbed run's; export, logits in
+   fp32 next to nanotron's (1e-4)
+3. the preset `1b` of params.yaml at several micro-batches, twenty steps each, and at the best of them with `compile`:
+   tokens/s, MFU of the stated peak and of the measured rate
 4. the best of all for `--steps` steps: loss, tokens/s (median of the second half), logits of the export
 
 The corpus is made here (a noisy count, which a model can learn). Figures also go to `--out` as JSON; the last line is
@@ -48,7 +48,7 @@ H100_TFLOPS = 989.4  # dense bf16 of an H100 SXM and an H200 (NVIDIA's data shee
 
 
 def install(wheels: str | None, folder: Path) -> None:
-    """Put what cannot be imported into a folder of the Python path. Its own dependencies are left as they are."""
+    """Install what cannot be imported into a folder on the Python path."""
     missing = []
     for name in NEEDED:
         code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({IMPORTED.get(name, name)!r}) is None)"
@@ -119,19 +119,20 @@ class Trial:
     ) -> Path:
         """A job's folder."""
         from cosmopedia.execution.compute import Layout
+        from cosmopedia.params import read_yaml
         from stages.train.nanotron.job import TrainingJob
-        from stages.train.presets import PRESETS
-        from stages.train.recipe import Recipe
+        from stages.train.recipe import Recipe, Shared
 
-        preset_values = PRESETS[preset]
+        train = read_yaml(ROOT / "params.yaml")["train"]
+        preset_values = train["presets"][preset]
         shape = preset_values["architecture"] | {"vocabulary": 32000} | changes.pop("architecture", {})
         tokens = self.scratch / f"tokens-{shape['vocabulary']}"
         if not tokens.exists():
             write_corpus(tokens, shape["vocabulary"], changes.pop("corpus", 20_000_000))
         changes.pop("corpus", None)
-        fixed = {"backend": "nanotron", "preset": None, "seed": 1, "final_rate_share": 0.1, "betas": (0.9, 0.95)}
-        fixed |= {"epsilon": 1e-8, "weight_decay": 0.1, "gradient_clip": 1.0, "precision": self.precision}
-        recipe = Recipe(**(preset_values | fixed | changes | {"architecture": shape}))
+        shared = {name: train[name] for name in Shared.model_fields if name in train}
+        shared |= {"backend": "nanotron", "preset": None, "seed": 1, "precision": self.precision}
+        recipe = Recipe(**(shared | preset_values | changes | {"architecture": shape}))
         folder = self.scratch / name
         folder.mkdir()
         job = TrainingJob(
@@ -175,7 +176,7 @@ class Trial:
     def kill_after_checkpoint(self, folder: Path) -> int:
         """Start, wait for a checkpoint, kill -9; the checkpoint's step."""
         process = self.start(folder)
-        while not (found := list((folder / "checkpoints").glob("*/losses.csv"))):
+        while not (checkpoints := list((folder / "checkpoints").glob("*/losses.csv"))):
             if process.poll() is not None:
                 raise SystemExit(
                     f"{folder.name} ended before its first checkpoint:\n{(folder / 'log.txt').read_text()[-3000:]}"
@@ -184,11 +185,11 @@ class Trial:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         time.sleep(5)  # the workers die with it; the GPU's memory is given back
-        return int(found[0].parent.name)
+        return int(checkpoints[0].parent.name)
 
 
 def steps_of(folder: Path) -> list[Any]:
-    from stages.train.nanotron.job import read_steps
+    from stages.train.steps import read_steps
 
     return read_steps(folder / "steps.csv")
 
@@ -212,8 +213,8 @@ def logits_difference(folder: Path) -> float | None:
         return None
     job = TrainingJob.model_validate_json((folder / "job.json").read_text())
     model = new_model(job.recipe, eos=0).eval()
-    found = read_checkpoint(folder / f"checkpoints/{job.recipe.steps}", job.recipe.architecture)
-    model.load_state_dict({name: weight.float() for name, weight in found.items()}, strict=False)
+    weights = read_checkpoint(folder / f"checkpoints/{job.recipe.steps}", job.recipe.architecture)
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False)
     known = load_file(folder / "probe.safetensors")
     with torch.no_grad():
         return (model(input_ids=known["ids"]).logits - known["logits"]).abs().max().item()
@@ -229,7 +230,7 @@ def tiny(trial: Trial, steps: int) -> dict[str, Any]:
     at = trial.kill_after_checkpoint(broken)
     trial.run(broken)
     one, two = steps_of(whole), steps_of(broken)
-    found = {
+    result = {
         "loss_first": one[0].loss,
         "loss_last": one[-1].loss,
         "killed_after_step": at,
@@ -237,7 +238,7 @@ def tiny(trial: Trial, steps: int) -> dict[str, Any]:
         "logits_difference": logits_difference(broken),
     }
     assert one[-1].loss < one[0].loss - 0.5, "the loss did not fall"
-    return found
+    return result
 
 
 def size(
@@ -250,26 +251,26 @@ def size(
     batch = micro * trial.processes * 4
     shape = {"steps": 20, "warmup_steps": 5, "batch": batch, "micro_batch": micro, **changes}
     folder = trial.prepare(name, preset, shape, compiled=compiled)
-    found: dict[str, Any] = {"micro_batch": micro, "compile": compiled}
-    told = f"3. micro-batch {micro}{', compiled' if compiled else ''}"
+    result: dict[str, Any] = {"micro_batch": micro, "compile": compiled}
+    title = f"3. micro-batch {micro}{', compiled' if compiled else ''}"
     if trial.run(folder, may_fail=True):
         job = TrainingJob.model_validate_json((folder / "job.json").read_text())
         speed = median_speed(folder)
         tflops = speed * job.recipe.flops_per_token / trial.processes / 1e12
-        found |= {"tokens_per_second": speed, "tflops": tflops}
-        found |= {"mfu_stated": tflops / H100_TFLOPS, "mfu_measured": tflops / rate}
+        result |= {"tokens_per_second": speed, "tflops": tflops}
+        result |= {"mfu_stated": tflops / H100_TFLOPS, "mfu_measured": tflops / rate}
         mfu = f"MFU {tflops / H100_TFLOPS:.1%} of the stated peak, {tflops / rate:.1%} of the measured rate"
-        print(f"{told}: {speed:,.0f} tokens/s, {tflops:.3g} TFLOPS a GPU, {mfu}", flush=True)
+        print(f"{title}: {speed:,.0f} tokens/s, {tflops:.3g} TFLOPS per GPU, {mfu}", flush=True)
     else:
         end = "\n".join((folder / "log.txt").read_text(errors="replace").splitlines()[-5:])
-        print(f"{told}: does not fit or fails: {end}", flush=True)
+        print(f"{title}: does not fit or fails: {end}", flush=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return found
+    return result
 
 
-def fastest(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one of most tokens/s."""
-    return max(found, key=lambda one: one.get("tokens_per_second", 0))
+def fastest(sizes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The size with the most tokens/s."""
+    return max(sizes, key=lambda one: one.get("tokens_per_second", 0))
 
 
 def main() -> None:
@@ -295,19 +296,24 @@ def main() -> None:
         rate = statistics.median(matmul_tflops(8192 if cuda else 512, 50 if cuda else 5) for _ in range(3))
         print(f"1. {processes} x {device}, torch {torch.__version__}; bf16 matrices: {rate:.4g} TFLOPS", flush=True)
         trial = Trial(scratch, scratch / "packages", processes, "bf16")
-        found: dict[str, Any] = {"device": device, "processes": processes, "torch": torch.__version__, "tflops": rate}
-        found["tiny"] = tiny(trial, 60 if options.small else 200)
+        figures: dict[str, Any] = {
+            "device": device,
+            "processes": processes,
+            "torch": torch.__version__,
+            "tflops": rate,
+        }
+        figures["tiny"] = tiny(trial, 60 if options.small else 200)
         print(
-            "2. tiny: " + ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} -" for k, v in found["tiny"].items()),
+            "2. tiny: " + ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} -" for k, v in figures["tiny"].items()),
             flush=True,
         )
         preset, changes = ("rehearsal", {"architecture": {"vocabulary": 4096}}) if options.small else ("1b", {})
         micro = [1, 2] if options.small else [int(size) for size in options.micro_batches.split(",")]
-        found["sizes"] = [size(trial, preset, dict(changes), one, False, rate) for one in micro]
-        if "tokens_per_second" not in (best := fastest(found["sizes"])):
+        figures["sizes"] = [size(trial, preset, dict(changes), one, False, rate) for one in micro]
+        if "tokens_per_second" not in (best := fastest(figures["sizes"])):
             raise SystemExit("no micro-batch could be trained; see above")
-        found["sizes"].append(size(trial, preset, dict(changes), best["micro_batch"], True, rate))
-        best = fastest(found["sizes"])
+        figures["sizes"].append(size(trial, preset, dict(changes), best["micro_batch"], True, rate))
+        best = fastest(figures["sizes"])
         steps = 20 if options.small else options.steps
         batch = best["micro_batch"] * processes * 8
         folder = trial.prepare(
@@ -326,7 +332,7 @@ def main() -> None:
         one = steps_of(folder)
         speed = median_speed(folder)
         mfu = best["mfu_stated"] * speed / best["tokens_per_second"]
-        found["long"] = {
+        figures["long"] = {
             "steps": steps,
             "loss_first": one[0].loss,
             "loss_last": one[-1].loss,
@@ -335,13 +341,13 @@ def main() -> None:
             "logits_difference": logits_difference(folder),
         }
         print(
-            "4. " + ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} -" for k, v in found["long"].items()),
+            "4. " + ", ".join(f"{k} {v:.4g}" if v is not None else f"{k} -" for k, v in figures["long"].items()),
             flush=True,
         )
         if options.out:
-            options.out.write_text(json.dumps(found, indent=2) + "\n")
+            options.out.write_text(json.dumps(figures, indent=2) + "\n")
         what = "tiny" if options.small else "1B"
-        logits = found["tiny"]["logits_difference"] or 0
+        logits = figures["tiny"]["logits_difference"] or 0
         print(
             f"summary: {what} on {processes} x {device}, micro-batch {best['micro_batch']}"
             f"{', compiled' if best['compile'] else ''}: {speed:,.0f} tokens/s, MFU {mfu:.1%} of {H100_TFLOPS:g}"

@@ -1,10 +1,9 @@
-"""What a step of the light trainer costs on the CPU, beside transformers' Trainer and a bare loop.
+"""What a step of the transformers trainer costs on the CPU, next to transformers' plain Trainer and a bare loop.
 
-In: nothing; tokens are drawn at random, the model is the rehearsal profile's shape (3.4M parameters, 8 x 256 tokens a
-step). Out: a table of tokens/s and CPU seconds a thousand tokens, medians over the steps of several interleaved runs,
-and one line with the key figures. A goal that is missed is printed, and changes no status: machines differ.
-Alone: python -m perf.training (about a minute on 2 cores), or smaller
-       python -m perf.training --runs 1 --steps 4
+In: params.yaml (the preset `rehearsal`: 3.4M parameters, 8 x 256 tokens per step); tokens are drawn at random.
+Out: a table of tokens/s and CPU seconds per thousand tokens, medians over the steps of several interleaved runs, and
+one line with the key figures. A missed goal is printed and changes no status, since machines differ.
+Run: python -m perf.training (about a minute on 2 cores), or smaller: python -m perf.training --runs 1 --steps 4
 """
 
 import stages  # noqa: F401, I001 - before torch: it lets OpenMP's threads sleep, as they do in the stage
@@ -25,46 +24,32 @@ import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from stages.train import cpu_kernels as kernels, transformers_trainer as light
+from cosmopedia.params import read_yaml
+from stages.train import cpu_kernels, transformers_trainer
 from stages.train.init_weights import new_model
-from stages.train.recipe import Recipe
-from stages.train.shards import Corpus, Split, TokenShards, WindowOrder
+from stages.train.recipe import Recipe, Shared
+from stages.train.windows import Corpus, Split, TokenShards, WindowOrder
 
-VOCABULARY, SEQUENCE, BATCH = 4096, 256, 8
+VOCABULARY = 4096
 GOAL = 8000  # tokens/s of our trainer on two quiet cores
 WARM = 2  # steps of every run that are not counted: memory is taken, kernels are chosen
+TRAIN = read_yaml(Path("params.yaml"))["train"]
+PRESET = TRAIN["presets"]["rehearsal"]
 RECIPE: dict[str, Any] = {
+    **{name: TRAIN[name] for name in Shared.model_fields if name in TRAIN},
+    **PRESET,
     "backend": "transformers",
     "preset": None,
-    "architecture": {
-        "vocabulary": VOCABULARY,
-        "layers": 6,
-        "heads": 3,
-        "kv_heads": 3,
-        "width": 192,
-        "intermediate": 512,
-        "max_positions": 512,
-        "rope_theta": 10000,
-        "tied_embeddings": True,
-    },
-    "sequence": SEQUENCE,
-    "batch": BATCH,
-    "micro_batch": BATCH,
-    "learning_rate": 2e-3,
+    "architecture": PRESET["architecture"] | {"vocabulary": VOCABULARY},
     "warmup_steps": 0,
     "seed": 1,
-    "final_rate_share": 0.1,
-    "betas": [0.9, 0.95],
-    "epsilon": 1e-8,
-    "weight_decay": 0.1,
-    "gradient_clip": 1.0,
-    "precision": "auto",
 }
+SEQUENCE, BATCH = PRESET["sequence"], PRESET["batch"]
 
 
 @dataclass
 class Clock:
-    """Wall and CPU seconds of every step but the first `WARM`; stands in for the MLflow run as well."""
+    """Wall and CPU seconds of every step after the first `WARM`; also takes the place of the MLflow run."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -89,7 +74,7 @@ class Clock:
 
 
 class Ticks(TrainerCallback):
-    """Tells a clock of the Trainer's steps."""
+    """Reports the Trainer's steps to a clock."""
 
     def __init__(self, clock: Clock):
         self.clock = clock
@@ -110,9 +95,9 @@ def make_shards(folder: Path, steps: int) -> TokenShards:
 
 
 def ours(recipe: Recipe, model: LlamaForCausalLM, shards: TokenShards, folder: Path, clock: Clock) -> None:
-    """The light trainer, with its bookkeeping."""
-    precision = light.resolve_precision(recipe.precision)
-    light.train(recipe, model, shards, folder, precision, clock)  # type: ignore[arg-type]
+    """The transformers trainer, with its bookkeeping."""
+    precision = transformers_trainer.resolve_precision(recipe.precision)
+    transformers_trainer.train(recipe, model, shards, folder, precision, clock)  # type: ignore[arg-type]
 
 
 def trainer(**options: Any) -> Callable[[Recipe, LlamaForCausalLM, TokenShards, Path, Clock], None]:
@@ -143,15 +128,15 @@ def bare(quick: bool) -> Callable[[Recipe, LlamaForCausalLM, TokenShards, Path, 
     """Forward, backward, clip, step: with our attention and loss, or with the model's own and torch's."""
 
     def run(recipe: Recipe, model: LlamaForCausalLM, shards: TokenShards, folder: Path, clock: Clock) -> None:
-        precision = light.resolve_precision(recipe.precision)
+        precision = transformers_trainer.resolve_precision(recipe.precision)
         half, dtype = precision == "bf16", torch.bfloat16 if precision == "bf16" else torch.float32
         order = WindowOrder(shards.windows, recipe.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, fused=True)
         model.train()
-        with light.quick_attention(model, SEQUENCE if quick else sys.maxsize, precision):
+        with transformers_trainer.quick_attention(model, SEQUENCE if quick else sys.maxsize, precision):
             for step in range(recipe.steps):
-                places = range(step * BATCH, (step + 1) * BATCH)
-                block = torch.from_numpy(np.stack([shards.window(order[place]) for place in places]))
+                positions = range(step * BATCH, (step + 1) * BATCH)
+                block = torch.from_numpy(np.stack([shards.window(order[position]) for position in positions]))
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
                     if quick:
                         hidden = model.model(input_ids=block[:, :-1]).last_hidden_state
@@ -159,7 +144,10 @@ def bare(quick: bool) -> Callable[[Recipe, LlamaForCausalLM, TokenShards, Path, 
                         scores = model(input_ids=block[:, :-1]).logits.float().flatten(0, 1)
                         loss = functional.cross_entropy(scores, block[:, 1:].flatten())
                 if quick:
-                    total: torch.Tensor = kernels.PieceLoss.apply(hidden, model.lm_head.weight, block[:, 1:], dtype)  # type: ignore
+                    head, labels = model.lm_head.weight, block[:, 1:]
+                    total: torch.Tensor = cpu_kernels.PieceLoss.apply(hidden, head, labels, dtype)  # type: ignore
+                        hidden, model.lm_head.weight, block[:, 1:], dtype
+                    )  # type: ignore
                     loss = total / (BATCH * SEQUENCE)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
@@ -180,7 +168,7 @@ WAYS: dict[str, Callable[[Recipe, LlamaForCausalLM, TokenShards, Path, Clock], N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tokens/s of the light trainer beside others, on the CPU.")
+    parser = argparse.ArgumentParser(description="Tokens/s of the transformers trainer next to others, on the CPU.")
     parser.add_argument("--runs", type=int, default=3, help="interleaved runs of each (default 3)")
     parser.add_argument("--steps", type=int, default=8, help="counted steps of a run (default 8)")
     chosen = parser.parse_args()
@@ -195,7 +183,7 @@ def main() -> None:
                 folder.mkdir()
                 clocks[name].begin()
                 way(recipe, new_model(recipe, 0), shards, folder, clocks[name])
-    report(clocks, light.resolve_precision(recipe.precision))
+    report(clocks, transformers_trainer.resolve_precision(recipe.precision))
 
 
 def report(clocks: dict[str, Clock], precision: str) -> None:
@@ -212,7 +200,7 @@ def report(clocks: dict[str, Clock], precision: str) -> None:
     missed = "" if speed["ours"] >= GOAL else f" (goal {GOAL:,})"
     print(
         f"\nsummary: {precision}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}:"
-        f" ours {speed['ours']:,.0f} tokens/s{missed}, {cpu['ours']:.3f} CPU s a thousand;"
+        f" ours {speed['ours']:,.0f} tokens/s{missed}, {cpu['ours']:.3f} CPU s per thousand;"
         f" Trainer takes {cpu['Trainer'] / cpu['ours']:.2f} times as much, in bf16"
         f" {cpu['Trainer, bf16'] / cpu['ours']:.2f}, a bare loop {cpu['bare loop'] / cpu['ours']:.2f},"
         f" with our kernels {cpu['bare loop, our kernels'] / cpu['ours']:.2f}; first losses {apart:.1e} apart"

@@ -1,7 +1,6 @@
-"""Scores by lighteval, and the table of its answers."""
+"""lighteval's run over one model, and the table of its answers."""
 
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from cosmopedia.execution.progress import track
 from cosmopedia.tables.contracts import Contract
 from stages.evaluate.tasks import PREFIX, quiet_offline, task_module
 
-# One row an item: enough for a paired bootstrap between two models.
+# One row per item: enough for a paired bootstrap between two models.
 DETAIL = Contract(
     "evaluation details",
     pa.schema(
@@ -23,17 +22,17 @@ DETAIL = Contract(
             pa.field("item_id", pa.string(), False),
             pa.field("task", pa.string(), False),
             pa.field("gold", pa.int32(), False),
-            pa.field("predicted", pa.int32(), False),  # the choice of the greatest log-probability
-            pa.field("predicted_norm", pa.int32(), False),  # the same by log-probability a character
+            pa.field("predicted", pa.int32(), False),  # the choice with the greatest log-probability
+            pa.field("predicted_norm", pa.int32(), False),  # the same by log-probability per character
             pa.field("correct", pa.bool_(), False),
             pa.field("correct_norm", pa.bool_(), False),
             pa.field("choices", pa.list_(pa.string()), False),
-            pa.field("logprobs", pa.list_(pa.float64()), False),  # nats, one a choice
+            pa.field("logprobs", pa.list_(pa.float64()), False),  # nats, one per choice
         ]
     ),
     "item_id",
 )
-HUSHED = ("lighteval", "datasets", "accelerate", "transformers", "git", "huggingface_hub")
+QUIETENED = ("lighteval", "datasets", "accelerate", "transformers", "git", "huggingface_hub")
 
 
 def run_lighteval(model: Path, items: dict[str, list[dict[str, Any]]], batch_size: int) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def run_lighteval(model: Path, items: dict[str, list[dict[str, Any]]], batch_siz
     lasting cache would return the scores of older weights.
     """
     quiet_offline()
-    for name in HUSHED:
+    for name in QUIETENED:
         logging.getLogger(name).setLevel(logging.ERROR)
     import torch
 
@@ -70,11 +69,11 @@ def _pipeline(model: Path, tasks: list[str], scratch: Path, batch_size: int) -> 
     from lighteval.models.transformers import transformers_model
     from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 
-    for name in HUSHED:
+    for name in QUIETENED:
         logging.getLogger(name).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    transformers_model.tqdm = _shown  # type: ignore[assignment]
-    # lighteval asks git for its revision at whatever stands before "src" in its path, and fails where nothing does.
+    transformers_model.tqdm = _tracked  # type: ignore[assignment]
+    # lighteval asks git for the revision of the part of its own path before "src", and fails where there is none.
     info_loggers.git.Repo = lambda *_, **__: None  # type: ignore[misc]
     config = transformers_model.TransformersModelConfig(
         model_name=str(_linked(model, scratch / "model")),
@@ -97,16 +96,19 @@ def _pipeline(model: Path, tasks: list[str], scratch: Path, batch_size: int) -> 
 
 
 def _linked(model: Path, folder: Path) -> Path:
-    """A folder of links to the model's files: lighteval's cache lies inside the model's folder, whatever `cache_dir`
-    says, when that is an absolute path, and `models/export` belongs to DVC."""
+    """A folder of links to the model's files.
+
+    lighteval puts its cache into the model's folder when that is an absolute path, whatever `cache_dir` says, and
+    `models/export` belongs to DVC.
+    """
     folder.mkdir()
     for file in model.resolve().iterdir():
         (folder / file.name).symlink_to(file)
     return folder.resolve()
 
 
-def _shown(items: Any, **_: Any) -> Any:
-    """Stands in for lighteval's tqdm: batches of items as our progress, the single outer round as it is."""
+def _tracked(items: Any, **_: Any) -> Any:
+    """In place of lighteval's tqdm: batches of items as our progress, the single outer round as it is."""
     return track(items, "evaluate", len(items), "batches") if hasattr(items, "__len__") else items
 
 
@@ -127,34 +129,10 @@ def detail_row(task: str, entry: Any) -> dict[str, Any]:
 
 
 def by_character(logprobs: Sequence[float], choices: Sequence[str]) -> list[float]:
-    """Log-probabilities divided by the characters of their choices, a leading space not counted."""
+    """Log-probabilities divided by the characters of their choices, without a leading space."""
     return [p / (len(c) - 1 if c[0] == " " else len(c)) for p, c in zip(logprobs, choices, strict=True)]
 
 
 def best(values: Sequence[float]) -> int:
-    """Position of the greatest value, the first of equals."""
+    """Index of the greatest value, the first of equals."""
     return max(range(len(values)), key=lambda i: (values[i], -i))
-
-
-def summary(details: list[dict[str, Any]]) -> dict[str, Any]:
-    """Scores of one task from its DETAIL rows: the means, their standard errors, and what guessing would give."""
-    count = len(details)
-    scores: dict[str, Any] = {}
-    for name, column in (("acc", "correct"), ("acc_norm", "correct_norm")):
-        mean = sum(row[column] for row in details) / count
-        scores[name] = mean
-        scores[f"{name}_stderr"] = math.sqrt(mean * (1 - mean) / (count - 1)) if count > 1 else None
-    return scores | {"chance": sum(1 / len(row["choices"]) for row in details) / count, "items": count}
-
-
-def average(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Mean over tasks, each counting the same; the standard error takes tasks as independent."""
-    count, scores = len(tasks), {}
-    for name in ("acc", "acc_norm"):
-        scores[name] = sum(task[name] for task in tasks.values()) / count
-        errors = [task[f"{name}_stderr"] for task in tasks.values()]
-        scores[f"{name}_stderr"] = None if None in errors else math.sqrt(sum(e * e for e in errors)) / count
-    return scores | {
-        "chance": sum(task["chance"] for task in tasks.values()) / count,
-        "items": sum(task["items"] for task in tasks.values()),
-    }

@@ -1,9 +1,9 @@
 """The cloze tasks, for lighteval, from `data/benchmarks/<task>.parquet`.
 
-lighteval 0.13's own hellaswag, piqa, siqa, openbookqa, boolq and mmlu are generative letter-matching; Cosmopedia was
+lighteval 0.13's own hellaswag, piqa, siqa, openbookqa, boolq and mmlu match generated letters; Cosmopedia was
 evaluated in the cloze form (`evaluation/lighteval_tasks.py` there): each choice is scored as a continuation of the
 query by its log-probability (`acc`), or by that divided by its characters without the leading space (`acc_norm`).
-Every task has one form, which the `benchmarks` stage gives it: query, choices with their leading space, gold.
+The `benchmarks` stage gives every task the same form: query, choices with their leading space, gold.
 """
 
 import os
@@ -12,11 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PREFIX = "cosmo_"  # lighteval refuses names that its own tasks bear
+PREFIX = "cosmo_"  # lighteval refuses the names of its own tasks
 
 
 def quiet_offline() -> None:
-    """Make importing and running lighteval quiet and local. Call before anything of Hugging Face is imported.
+    """Make importing and running lighteval quiet and offline. Call before anything of Hugging Face is imported.
 
     lighteval downloads a pickle when its tinyBenchmarks module is imported, and nltk's sentence splitter; the cloze
     tasks need neither.

@@ -1,4 +1,4 @@
-"""What generate asks a model in this checkout, for `cosmo store`; the pilot asks nothing else."""
+"""The requests of generate in this checkout, for `cosmo store`; the pilot's are among them."""
 
 from cosmopedia.generation.complete import GenerationModel, StageRequests
 from cosmopedia.params import load

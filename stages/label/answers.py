@@ -21,7 +21,7 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said about a cluster: the topic's name and its educational value, 1-10."""
+    """A model's answer about a cluster: the topic's name and its educational value, 1-10."""
 
     topic: str
     score: int
@@ -38,11 +38,11 @@ def read_label_template(path: Path = TEMPLATE) -> Template:
     while lines and lines[0].startswith("#"):
         lines.pop(0)
     template = Template("\n".join(lines).strip())
-    found = set(template.get_identifiers()) if template.is_valid() else None
-    if found is None or "examples" not in found or found - SLOTS:
+    slots = set(template.get_identifiers()) if template.is_valid() else None
+    if slots is None or "examples" not in slots or slots - SLOTS:
         raise ConfigError(
             f"{path}: wanted $examples and, if you like, $count, and no other slot (a dollar sign is written $$);"
-            f" found {'a slot that does not parse' if found is None else sorted(found)}"
+            f" found {'a slot that does not parse' if slots is None else sorted(slots)}"
         )
     return template
 
@@ -50,14 +50,14 @@ def read_label_template(path: Path = TEMPLATE) -> Template:
 def labelling_prompt(texts: list[str], template: Template, example_chars: int) -> str:
     """The prompt for one cluster's example texts, before any chat template.
 
-    Each text stands on one line and is cut to `example_chars` characters at a word's end.
+    Each text is on one line, cut to `example_chars` characters at the end of a word.
     """
     numbered = "\n".join(f"{n}. {excerpt(text, example_chars)}" for n, text in enumerate(texts, 1))
     return template.substitute(count=len(texts), examples=numbered)
 
 
 def excerpt(text: str, chars: int) -> str:
-    """The first `chars` characters on one line, cut back to a word's end; a longer single word is cut inside."""
+    """The first `chars` characters on one line, cut back to the end of a word; a single longer word is cut inside."""
     line = " ".join(text.split())
     if len(line) <= chars:
         return line
@@ -71,15 +71,16 @@ def expected_answer(topic: str, score: int) -> str:
 
 
 def parse_answer(text: str) -> Answer | None:
-    """The topic and score in a model's words, or None.
+    """The topic and score in a model's answer, or None.
 
-    Markdown, line breaks, "Educational score: 7/10" and the like are read; a missing part, a score that is no whole
-    number from 1 to 10, a scale other than 10, or a topic of no or too many characters is not.
+    Markdown, line breaks, "Educational score: 7/10" and the like are understood. A missing part, a score that is no
+    whole number from 1 to 10, a scale other than 10, and an empty or too long topic give None.
     """
-    found = _FORM.search(text)
-    if found is None or (found["scale"] or "10") != "10":
+    match = _FORM.search(text)
+    if match is None or (match["scale"] or "10") != "10":
         return None
-    topic, score = " ".join(found["topic"].replace("_", " ").split()).strip("*\"'`.,;: "), int(found["score"])
+    score = int(match["score"])
+    topic = " ".join(match["topic"].replace("_", " ").split()).strip("*\"'`.,;: ")
     topic += ")" * (topic.count("(") - topic.count(")"))
     if not 1 <= score <= 10 or not 0 < len(topic) <= LONGEST_TOPIC or topic.casefold() in ("the topic", "topic"):
         return None

@@ -1,11 +1,12 @@
-"""What label asks a model in this checkout, for `cosmo store`."""
+"""The requests of label in this checkout, for `cosmo store`."""
 
 from cosmopedia.generation.complete import GenerationModel, StageRequests
 from cosmopedia.params import load
-from stages.label.__main__ import LabelParams, questions
+from stages.label.__main__ import LabelParams, labelling_requests
 
 
 def stage_requests() -> StageRequests:
     """The requests of the clusters as they are now."""
     params, model = load("label", LabelParams), GenerationModel.read()
-    return StageRequests("label", questions(params, model).requests, model, params.sampling)
+    _, requests = labelling_requests(params, model)
+    return StageRequests("label", requests, model, params.sampling)

@@ -1,12 +1,12 @@
-"""Figures, an HTML report and the dataset card, from what the other stages measured.
+"""report: figures, an HTML report and the dataset card, from what the other stages measured.
 
-in   metrics/*.json, metrics/sources/*.json, metrics/plots/{prompts,contamination,train_loss}.csv,
-     metrics/plots/clusters.png, data/decontaminate/*.parquet (DOCUMENT),
-     data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED)
-out  metrics/plots/report_*.svg, data/report/index.html (one file that needs no network), data/report/README.md (the
-     dataset card)
-The same inputs give the same bytes. Text from models and the web is escaped.
-Alone: python -m stages.report
+In: metrics/*.json, metrics/sources/*.json, metrics/plots/{prompts,contamination,train_loss}.csv,
+metrics/plots/clusters.png, data/decontaminate/*.parquet (DOCUMENT),
+data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED).
+Out: metrics/plots/report_*.svg, data/report/index.html (one file that needs no network), data/report/README.md (the
+dataset card).
+Contract: the same inputs give the same bytes. Text from models and the web is escaped.
+Run: python -m stages.report
 """
 
 import shutil

@@ -1,9 +1,13 @@
 """The dataset card: README.md as the hub shows it."""
 
 import json
+from pathlib import Path
+from string import Template
 
-from stages.report.facts import Facts
-from stages.report.page import contamination_table, number, share
+from stages.report.facts import FILTERS, Facts
+from stages.report.page import DASH, contamination_table, number, share
+
+TEMPLATE = Path(__file__).with_name("card.md")
 
 SIZES = (
     (1e3, "n<1K"),
@@ -30,92 +34,43 @@ COLUMNS = {
 
 
 def dataset_card(facts: Facts, profile: str) -> str:
-    """Front matter and text. Values from data are written as JSON strings, which are YAML strings too."""
-    m = facts.metrics
-    size = next((name for limit, name in SIZES if facts.documents < limit), "n>100M")
+    """card.md, filled in. Values from data are written as JSON strings, which are YAML strings too."""
+    m, mean = facts.metrics, facts.metrics["evaluate"]["average"]
     sources = sorted({cell.source for cell in facts.cells})
-    configs = "\n".join(
-        f"- config_name: {json.dumps(source)}\n  data_files: {json.dumps(source + '-*.parquet')}" for source in sources
-    )
-    generators = ", ".join(f"`{model}` (revision `{revision}`)" for model, revision in facts.generators) or "–"
-    removed = sum(m[stage]["rows_removed"] for stage in ("clean", "dedup", "decontaminate"))
-    mean = m["evaluate"]["average"]
-    return f"""---
-license: apache-2.0
-language:
-- en
-pretty_name: Cosmopedia ({profile})
-task_categories:
-- text-generation
-tags:
-- synthetic
-size_categories:
-- {size}
-configs:
-{configs}
----
-
-# Cosmopedia ({profile})
-
-Synthetic textbooks, blog posts, WikiHow articles, stories and forum posts: {number(facts.documents)} documents,
-{number(facts.tokens)} tokens, written by {generators} from prompts that quote seeds from {len(sources)} sources.
-`dvc repro` makes it from the seeds; nothing in it was written by hand.
-
-## Columns
-
-| column | what |
-|---|---|
-{_rows([f"`{name}`" if "," not in name else name, what] for name, what in COLUMNS.items())}
-
-## Counts
-
-| source | style | documents | tokens |
-|---|---|---:|---:|
-{_rows([c.source, c.style, number(c.documents), number(c.tokens)] for c in facts.cells)}
-
-| format | documents |
-|---|---:|
-{_rows([name, number(count)] for name, count in sorted(facts.by_format.items()))}
-
-| audience | documents |
-|---|---:|
-{_rows([name, number(count)] for name, count in sorted(facts.by_audience.items()))}
-
-## Sources and licences
-
-The seeds are quoted in `prompt` and `seed_data`, under their own licences:
-
-| source | licence of the seeds | revision |
-|---|---|---|
-{_rows([source, licence, f"`{revision}`"] for source, licence, revision in facts.licences)}
-
-## How it was made
-
-{number(m["generate"].get("completed"))} completions of {number(m["prompts"].get("rows_kept"))} prompts;
-{number(removed)} were removed: {_removals(facts)}. Openings that models put before a text
-("Sure, here is…") were cut off.
-
-## Decontamination
-
-Every document was searched for the items of {len(m["benchmarks"].get("tasks", {})) or "the"} benchmarks
-({number(m["decontaminate"].get("benchmark_items", {}).get("checked"))} items) by shared 10-grams and the length of the
-matched text; {number(m["decontaminate"]["rows_removed"])} documents were removed. They and their evidence are kept in
-`data/decontaminate/removed/removed.parquet`. Documents by benchmark and source, distinct items in brackets:
-
-{_contamination(facts)}
-
-## What a model learns from it
-
-A Llama of {number(m["train"]["parameters"])} parameters, trained on {number(m["train"]["tokens"])} tokens
-({number(m["train"]["epochs"], 2)} epochs), reaches a validation perplexity of
-{number(m["train"].get("validation_perplexity"))} and an average acc_norm of {share(mean["acc_norm"])} on
-{len(m["evaluate"]["tasks"])} benchmarks (guessing: {share(mean["chance"])}).
-
-## Limits
-
-A model wrote these texts. They hold errors, invented facts and the model's habits; do not learn medicine or law from
-them.
-"""
+    generators = ", ".join(f"`{model}` (revision `{revision}`)" for model, revision in facts.generators)
+    slots = {
+        "profile": profile,
+        "size": next((name for limit, name in SIZES if facts.documents < limit), "n>100M"),
+        "configs": "\n".join(
+            f"- config_name: {json.dumps(source)}\n  data_files: {json.dumps(source + '-*.parquet')}"
+            for source in sources
+        ),
+        "documents": number(facts.documents),
+        "tokens": number(facts.tokens),
+        "generators": generators or DASH,
+        "sources": len(sources),
+        "columns": _rows([f"`{name}`" if "," not in name else name, what] for name, what in COLUMNS.items()),
+        "cells": _rows([c.source, c.style, number(c.documents), number(c.tokens)] for c in facts.cells),
+        "formats": _rows([name, number(count)] for name, count in sorted(facts.by_format.items())),
+        "audiences": _rows([name, number(count)] for name, count in sorted(facts.by_audience.items())),
+        "licences": _rows([source, licence, f"`{revision}`"] for source, licence, revision in facts.licences),
+        "completions": number(m["generate"].get("completed")),
+        "prompts": number(m["prompts"].get("rows_kept")),
+        "removed": number(sum(m[stage]["rows_removed"] for stage in FILTERS)),
+        "reasons": _removals(facts),
+        "benchmarks": len(m["benchmarks"].get("tasks", {})) or "the",
+        "items": number(m["decontaminate"].get("benchmark_items", {}).get("checked")),
+        "contaminated": number(m["decontaminate"]["rows_removed"]),
+        "contamination": _contamination(facts),
+        "parameters": number(m["train"]["parameters"]),
+        "trained_tokens": number(m["train"]["tokens"]),
+        "epochs": number(m["train"]["epochs"], 2),
+        "perplexity": number(m["train"].get("validation_perplexity")),
+        "acc_norm": share(mean["acc_norm"]),
+        "tasks": len(m["evaluate"]["tasks"]),
+        "chance": share(mean["chance"]),
+    }
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(slots)
 
 
 def _rows(rows) -> str:
@@ -131,10 +86,10 @@ def _contamination(facts: Facts) -> str:
 
 
 def _removals(facts: Facts) -> str:
-    found = [
+    counts = [
         f"{reason.replace('_', ' ')} {number(count)}"
-        for stage in ("clean", "dedup", "decontaminate")
+        for stage in FILTERS
         for reason, count in facts.metrics[stage]["removed"].items()
         if count
     ]
-    return ", ".join(found) or "none"
+    return ", ".join(counts) or "none"

@@ -81,8 +81,10 @@ def collect(seed: int, examples: int) -> Facts:
 
 
 def glance(cells: list[Path], seed: int, examples: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Counts of the corpus, and for each format the ids of the documents that stand for it."""
-    found, formats, audiences, generators, licences = {}, Counter(), Counter(), set(), set()
+    """Counts of the corpus, and for each format the ids of the documents that are shown."""
+    by_cell: dict[str, Cell] = {}
+    formats, audiences = Counter[str](), Counter[str]()
+    generators, licences = set(), set()
     drawn: dict[str, list[tuple[int, str]]] = {}
     for path in cells:
         name = cell_of(path)
@@ -98,9 +100,9 @@ def glance(cells: list[Path], seed: int, examples: int) -> tuple[dict[str, Any],
                 entry = (-draw_u64(seed, "report", completion_id), completion_id)
                 heap = drawn.setdefault(kind, [])
                 heapq.heappush(heap, entry) if len(heap) < examples else heapq.heappushpop(heap, entry)
-        earlier = found.get(name, Cell(*source_and_style(name), 0, 0))
-        found[name] = replace(earlier, documents=earlier.documents + documents, tokens=earlier.tokens + tokens)
-    counts = {"cells": list(found.values()), "by_format": formats, "by_audience": audiences}
+        earlier = by_cell.get(name, Cell(*source_and_style(name), 0, 0))
+        by_cell[name] = replace(earlier, documents=earlier.documents + documents, tokens=earlier.tokens + tokens)
+    counts = {"cells": list(by_cell.values()), "by_format": formats, "by_audience": audiences}
     counts |= {"generators": sorted(generators), "licences": sorted(licences)}
     return counts, {kind: sorted(i for _, i in heap) for kind, heap in sorted(drawn.items())}
 
@@ -116,7 +118,7 @@ def fetch(cells: list[Path], chosen: dict[str, list[str]]) -> dict[str, list[dic
 
 
 def removed_examples(stage: str, seed: int, examples: int) -> dict[str, list[dict[str, Any]]]:
-    """For each reason some of the rows that a stage removed, drawn by the seed, the evidence parsed."""
+    """For each reason some of the rows that a stage removed, drawn by the seed, with the evidence parsed."""
     drawn: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
     for row in read_rows([DATA / stage / "removed" / "removed.parquet"], REMOVED):
         heap = drawn.setdefault(row["reason"], [])
@@ -129,7 +131,7 @@ def removed_examples(stage: str, seed: int, examples: int) -> dict[str, list[dic
 
 
 def evidence(text: str) -> list[tuple[str, str]]:
-    """The evidence of a removal as names and values; lists of finds are laid out one after another."""
+    """The evidence of a removal as names and values; lists are laid out one after another."""
     try:
         content = json.loads(text)
     except ValueError:

@@ -67,16 +67,16 @@ def short(count: float) -> str:
 
 def _bars(axes: "Axes", items: list[tuple[str, int]], colour: Any, title: str) -> None:
     names, values = [name for name, _ in items], [value for _, value in items]
-    places = range(len(items))
-    axes.barh(places, values, color=colour, height=0.68)
-    axes.set_yticks(places, names)
+    positions = range(len(items))
+    axes.barh(positions, values, color=colour, height=0.68)
+    axes.set_yticks(positions, names)
     axes.set_ylim(len(items) - 0.4, -0.6)
     axes.set_xlim(0, max([*values, 1]) * 1.18)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    for place, value in zip(places, values, strict=True):
-        axes.text(value, place, f" {short(value)}", va="center", color=INK, fontsize=8)
+    for position, value in zip(positions, values, strict=True):
+        axes.text(value, position, f" {short(value)}", va="center", color=INK, fontsize=8)
     axes.set_title(title)
 
 
@@ -94,10 +94,10 @@ def waterfall(facts: Facts) -> "Figure":
                 level -= count
     steps.append(("corpus", 0, level, True))
     figure, axes = plt.subplots(figsize=(8.4, 0.9 + 0.3 * len(steps)))
-    for place, (_, low, high, whole) in enumerate(steps):
-        axes.barh(place, high - low, left=low, color=ACCENT if whole else LOSS, height=0.68)
+    for position, (_, low, high, whole) in enumerate(steps):
+        axes.barh(position, high - low, left=low, color=ACCENT if whole else LOSS, height=0.68)
         label = f" {high:,}" if whole else f" −{high - low:,}"
-        axes.text(high, place, label, va="center", fontsize=8, color=INK)
+        axes.text(high, position, label, va="center", fontsize=8, color=INK)
     axes.set_yticks(range(len(steps)), [name for name, *_ in steps])
     axes.set_ylim(len(steps) - 0.4, -0.6)
     axes.set_xlim(0, max(generated, 1) * 1.12)
@@ -158,7 +158,7 @@ def loss(facts: Facts) -> "Figure":
 
 
 def scores(facts: Facts) -> "Figure":
-    """Benchmark scores with standard errors, beside what guessing gives."""
+    """Benchmark scores with standard errors, next to what guessing gives."""
     import matplotlib.pyplot as plt
 
     evaluation = facts.metrics["evaluate"]
@@ -167,7 +167,7 @@ def scores(facts: Facts) -> "Figure":
     for offset, name, colour in ((-0.14, "acc_norm", ACCENT), (0.14, "acc", SECOND)):
         axes.errorbar(
             [scores[name] for _, scores in rows],
-            [place + offset for place in range(len(rows))],
+            [position + offset for position in range(len(rows))],
             xerr=[scores[f"{name}_stderr"] or 0 for _, scores in rows],
             fmt="o",
             markersize=4.5,
@@ -176,12 +176,17 @@ def scores(facts: Facts) -> "Figure":
             label=f"{name} ± standard error",
         )
     chances = [scores["chance"] for _, scores in rows]
-    places = list(range(len(rows)))
+    positions = list(range(len(rows)))
     axes.vlines(
-        chances, [p - 0.36 for p in places], [p + 0.36 for p in places], color=QUIET, linewidth=1.6, label="guessing"
+        chances,
+        [p - 0.36 for p in positions],
+        [p + 0.36 for p in positions],
+        color=QUIET,
+        linewidth=1.6,
+        label="guessing",
     )
     axes.axhline(len(rows) - 1.5, color=QUIET, linewidth=0.6)
-    axes.set_yticks(places, [name.replace("_", " ") for name, _ in rows])
+    axes.set_yticks(positions, [name.replace("_", " ") for name, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xlabel("accuracy")

@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs nothing else, every text from a model or the web escaped by the template."""
+"""The HTML report: one file that needs nothing else. The template escapes every text from a model or the web."""
 
 import base64
 from pathlib import Path
@@ -78,7 +78,7 @@ def data_uri(path: Path) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number for people; a dash for what is not there."""
+    """A number for people; a dash for a missing one."""
     if value is None:
         return DASH
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -140,7 +140,7 @@ def accounts(facts: Facts) -> list[list[str]]:
 
 
 def sources(facts: Facts) -> list[list[str]]:
-    """The seed sources."""
+    """The sources of the seed texts."""
     return [
         [
             name,
@@ -156,8 +156,8 @@ def sources(facts: Facts) -> list[list[str]]:
 def topic_rows(facts: Facts) -> list[list[str]]:
     """Topics by size, with the decision."""
     topics = facts.metrics["topics"]
-    found, dropped = topics.get("rows_by_topic", {}), topics.get("dropped", [])
-    by_size = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    rows_by_topic, dropped = topics.get("rows_by_topic", {}), topics.get("dropped", [])
+    by_size = sorted(rows_by_topic.items(), key=lambda item: (-item[1], item[0]))
     return [[topic, number(rows), "dropped" if topic in dropped else "kept"] for topic, rows in by_size]
 
 
@@ -186,14 +186,14 @@ def pilot(facts: Facts) -> list[list[str]]:
 
 
 def contamination_note(facts: Facts) -> str:
-    """What was looked for."""
+    """What the corpus was searched for."""
     m = facts.metrics["decontaminate"]
     items, rules = m.get("benchmark_items", {}), m.get("rules", {})
-    beside = "; ".join(f"the {rule} ratio finds {number(rules.get(rule, {}).get('documents'))}" for rule in RULES)
+    by_rule = "; ".join(f"the {rule} ratio finds {number(rules.get(rule, {}).get('documents'))}" for rule in RULES)
     return (
         f"{number(items.get('checked'))} benchmark items were searched for in {number(m['rows_in'])} documents, first"
         f" by shared 10-grams, then by the length of the matched text ({number(items.get('short'))} short items as"
-        f" wholes); {number(m['rows_removed'])} documents were removed ({beside}). The table counts documents,"
+        f" wholes); {number(m['rows_removed'])} documents were removed ({by_rule}). The table counts documents,"
         " distinct items in brackets; metrics/decontaminate.md has more."
     )
 
@@ -201,10 +201,10 @@ def contamination_note(facts: Facts) -> str:
 def contamination_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """Contaminated documents by benchmark and source: the head and the rows."""
     columns = sorted({row["source"] for row in facts.contamination})
-    found = {(r["task"], r["source"]): f"{r['documents']} ({r['items']})" for r in facts.contamination}
+    counts = {(r["task"], r["source"]): f"{r['documents']} ({r['items']})" for r in facts.contamination}
     tasks = sorted({row["task"] for row in facts.contamination} | facts.metrics["benchmarks"].get("tasks", {}).keys())
     tasks = tasks if columns else []
-    return ["benchmark", *columns], [[task, *(found.get((task, c), DASH) for c in columns)] for task in tasks]
+    return ["benchmark", *columns], [[task, *(counts.get((task, c), DASH) for c in columns)] for task in tasks]
 
 
 def model_rows(facts: Facts) -> list[list[str]]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.lineage import store_root
-from stages.train.nanotron.job import TrainingJob, read_steps
+from stages.train.nanotron.job import TrainingJob
+from stages.train.steps import read_steps
 
 NAME = "trainings"
 

@@ -1,7 +1,7 @@
-"""Two parts of a Llama's training step, computed on the CPU in another way than transformers does.
+"""Two parts of a Llama's training step that the CPU computes differently from transformers.
 
-Attention over short windows as plain matrix products (`causal_products`), and the loss a piece of the logits at a time
-(`PieceLoss`): the same result but for rounding, in a quarter less CPU time for 3.4M parameters in bf16
+Attention over short windows as plain matrix products (`causal_products`), and the loss one piece of the logits at a
+time (`PieceLoss`): the same result except for rounding, in a quarter less CPU time for 3.4M parameters in bf16
 (perf/training.py).
 """
 
@@ -19,9 +19,9 @@ PIECE = 256  # tokens whose logits exist at a time on the CPU: 4 MB at 4,096 ent
 class PieceLoss(torch.autograd.Function):
     """`token_loss` from the last hidden states, with its gradients, `PIECE` tokens at a time.
 
-    The logits of a whole batch are the largest tensor of a small model by far: the operating system gives and takes
-    the memory of every copy anew, which costs more than the sums. The idea is that of Liger Kernel's fused loss (Hsu
-    et al., 2024): the gradient of a piece is known as soon as its logits are, so only the piece is ever held.
+    The logits of a whole batch are by far the largest tensor of a small model: the operating system hands out and
+    takes back the memory of every copy, which costs more than the sums. The idea is that of Liger Kernel's fused loss
+    (Hsu et al., 2024): the gradient of a piece is known as soon as its logits are, so only one piece is in memory.
     """
 
     @staticmethod
@@ -59,7 +59,7 @@ class CausalProducts(torch.autograd.Function):
     """Causal attention as batched matrix products: one softmax over all pairs, masked by one [length, length] matrix.
 
     torch's flash attention on the CPU goes through blocks of queries. In bf16 whole heads at a time took a third of
-    its CPU time at 128 tokens a window, 0.6 at 256 and 512, and 1.1 at 1,024; in float32 nothing was gained.
+    its CPU time at 128 tokens per window, 0.6 at 256 and 512, and 1.1 at 1,024; float32 gained nothing.
     """
 
     @staticmethod
@@ -93,7 +93,7 @@ def causal_products(
 ) -> tuple[torch.Tensor, None]:
     """`CausalProducts` for transformers: [batch, heads, length, width] in, [batch, length, heads, width] out.
 
-    Grouped keys and values are repeated. For windows without padding, as there is no mask but the causal one.
+    Grouped keys and values are repeated. For windows without padding: the only mask is the causal one.
     """
     if attention_mask is not None:
         raise InternalError("causal_products is for windows without padding, but was given a mask")

@@ -1,7 +1,7 @@
 """The weights that training begins from: a function of (seed, name of the weight), the same for every trainer.
 
-Neither the trainer nor the number of processes, tensor-parallel ranks or GPUs changes a value, so that two trainers,
-or one trainer on two layouts, begin from the same model.
+Neither the trainer nor the number of processes, tensor-parallel ranks or GPUs changes a value: two trainers, or one
+trainer on two layouts, begin from the same model.
 """
 
 from typing import TYPE_CHECKING
@@ -18,13 +18,13 @@ STD = 0.02  # of every matrix: transformers' initializer_range for Llama
 
 
 def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Every weight of the Llama by its name in transformers, with its shape [out, in]; no tied output head."""
+    """The shape [out, in] of every weight of the Llama, by its name in transformers; no tied output head."""
     width, inner = architecture.width, architecture.intermediate
     kv = width // architecture.heads * architecture.kv_heads
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (architecture.vocabulary, width)}
+    weights: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (architecture.vocabulary, width)}
     for layer in range(architecture.layers):
         name = f"model.layers.{layer}"
-        found |= {
+        weights |= {
             f"{name}.input_layernorm.weight": (width,),
             f"{name}.self_attn.q_proj.weight": (width, width),
             f"{name}.self_attn.k_proj.weight": (kv, width),
@@ -35,10 +35,10 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
             f"{name}.mlp.up_proj.weight": (inner, width),
             f"{name}.mlp.down_proj.weight": (width, inner),
         }
-    found["model.norm.weight"] = (width,)
+    weights["model.norm.weight"] = (width,)
     if not architecture.tied_embeddings:
-        found["lm_head.weight"] = (architecture.vocabulary, width)
-    return found
+        weights["lm_head.weight"] = (architecture.vocabulary, width)
+    return weights
 
 
 def initial_weight(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,13 +1,11 @@
-"""The heavy trainer, nanotron: hand it a job, follow it, take the weights back as transformers has them.
+"""A Llama trained by nanotron: write its job, follow its processes, bring the weights back to transformers.
 
-The processes themselves (stages/train/nanotron/worker.py) run in an environment of their own.
+The processes themselves (stages/train/nanotron/worker.py) run in their own environment.
 """
 
-import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +15,12 @@ from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.progress import Progress
 from stages.train.checkpoints import LOSSES
 from stages.train.init_weights import new_model
-from stages.train.nanotron import job as jobs
 from stages.train.nanotron import worker
+from stages.train.nanotron.job import job_of, latest_checkpoint, read_error, write_json
 from stages.train.nanotron.weights import read_checkpoint
 from stages.train.recipe import Recipe
-from stages.train.shards import Corpus, TokenShards
-from stages.train.transformers_trainer import Trained
+from stages.train.steps import Trained, parse_step, read_steps
+from stages.train.windows import Corpus, TokenShards
 
 WORKER = "stages.train.nanotron.worker"
 
@@ -49,53 +47,38 @@ def fit(
     precision: Literal["bf16", "fp32"],
     run: Run,
 ) -> Trained:
-    """Train in `folder`, going on from what is there; the model is written to `out`."""
+    """Train in `folder`, from the newest checkpoint on, and write the model to `out`."""
     training = load_compute().training
-    job = jobs.job_of(recipe, shards.folder.parent, precision, training)
-    jobs.write_json(folder / "job.json", job.model_dump(mode="json"))  # a job that was left may read it just now
-    checkpoint = jobs.latest_checkpoint(folder)
-    first = len(jobs.read_steps(checkpoint / LOSSES)) if checkpoint else 0
+    job = job_of(recipe, shards.folder.parent, precision, training)
+    write_json(folder / "job.json", job.model_dump(mode="json"))  # a job left by a killed driver may be reading it
+    checkpoint = latest_checkpoint(folder)
+    first = len(read_steps(checkpoint / LOSSES)) if checkpoint else 0
     if first:
         print(f"train: going on from step {first} of {recipe.steps} ({checkpoint})", file=sys.stderr, flush=True)
     speeds: list[float] = []
     processes = torchrun.TorchrunJob(
-        folder, WORKER, job.layout.processes, recipe.steps, error=lambda: jobs.read_error(folder)
+        folder, WORKER, job.layout.processes, recipe.steps, error=lambda: read_error(folder)
     )
-    with progress(recipe.steps, first) as advance:
+    with Progress("train", recipe.steps - first, "steps") as progress:
 
-        def booked(rows: list[list[str]]) -> None:
-            for step in map(jobs.as_step, rows):
-                point = {"loss": step.loss, "learning_rate": step.learning_rate, "gradient_norm": step.gradient_norm}
-                point |= {"tokens_per_second": step.tokens_per_second} | ({"mfu": step.mfu} if step.mfu else {})
-                run.metrics(point, step=step.step)
+        def record(rows: list[list[str]]) -> None:
+            for step in map(parse_step, rows):
+                run.metrics(step.figures, step=step.step)
                 if step.step > first:
                     speeds.append(step.tokens_per_second)
-                    advance(step)
+                    progress.advance(1, **step.shown(recipe.steps))
 
         if not (folder / "result.json").is_file():
-            torchrun.follow(processes, training, booked)
+            torchrun.follow(processes, training, record)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    losses = jobs.read_steps(folder / result["checkpoint"] / LOSSES)
+    checkpoint = folder / result["checkpoint"]
     model = new_model(recipe, corpus.eos)
-    model.load_state_dict(read_checkpoint(folder / result["checkpoint"], recipe.architecture), strict=False)
+    model.load_state_dict(read_checkpoint(checkpoint, recipe.architecture), strict=False)
     if precision == "bf16":
         model.bfloat16()
     model.save_pretrained(out, safe_serialization=True)
     if result["probe"]:
         shutil.copyfile(folder / worker.PROBE_FILE, out / worker.PROBE_FILE)
     speed = sorted(speeds)[len(speeds) // 2] if speeds else 0.0
-    steps = [(s.step, s.loss, s.learning_rate, s.gradient_norm) for s in losses]
-    return Trained(model, steps, first, speed, result["validation_loss"], result["validation_tokens"])
-
-
-@contextlib.contextmanager
-def progress(steps: int, first: int) -> Iterator[Callable[[jobs.Step], None]]:
-    """Shows a training's steps as they are booked."""
-    with Progress("train", steps - first, "steps") as shown:
-
-        def advance(step: jobs.Step) -> None:
-            told = {"step": f"{step.step}/{steps}", "loss": f"{step.loss:.4f}", "rate": f"{step.learning_rate:.2e}"}
-            told |= {"mfu": f"{step.mfu:.1%}"} if step.mfu else {}
-            shown.advance(1, **told, tokens_per_s=f"{step.tokens_per_second:,.0f}")
-
-        yield advance
+    steps = read_steps(checkpoint / LOSSES)
+    return Trained(steps, first, speed, result["validation_loss"], result["validation_tokens"])

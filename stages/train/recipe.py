@@ -1,12 +1,12 @@
-"""The training recipe: what the `train` sections of params.yaml and the profile say, in the trainers' common terms."""
+"""The training recipe: the `train` sections of params.yaml and the profile, in terms that both trainers share."""
 
 import math
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params
-from stages.train.presets import PRESETS
 
 
 class Architecture(Params):
@@ -32,7 +32,7 @@ class Architecture(Params):
 
     @property
     def parameters(self) -> int:
-        """How many weights the model has, computed, not counted."""
+        """The number of weights, from the shape alone."""
         head = self.width // self.heads
         attention = 2 * self.width * self.width + 2 * self.width * head * self.kv_heads
         layer = attention + 3 * self.width * self.intermediate + 2 * self.width
@@ -41,10 +41,10 @@ class Architecture(Params):
 
 
 class Shared(Params):
-    """What a recipe says for every seed."""
+    """The part of a recipe that all seeds share."""
 
     backend: Literal["transformers", "nanotron"]
-    preset: str | None  # takes the place of architecture (but vocabulary), sequence, batch, steps and rate
+    preset: str | None  # where the values come from (`with_preset`); None once they are a seed's recipe
     architecture: Architecture
     sequence: int = Field(ge=2)  # tokens
     batch: int = Field(ge=1)  # sequences in one optimiser step
@@ -59,17 +59,6 @@ class Shared(Params):
     gradient_clip: float = Field(gt=0)
     precision: Literal["auto", "bf16", "fp32"]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or (name := values.get("preset")) is None:
-            return values
-        if name not in PRESETS:
-            raise ValueError(f"preset {name!r} is not known; choose one of {', '.join(PRESETS)}, or null")
-        preset = PRESETS[name]
-        vocabulary = {"vocabulary": values.get("architecture", {}).get("vocabulary")}
-        return {**values, **preset, "architecture": {**preset["architecture"], **vocabulary}}
-
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Shared":
         if self.batch % self.micro_batch:
@@ -82,7 +71,7 @@ class Shared(Params):
 
 
 class Recipe(Shared):
-    """Everything that decides what the trained weights are, besides the tokens."""
+    """Everything except the tokens that decides the trained weights."""
 
     seed: int = Field(ge=0)  # of the initial weights and the order of the windows
 
@@ -97,14 +86,53 @@ class Recipe(Shared):
 
     @property
     def flops_per_token(self) -> float:
-        """FLOPs of one token's forward and backward pass: 6 per weight of a multiplying matrix (the embedding table
-        does not, an output head does), and 6 x layers x width x sequence for causal attention (PaLM, appendix B,
-        halved)."""
+        """FLOPs of the forward and backward pass of one token (PaLM, appendix B).
+
+        6 per weight of each matrix that multiplies (the output head does, the embedding table does not), and
+        6 x layers x width x sequence for attention: half of PaLM's, since it is causal.
+        """
         shape = self.architecture
         weights = shape.parameters - (2 * shape.layers + 1) * shape.width
         if not shape.tied_embeddings:
             weights -= shape.vocabulary * shape.width
         return 6.0 * weights + 6.0 * shape.layers * shape.width * self.sequence
+
+
+def with_preset(train: dict[str, Any]) -> dict[str, Any]:
+    """The `train` section, with the values of the preset that it names in place of its own.
+
+    `ConfigError` with the known names for a preset that is not in `train.presets`.
+    """
+    if not {"architecture", "preset", "presets"} <= train.keys():
+        return train  # the model names what is missing
+    name, presets = train["preset"], train["presets"]
+    if name not in presets:
+        raise ConfigError(f"train.preset {name!r} is not known; choose one of {', '.join(presets)}")
+    preset = presets[name]
+    return train | preset | {"architecture": train["architecture"] | preset.get("architecture", {})}
+
+
+class TrainParams(Shared):
+    """The `train` section: the recipe of every seed, the seeds, and the presets to choose from."""
+
+    seeds: list[int] = Field(min_length=1)
+    presets: dict[str, dict[str, Any]]  # by name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_preset(values)
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, seeds: list[int]) -> list[int]:
+        if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            raise ValueError(f"{', '.join(map(str, twice))} is named twice, but each seed trains one model")
+        return seeds
+
+    def recipe(self, seed: int) -> Recipe:
+        """The recipe of one seed."""
+        return Recipe(seed=seed, preset=None, **self.model_dump(exclude={"seeds", "preset", "presets"}))
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -1,19 +1,16 @@
-"""The light trainer: a Llama by transformers' Trainer, on the CPU or on one GPU, that a kill cannot hurt.
+"""A Llama trained by transformers' Trainer, on the CPU or on one GPU, through any number of kills.
 
-Checkpoints lie outside DVC's outs, under `<store>/train/<key>`. A checkpoint counts only when its loss log, written
-last, is there; so a kill while one is being written costs no more than the steps since the one before. Training that
-is taken up again gives the same losses and weights as training that was never stopped, since the order of the windows
-is a function of (seed, place) and the optimiser, the schedule and the random state are restored.
+Checkpoints are outside DVC's outs, in `<store>/train/<key>`. A checkpoint counts only when its loss log, written last,
+is there, so a kill during its writing costs no more than the steps since the one before. A resumed training gives the
+same losses and weights as an undisturbed one: the order of the windows is a function of (seed, position), and the
+optimiser, the schedule and the random state are restored.
 
-On the CPU three things are computed in another way, to the same result but for rounding: attention over short windows
-as plain matrix products (`causal_products`), the loss a piece of the logits at a time (`PieceLoss`), and a micro-batch
-in parts, one a thread. For a Llama of 3.4M parameters in bf16 (perf/training.py) the first two save a quarter of
-the CPU time, and the third keeps the cores busy.
+On the CPU three things are computed differently, with the same result except for rounding: attention over short
+windows as plain matrix products (`causal_products`), the loss one piece of the logits at a time (`PieceLoss`), and
+each micro-batch in parts, one per thread. For a Llama of 3.4M parameters in bf16 (perf/training.py) the first two save
+a quarter of the CPU time, and the third keeps the cores busy.
 """
 
-import csv
-import fcntl
-import json
 import math
 import os
 import signal
@@ -22,7 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,30 +45,16 @@ from stages.train.cpu_kernels import PieceLoss, causal_products
 from stages.train.init_weights import new_model
 from stages.train.messages import is_out_of_memory, no_number
 from stages.train.recipe import Recipe
-from stages.train.shards import Corpus, TokenShards, WindowOrder
+from stages.train.steps import Step, Trained, read_steps, write_steps
+from stages.train.windows import Corpus, TokenShards, WindowOrder
 
 CHECKPOINT_SECONDS = 20.0  # at least this long between checkpoints,
 CHECKPOINT_SHARE = 0.02  # and longer where writing one takes more than this share of the time
-LONGEST_PRODUCT = 512  # tokens of a window up to which all pairs' scores cost less than flash attention's blocks
-COLUMNS = ("step", "loss", "learning_rate", "gradient_norm")
-
-Step = tuple[int, float, float, float]  # step (from 1), loss in nats a token, learning rate, gradient norm
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training gave."""
-
-    model: LlamaForCausalLM
-    losses: list[Step]
-    resumed_at: int  # the step of the checkpoint that this process began from; 0 for a fresh start
-    tokens_per_second: float  # of this process
-    validation_loss: float | None = None  # nats a token; None where no window is held out
-    validation_tokens: int = 0
+LONGEST_PRODUCT = 512  # tokens of a window up to which the scores of all pairs cost less than flash attention's blocks
 
 
 def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
-    """bf16 autocast where it is the faster (CUDA from Ampere on, CPUs: `quick_in_bf16`), else fp32."""
+    """bf16 autocast where it is faster (CUDA from Ampere on, CPUs: `quick_in_bf16`), else fp32."""
     if wanted != "auto":
         return wanted
     if torch.cuda.is_available():
@@ -82,7 +65,7 @@ def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16"
 def token_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Cross-entropy in nats. `labels` are the next tokens, already shifted; the mean over the whole batch's tokens."""
+    """Mean cross-entropy over the tokens of the whole batch, in nats; `labels` are the next tokens, shifted."""
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
     total = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
@@ -93,7 +76,7 @@ AttentionInterface.register("causal_products", causal_products)
 
 @contextmanager
 def quick_attention(model: LlamaForCausalLM, sequence: int, precision: str) -> Iterator[None]:
-    """The attention that is fastest for windows of `sequence` tokens on the model's device; afterwards as before."""
+    """The fastest attention for windows of `sequence` tokens on the model's device; afterwards the one from before."""
     before = model.config._attn_implementation or "sdpa"
     if model.device.type == "cpu" and precision == "bf16" and sequence <= LONGEST_PRODUCT:
         model.set_attn_implementation("causal_products")
@@ -112,7 +95,7 @@ def enough_memory(micro_batch: int, sequence: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         smaller = (
-            f"lower train.micro_batch (now {micro_batch})" if micro_batch > 1 else "train.micro_batch is 1 already"
+            f"lower train.micro_batch (now {micro_batch})" if micro_batch > 1 else "train.micro_batch is already 1"
         )
         raise ConfigError(
             f"train: out of memory in a forward pass over {micro_batch} x {sequence} tokens"
@@ -123,7 +106,7 @@ def enough_memory(micro_batch: int, sequence: int) -> Iterator[None]:
 
 @torch.no_grad()
 def validation_loss(model: LlamaForCausalLM, shards: TokenShards, batch: int, precision: str) -> tuple[float, int]:
-    """Mean loss in nats a token over every whole window of a split, and the tokens it is a mean over (0: nan)."""
+    """Mean loss in nats per token over every whole window of a split (nan: it has none), and the number of tokens."""
     model.eval()
     total, tokens = 0.0, 0
     device = model.device
@@ -142,26 +125,26 @@ def validation_loss(model: LlamaForCausalLM, shards: TokenShards, batch: int, pr
 
 
 class Windows(Dataset):
-    """Place in training -> inputs and next tokens; as long as the whole training."""
+    """Position in the training -> inputs and next tokens; as long as the whole training."""
 
-    def __init__(self, shards: TokenShards, order: WindowOrder, places: int):
-        self.shards, self.order, self.places = shards, order, places
+    def __init__(self, shards: TokenShards, order: WindowOrder, length: int):
+        self.shards, self.order, self.length = shards, order, length
 
     def __len__(self) -> int:
-        return self.places
+        return self.length
 
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        tokens = torch.from_numpy(self.shards.window(self.order[place]))
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        tokens = torch.from_numpy(self.shards.window(self.order[position]))
         return {"input_ids": tokens[:-1], "labels": tokens[1:]}
 
 
 class WindowTrainer(Trainer):
-    """A Trainer that takes the data in the order given, books each step's loss, and writes checkpoints by time."""
+    """A Trainer that takes the data in the order given, records each step, and writes checkpoints by time."""
 
-    def __init__(self, recipe: Recipe, run: Run, losses: list[Step], **kwargs: Any):
+    def __init__(self, recipe: Recipe, run: Run, steps: list[Step], **kwargs: Any):
         super().__init__(**kwargs)
-        self.recipe, self.run, self.losses = recipe, run, losses
-        self.first, self.terminated = len(losses), False
+        self.recipe, self.run, self.steps = recipe, run, steps
+        self.first, self.terminated = len(steps), False
         self.began = self.saved = time.monotonic()
         self.interval = CHECKPOINT_SECONDS
         self.progress = Progress("train", recipe.steps - self.first, "steps")
@@ -172,7 +155,7 @@ class WindowTrainer(Trainer):
     @property
     def tokens_per_second(self) -> float:
         """Of this process."""
-        done = (len(self.losses) - self.first) * self.recipe.batch * self.recipe.sequence
+        done = (self.state.global_step - self.first) * self.recipe.batch * self.recipe.sequence
         return done / max(time.monotonic() - self.began, 1e-9)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
@@ -181,7 +164,7 @@ class WindowTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """`token_loss`, on the CPU without ever holding the logits of the batch."""
+        """`token_loss`; on the CPU without ever holding the logits of the whole batch."""
         if self.args.device.type != "cpu" or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         llama, labels = self.accelerator.unwrap_model(model), inputs["labels"]
@@ -193,11 +176,11 @@ class WindowTrainer(Trainer):
         return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """All weights decay, as nanotron has it."""
+        """All weights decay, as in nanotron."""
         return [name for name, _ in model.named_parameters()]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One micro-batch; its loss is a share of the step's: `token_loss` divides by the whole batch's tokens."""
+        """One micro-batch. Its loss is a share of the step's: `token_loss` divides by all tokens of the batch."""
         if self._parts is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
@@ -208,10 +191,10 @@ class WindowTrainer(Trainer):
     def _in_parts(
         self, pool: ThreadPoolExecutor, model: Any, inputs: dict[str, Any], num_items_in_batch: Any
     ) -> torch.Tensor:
-        """A part of the micro-batch to each thread, which computes it on one core, and the sum of their gradients.
+        """A part of the micro-batch for each thread, computed on one core, and the sum of their gradients.
 
-        So threads wait for each other once a micro-batch. Where they share every operation they wait a thousand times:
-        asleep, that takes a third of the time; spinning, they starve when another process wants a core.
+        So threads wait for each other once per micro-batch. When they share every operation they wait a thousand
+        times: asleep, that takes a third of the time; spinning, they starve as soon as another process wants a core.
         """
         model.train()
         parameters = list(model.parameters())
@@ -226,30 +209,28 @@ class WindowTrainer(Trainer):
             num_items_in_batch = inputs["labels"].numel()
         blocks = zip(inputs["input_ids"].chunk(count), inputs["labels"].chunk(count), strict=True)
         losses, gradients = zip(*pool.map(part, blocks), strict=True)
-        for parameter, *found in zip(parameters, *gradients, strict=True):
-            total = found[0]
-            for gradient in found[1:]:  # in the order of the parts, whichever was done first
+        for parameter, *parts in zip(parameters, *gradients, strict=True):
+            total = parts[0]
+            for gradient in parts[1:]:  # in the order of the parts, whichever was done first
                 total = total.add_(gradient)
             parameter.grad = total if parameter.grad is None else parameter.grad.add_(total)
         return torch.stack(losses).sum()
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """Called after every optimiser step, and once more at the end of the data."""
-        step = self.state.global_step
-        if len(self.losses) == step:
+        number = self.state.global_step
+        if len(self.steps) == number:
             return
         loss, norm, rate = self._sum, float(grad_norm), float(kwargs["learning_rate"])
         self._sum = 0.0
         if not (math.isfinite(loss) and math.isfinite(norm)):
             data: Any = self.train_dataset
-            raise ConfigError(no_number(self.recipe, data.shards, data.order, step, loss, norm))
-        self.losses.append((step, loss, rate, norm))
-        speed = self.tokens_per_second
-        shown = {"step": f"{step}/{self.recipe.steps}", "loss": f"{loss:.4f}", "rate": f"{rate:.2e}"}
-        self.progress.advance(1, **shown, tokens_per_s=f"{speed:,.0f}")
-        point = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "tokens_per_second": speed}
-        self.run.metrics(point, step=step)
-        if self.terminated or (time.monotonic() - self.saved >= self.interval and step < self.recipe.steps):
+            raise ConfigError(no_number(self.recipe, data.shards, data.order, number, loss, norm))
+        step = Step(number, loss, rate, norm, tokens_per_second=self.tokens_per_second)
+        self.steps.append(step)
+        self.progress.advance(1, **step.shown(self.recipe.steps))
+        self.run.metrics(step.figures, step=number)
+        if self.terminated or (time.monotonic() - self.saved >= self.interval and number < self.recipe.steps):
             self.control.should_save = True
             self.control.should_training_stop |= self.terminated
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
@@ -258,70 +239,33 @@ class WindowTrainer(Trainer):
         started = time.monotonic()
         super()._save_checkpoint(*args, **kwargs)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        checkpoints.seal(folder, checkpoints.hashes(folder, checkpoints.names(folder)))
-        write_losses(folder / LOSSES, self.losses)
+        checkpoints.write_contents(folder, checkpoints.hashes(folder, checkpoints.names(folder)))
+        write_steps(folder / LOSSES, self.steps)
         self.saved = time.monotonic()
         self.interval = max(CHECKPOINT_SECONDS, (self.saved - started) / CHECKPOINT_SHARE)
-
-
-def write_losses(path: Path, losses: list[Step]) -> None:
-    """The loss log as CSV, with every digit, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((step, *map(repr, values)) for step, *values in losses)
-    partial.replace(path)
-
-
-def read_losses(path: Path) -> list[Step]:
-    """The loss log that `write_losses` wrote."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
-        return [(int(r["step"]), float(r["loss"]), float(r["learning_rate"]), float(r["gradient_norm"])) for r in rows]
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a checkpoint folder for this process; `ClusterError` when another one trains in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ClusterError(f"{folder}: another process trains this very model; wait for it, or end it") from None
-        yield
-
-
-def open_run(folder: Path, tags: dict[str, str]) -> Run:
-    """The MLflow run of this training: the one named beside the checkpoints, else a new one."""
-    named = folder / "mlflow.json"
-    run = Run("train", tags, json.loads(named.read_text())["run_id"] if named.is_file() else None)
-    named.write_text(json.dumps({"run_id": run.id}) + "\n")
-    return run
 
 
 def train(
     recipe: Recipe, model: LlamaForCausalLM, shards: TokenShards, folder: Path, precision: str, run: Run
 ) -> Trained:
-    """Train `model` on `shards` for the recipe's steps, going on from the newest checkpoint in `folder`.
+    """Train `model` on `shards` for the recipe's steps, from the newest checkpoint in `folder` on.
 
-    `ConfigError` when the loss stops being a number or the memory does not suffice, `ClusterError` for a damaged
-    checkpoint and after a SIGTERM, which writes a checkpoint first.
+    `ConfigError` when the loss stops being a number or memory runs out, `ClusterError` for a damaged checkpoint and
+    after a SIGTERM, which writes a checkpoint first.
     """
     checkpoint = checkpoints.latest(folder.glob("checkpoint-*"))
     if checkpoint:
         checkpoints.check(checkpoint)
-    losses = read_losses(checkpoint / LOSSES) if checkpoint else []
+    steps = read_steps(checkpoint / LOSSES) if checkpoint else []
     if checkpoint:
-        print(f"train: going on from step {len(losses)} of {recipe.steps} ({checkpoint})", file=sys.stderr, flush=True)
-    for step in losses:  # what the killed process had not sent to MLflow yet
-        run.metrics(dict(zip(COLUMNS[1:], step[1:], strict=True)), step=step[0])
+        print(f"train: going on from step {len(steps)} of {recipe.steps} ({checkpoint})", file=sys.stderr, flush=True)
+    for step in steps:  # what the killed process had not sent to MLflow yet
+        run.metrics(step.figures, step=step.step)
     order = WindowOrder(shards.windows, recipe.seed)
     trainer = WindowTrainer(
         recipe,
         run,
-        losses,
+        steps,
         model=model,
         args=arguments(recipe, folder, precision),
         train_dataset=Windows(shards, order, recipe.steps * recipe.batch),
@@ -339,11 +283,11 @@ def train(
         raise ClusterError(
             f"stopped by SIGTERM at step {trainer.state.global_step} of {recipe.steps}; run it again to go on"
         )
-    return Trained(model, losses, trainer.first, trainer.tokens_per_second)
+    return Trained(steps, trainer.first, trainer.tokens_per_second)
 
 
 def arguments(recipe: Recipe, folder: Path, precision: str) -> TrainingArguments:
-    """The recipe in the Trainer's words."""
+    """The recipe in the Trainer's terms."""
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # the Trainer sets it, and would read it before the recipe
     gpu = torch.cuda.is_available()
     return TrainingArguments(
@@ -385,7 +329,7 @@ def fit(
     precision: str,
     run: Run,
 ) -> Trained:
-    """Train in `folder`, going on from what is there; the model is written to `out`."""
+    """Train in `folder`, from the newest checkpoint on, and write the model to `out`."""
     model = new_model(recipe, corpus.eos)
     trained = train(recipe, model, shards, folder, precision, run)
     loss, tokens = validation_loss(model, validation, recipe.micro_batch, precision)

@@ -1,6 +1,6 @@
-"""Train a few steps with each patch left out, and write what happened; tests/stages/train/test_nanotron.py runs it.
+"""Train a few steps with each patch left out, and write what happened; run by tests/stages/train/test_nanotron.py.
 
-Each try is a fork of this process, which has imported torch but not nanotron.
+Each attempt is a fork of this process, which has imported torch but not nanotron.
 """
 
 import json
@@ -20,20 +20,20 @@ from stages.train.nanotron.job import TrainingJob
 from tests.support.training_repository import recipe_of, write_corpus
 
 
-def job(folder: Path, steps: int, layout: Layout | None = None) -> None:
+def write_job(folder: Path, steps: int, layout: Layout | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    made = TrainingJob(
+    job = TrainingJob(
         recipe=recipe_of(steps=steps, warmup_steps=1, architecture={"layers": 2}),
         layout=layout or Layout(),
         tokens=folder.parent / "tokens",
         precision="fp32",
         checkpoint_seconds=1e-9,
     )
-    (folder / "job.json").write_text(made.model_dump_json())
+    (folder / "job.json").write_text(job.model_dump_json())
 
 
 def attempt(folder: Path, without: Collection[str], what: Callable[..., object] | None = None) -> str:
-    """`what`, else a training, in a fork a process: what they said, "well" if nothing, or what they raised."""
+    """`what`, else a training, in one fork per process: what they returned or raised, "well" for a training."""
     processes = TrainingJob.model_validate_json((folder / "job.json").read_text()).layout.processes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,21 +48,21 @@ def attempt(folder: Path, without: Collection[str], what: Callable[..., object] 
             os.environ |= {**address, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(processes)}
             if what is None:
                 worker.run(folder, without)
-            said = str(what(folder, without)) if what else "well"
+            outcome = str(what(folder, without)) if what else "well"
         except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writer, f"{said[:1000]}\n".encode())
+            outcome = f"{type(error).__name__}: {error}"
+        os.write(writer, f"{outcome[:1000]}\n".encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        said = "\n".join(sorted(set(pipe.read().decode(errors="replace").splitlines())))
+        outcome = "\n".join(sorted(set(pipe.read().decode(errors="replace").splitlines())))
     for child in children:
         os.waitpid(child, 0)
-    return said
+    return outcome
 
 
 def metadata(folder: Path, without: Collection[str]) -> str:
-    """The metadata that a shard of a numpy-sized tensor gets."""
+    """The metadata of a shard whose sizes are numpy integers."""
     patches.load(without)
     import numpy as np
     from nanotron.constants import CHECKPOINT_VERSION
@@ -72,12 +72,12 @@ def metadata(folder: Path, without: Collection[str]) -> str:
 
 
 def mistyped_key(folder: Path, without: Collection[str]) -> None:
-    """nanotron itself makes a dict of a model_config with a key that it does not know, and goes on."""
+    """nanotron itself turns a model_config with an unknown key into a dict, and goes on."""
     _checked(folder, lambda config: config["model"]["model_config"].update(num_hiden_layers=2), None)
 
 
 def no_checkpoint(folder: Path, without: Collection[str]) -> None:
-    """nanotron itself begins anew."""
+    """nanotron itself begins again."""
     _checked(folder, lambda config: None, folder / "checkpoints/7")
 
 
@@ -85,8 +85,8 @@ def _checked(folder: Path, change: Callable[[dict], object], checkpoint: Path | 
     patches.load()
     from nanotron.config import get_config_from_file
 
-    made = TrainingJob.model_validate_json((folder / "job.json").read_text())
-    config = render(made, folder, 0, checkpoint)
+    job = TrainingJob.model_validate_json((folder / "job.json").read_text())
+    config = render(job, folder, 0, checkpoint)
     change(config)
     write(folder / "config.yaml", config)
     check(get_config_from_file(str(folder / "config.yaml")), checkpoint)
@@ -97,43 +97,43 @@ def same_end(folder: Path) -> bool:
     from stages.train.nanotron.weights import read_checkpoint
 
     recipe = TrainingJob.model_validate_json((folder / "job.json").read_text()).recipe
-    found = read_checkpoint(folder / "checkpoints/12", recipe.architecture)
+    weights = read_checkpoint(folder / "checkpoints/12", recipe.architecture)
     kept = folder / "end.pt"
     if not kept.exists():
-        torch.save(found, kept)
+        torch.save(weights, kept)
         return True
     known = torch.load(kept)
-    return all(torch.equal(found[name], known[name]) for name in known)
+    return all(torch.equal(weights[name], known[name]) for name in known)
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     write_corpus(folder / "tokens")
-    found = {}
+    outcomes = {}
     for name in ("", *patches.BEFORE, *patches.AFTER):
         if name in ("rate_after_resume", "another_layout"):
             continue
-        job(folder / (name or "all"), 3, Layout(pp=2, micro_batch=4) if name == "pipeline" else None)
-        found[name] = attempt(folder / (name or "all"), {name}, metadata if name == "shard_metadata" else None)
+        write_job(folder / (name or "all"), 3, Layout(pp=2, micro_batch=4) if name == "pipeline" else None)
+        outcomes[name] = attempt(folder / (name or "all"), {name}, metadata if name == "shard_metadata" else None)
     for wrong in (mistyped_key, no_checkpoint):
-        found[wrong.__name__] = attempt(folder / "all", (), wrong)
-    found["rate_after_resume"] = resume_twice(folder / "resume")
-    found["another_layout"] = resume_on_two(folder / "layout")
-    (folder / "found.json").write_text(json.dumps(found))
+        outcomes[wrong.__name__] = attempt(folder / "all", (), wrong)
+    outcomes["rate_after_resume"] = resume_twice(folder / "resume")
+    outcomes["another_layout"] = resume_on_two(folder / "layout")
+    (folder / "found.json").write_text(json.dumps(outcomes))
 
 
 def resume_twice(folder: Path) -> str:
     """A resume with all patches must change nothing; without the repair it must."""
-    job(folder, 12)
+    write_job(folder, 12)
     attempt(folder, set())
     same_end(folder)
     for without in (set(), {"rate_after_resume"}):
         (folder / "result.json").unlink()
         shutil.rmtree(folder / "checkpoints/12")
-        said = attempt(folder, without)
-        if said != "well":
-            return said
+        outcome = attempt(folder, without)
+        if outcome != "well":
+            return outcome
         if not same_end(folder):
             return "other losses after the resume" if without else "a resume with all patches changed the weights"
     return "well"
@@ -141,13 +141,13 @@ def resume_twice(folder: Path) -> str:
 
 def resume_on_two(folder: Path) -> str:
     """A resume on two processes without the repair."""
-    job(folder, 3)
-    said = attempt(folder, set())
-    if said != "well":
-        return said
+    write_job(folder, 3)
+    outcome = attempt(folder, set())
+    if outcome != "well":
+        return outcome
     (folder / "result.json").unlink()
     shutil.rmtree(folder / "checkpoints/3")
-    job(folder, 3, Layout(dp=2, micro_batch=2))
+    write_job(folder, 3, Layout(dp=2, micro_batch=2))
     return attempt(folder, {"another_layout"})
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from cosmopedia.params import check
+from cosmopedia.params import check, read_yaml
 from stages.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
+PRESETS: dict[str, dict[str, Any]] = read_yaml(ROOT / "params.yaml")["train"]["presets"]
 VOCABULARY = 64
 RECIPE: dict[str, Any] = {
     "backend": "transformers",
@@ -53,7 +54,7 @@ def recipe_of(**changes: Any) -> Recipe:
 
 
 def write_corpus(folder: Path, tokens: int = 1500, parts: int = 2) -> None:
-    """Shards of a text that can be learned: a noisy count upwards."""
+    """Shards of a text that a model can learn: a noisy count."""
     draws = np.random.default_rng(0).integers(1, 3, tokens)
     text = (np.cumsum(draws) % VOCABULARY).astype("<u2")
     for split, content in (("train", text), ("validation", text[: tokens // 10])):
@@ -83,14 +84,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def set_cluster(folder: Path, **training: Any) -> None:
-    """The local cluster file, with other settings of its section `training`."""
-    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text())
-    cluster["training"] |= {"threads": 1, "python": str(ROOT / ".nanotron/bin/python"), **training}
-    (folder / "compute/local.yaml").write_text(yaml.safe_dump(cluster))
+    """The local compute file, with other settings in its section `training`."""
+    compute = yaml.safe_load((ROOT / "compute/local.yaml").read_text())
+    compute["training"] |= {"threads": 1, "python": str(ROOT / ".nanotron/bin/python"), **training}
+    (folder / "compute/local.yaml").write_text(yaml.safe_dump(compute))
 
 
 def set_recipe(folder: Path, **changes: Any) -> None:
     """The profile's `train` section; `architecture` changes single fields."""
     shape = {**RECIPE["architecture"], **changes.pop("architecture", {})}
-    train = {**RECIPE, "architecture": shape, **changes}
+    train = {**RECIPE, "preset": "profile", "presets": PRESETS, "architecture": shape, **changes}
     (folder / "profiles/tiny.yaml").write_text(yaml.safe_dump({"train": train}))

@@ -1,1 +1,1 @@
-"""nanotron as a trainer: its repairs, its config, its process, its launch, and the way back to transformers."""
+"""nanotron as a trainer: patches, config, job folder, worker process, and the weights on their way to transformers."""

@@ -1,11 +1,11 @@
 """nanotron's config: rendered from the recipe, and checked before anything is trained.
 
-nanotron takes a mistyped key of `model_config` without a word and goes on with a plain dict, and a resume path that
-does not exist as a wish to begin anew. `check` refuses both.
+nanotron silently turns a `model_config` with a mistyped key into a plain dict, and silently begins again when the
+checkpoint to resume from does not exist. `check` refuses both.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# nanotron has an environment of its own, which the type checker does not see
+# nanotron has its own environment, which the type checker does not see
 
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,13 @@ def write(path: Path, config: dict[str, Any]) -> None:
 
 
 def check(config: Any, checkpoint: Path | None) -> None:
-    """Refuse what nanotron read otherwise than it was written; `config` is nanotron's `Config`."""
+    """Refuse a config that nanotron understood differently from what was written; `config` is nanotron's `Config`."""
     from nanotron.config import LlamaConfig
 
-    found = config.model.model_config
-    if not isinstance(found, LlamaConfig):
+    model = config.model.model_config
+    if not isinstance(model, LlamaConfig):
         known = set(LlamaConfig.__dataclass_fields__)
-        wrong = ", ".join(sorted(set(found) - known)) or "a value's type"
-        raise InternalError(f"nanotron does not take model_config for a Llama: {wrong}; please report it")
+        wrong = ", ".join(sorted(set(model) - known)) or "a value's type"
+        raise InternalError(f"nanotron does not recognise model_config as a Llama's: {wrong}; please report it")
     if checkpoint is not None and not (checkpoint / "model_config.json").is_file():
-        raise ConfigError(f"{checkpoint} is no checkpoint of nanotron, and training would begin anew; remove it")
+        raise ConfigError(f"{checkpoint} is no checkpoint of nanotron, and training would begin again; remove it")

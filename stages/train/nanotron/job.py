@@ -1,46 +1,34 @@
-"""One nanotron training as a folder: what is to be trained, and the files in which it says how far it is.
+"""One nanotron training as a folder: what to train, and the files that say how far it is.
 
-The folder lies outside DVC's outs, under `<store>/train/<key>`, on a file system that the nodes share:
+The folder is outside DVC's outs, in `<store>/train/<key>`, on a file system that the nodes share:
 
     job.json                    what to train (`TrainingJob`); written by the stage
     config.yaml                 nanotron's own config, as it runs
     log.txt                     what the processes print
-    steps.csv                   a line a step, while it runs
+    steps.csv                   a line per step, while it runs
     checkpoints/<step>/         nanotron's checkpoints; one counts when its losses.csv, written last, is there
-    stop                        somebody wants a checkpoint and the end (SIGTERM, Slurm's warning)
+    stop                        a request for a checkpoint and the end (SIGTERM, Slurm's warning)
     error.json                  why the processes ended: an error class of cosmopedia/errors.py and a message
     result.json, probe.safetensors   the end: validation loss; logits on a fixed input, for the export to compare
 """
 
-import csv
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from cosmopedia import errors
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.compute import Layout, Training, compute_path
+from cosmopedia.files import write_text
 from cosmopedia.params import Params
 from stages.train import checkpoints
 from stages.train.recipe import Recipe
 
 
-class Step(NamedTuple):
-    """One optimiser step."""
-
-    step: int  # from 1
-    loss: float  # nats a token, mean over the batch
-    learning_rate: float  # that the step was made with
-    gradient_norm: float  # before clipping
-    seconds: float  # that the step took
-    tokens_per_second: float  # of all processes
-    mfu: float | None  # model FLOPs utilisation; None where the processor's peak is not stated
-
-
 class TrainingJob(Params):
-    """What one set of processes trains."""
+    """What one set of processes trains, and on what layout."""
 
     recipe: Recipe
     layout: Layout
@@ -80,13 +68,13 @@ class TrainingJob(Params):
             raise ValueError(f"train.architecture.layers {shape.layers} is less than pp {layout.pp}")
         if shape.rope_theta != 10000:
             raise ValueError(
-                f"nanotron's training has rotary positions of base 10000 only, not rope_theta {shape.rope_theta:g}"
+                f"nanotron trains with rotary positions of base 10000 only, not rope_theta {shape.rope_theta:g}"
             )
         return self
 
 
 def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], training: Training) -> TrainingJob:
-    """The job on the cluster file's layout. `ConfigError` where the model does not divide by it."""
+    """The job on the compute file's layout. `ConfigError` when the model cannot be divided that way."""
     try:
         return TrainingJob(
             recipe=recipe,
@@ -99,43 +87,13 @@ def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], tra
             compile=training.compile,
         )
     except ValidationError as error:
-        told = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
-        raise ConfigError(f"{told} (training.layout in {compute_path()})") from None
+        problems = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise ConfigError(f"{problems} (training.layout in {compute_path()})") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def read_steps(path: Path) -> list[Step]:
-    """The steps of a file; a line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = [line for line in stream if line.endswith("\n")][1:]
-    return [as_step(row) for row in csv.reader(rows)]
-
-
-def as_step(row: list[str]) -> Step:
-    number, loss, rate, norm, seconds, speed, mfu = row
-    return Step(
-        int(number), float(loss), float(rate), float(norm), float(seconds), float(speed), float(mfu) if mfu else None
-    )
-
-
-def step_line(step: Step) -> str:
-    """A step as a line of steps.csv and losses.csv, with every digit."""
-    return ",".join("" if value is None else repr(value) for value in step) + "\n"
-
-
-def write_steps(path: Path, steps: list[Step]) -> None:
-    """A file of steps, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(",".join(Step._fields) + "\n" + "".join(map(step_line, steps)), encoding="utf-8")
-    part.replace(path)
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def latest_checkpoint(folder: Path, tidy: bool = False) -> Path | None:

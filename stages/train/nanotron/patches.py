@@ -1,18 +1,19 @@
 """What nanotron 0.2 needs at start-up; its files are never edited.
 
-`load()` is called before anything imports nanotron, and refuses any other version. Three groups:
+`load()` is called before anything imports nanotron, and refuses any other version. Four groups:
 
 A  where flash-attn is not installed: attention, rotary positions and norms on torch's own kernels, under flash-attn's
    names; they run on CPUs and GPUs alike
-B  where there is no CUDA: the few places that name the device are sent to the CPU, and processes talk over gloo
+B  where there is no CUDA: the few calls that name the device go to the CPU, and processes communicate over gloo
 C  repairs of 0.2 on any device
-D  where the cluster file says `compile: true`: what works element by element becomes one kernel each
+D  where the compute file says `compile: true`: element-wise operations are fused into one kernel each
 
-Each patch says what fails without it; tests/stages/train/test_nanotron.py leaves out one at a time and sees it fail.
+The docstring of a patch says what fails without it; tests/stages/train/test_nanotron.py leaves out one at a time and
+checks that it fails.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# nanotron has an environment of its own, which the type checker does not see
+# nanotron has its own environment, which the type checker does not see
 
 import importlib.machinery
 import importlib.metadata
@@ -29,11 +30,11 @@ from torch.overrides import TorchFunctionMode
 
 from cosmopedia.errors import ConfigError
 
-VERSION = "0.2"  # of nanotron that these patches were made for and tested with
+VERSION = "0.2"  # of nanotron, that these patches were written for and tested with
 
 
 class Patch(NamedTuple):
-    """One patch: its group, the function that applies it (whose docstring is its reason)."""
+    """One patch: its group, and the function that applies it (whose docstring is the reason)."""
 
     group: str
     apply: Callable[[], None]
@@ -54,25 +55,25 @@ def attention(
     causal: bool = False,
     **unused: Any,
 ) -> torch.Tensor:
-    """Attention of joined sequences: q [tokens, heads, d], k and v [tokens, kv heads, d] -> [tokens, heads, d].
+    """Attention of concatenated sequences: q [tokens, heads, d], k and v [tokens, kv heads, d] -> [tokens, heads, d].
 
-    `cu_seqlens_*` [sequences + 1] are where the sequences begin. nanotron's training has sequences of one length, and
-    only those are taken here.
+    `cu_seqlens_*` [sequences + 1] are the offsets of the sequences. nanotron trains on sequences of one length, and
+    no others are accepted here.
     """
     sequences = len(cu_seqlens_q) - 1
     if len(q) != sequences * max_seqlen_q or len(k) != sequences * max_seqlen_k:
         raise NotImplementedError("sequences of different lengths; training has none, and generation is not supported")
     q, k, v = (x.unflatten(0, (sequences, -1)).transpose(1, 2) for x in (q, k, v))
-    found = functional.scaled_dot_product_attention(
+    mixed = functional.scaled_dot_product_attention(
         q, k, v, is_causal=causal, scale=softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-    return found.transpose(1, 2).flatten(0, 1)
+    return mixed.transpose(1, 2).flatten(0, 1)
 
 
 class RotaryEmbedding(torch.nn.Module):
-    """Rotary positions as flash-attn's class of the name has them, interleaved; computed in fp32.
+    """Rotary positions as in flash-attn's class of the same name, interleaved; computed in fp32.
 
-    q [batch, sequence, heads, d]; kv [batch, sequence, 2, kv heads, d], of which k is turned. Returns both.
+    q [batch, sequence, heads, d]; kv [batch, sequence, 2, kv heads, d], of which k is rotated. Returns both.
     """
 
     def __init__(self, dim: int, base: float = 10000.0, interleaved: bool = False, **unused: Any):
@@ -83,22 +84,22 @@ class RotaryEmbedding(torch.nn.Module):
         self._table: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def _angles(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [length, 1, d / 2]; kept, since all layers and steps have one length."""
+        """cos and sin [length, 1, d / 2]; kept, since all layers and steps have the same length."""
         if self._table is None or len(self._table[0]) < length or self._table[0].device != device:
             steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=device) / self.dim
-            places = torch.arange(length, dtype=torch.float32, device=device)
-            angles = torch.outer(places, 1.0 / self.base**steps).unsqueeze(1)
+            positions = torch.arange(length, dtype=torch.float32, device=device)
+            angles = torch.outer(positions, 1.0 / self.base**steps).unsqueeze(1)
             self._table = angles.cos(), angles.sin()
         return self._table[0][:length], self._table[1][:length]
 
     def forward(self, q: torch.Tensor, kv: torch.Tensor, **unused: Any) -> tuple[torch.Tensor, torch.Tensor]:
         k, v = kv.unbind(2)
         cos, sin = self._angles(q.shape[1], q.device)
-        return turned(q, cos, sin), torch.stack((turned(k, cos, sin), v), 2)
+        return rotated(q, cos, sin), torch.stack((rotated(k, cos, sin), v), 2)
 
 
-def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [batch, sequence, heads, d], each pair of neighbours turned by its angle; cos and sin [sequence, 1, d / 2]."""
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [batch, sequence, heads, d], pairs of neighbours rotated by their angle; cos and sin [sequence, 1, d / 2]."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
 
@@ -139,7 +140,7 @@ def _no_generation(*_: Any, **__: Any) -> Any:
 
 
 def _flash_attention() -> None:
-    """nanotron's Llama imports flash-attn's attention at its top: without it nothing can be imported."""
+    """nanotron's Llama imports flash-attn's attention at the top: without it nothing can be imported."""
     _module("flash_attn")
     functions = {"flash_attn_varlen_func": attention, "flash_attn_with_kvcache": _no_generation}
     _module("flash_attn.flash_attn_interface", **functions)
@@ -147,7 +148,7 @@ def _flash_attention() -> None:
 
 
 def _flash_rotary() -> None:
-    """nanotron's Llama imports flash-attn's rotary positions at its top."""
+    """nanotron's Llama imports flash-attn's rotary positions at the top."""
     _module("flash_attn.layers")
     _module("flash_attn.layers.rotary", RotaryEmbedding=RotaryEmbedding)
 
@@ -163,7 +164,7 @@ def _flash_norm() -> None:
 
 
 def _cuda_calls() -> None:
-    """nanotron sets and synchronises a CUDA device at its start; a torch without CUDA raises in them."""
+    """nanotron sets and synchronises a CUDA device at its start, which raises in a torch without CUDA."""
     for name in ("set_device", "synchronize", "reset_peak_memory_stats"):
         setattr(torch.cuda, name, lambda *_, **__: None)
 
@@ -173,7 +174,7 @@ def _on_cpu(device: object) -> bool:
 
 
 class OnCpu(TorchFunctionMode):
-    """What asks for a tensor on CUDA gets it on the CPU."""
+    """Whoever asks for a tensor on CUDA gets it on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -190,7 +191,7 @@ def _device_names() -> None:
 
 
 def _gloo() -> None:
-    """nanotron raises NotImplementedError where there is no CUDA, in front of its own gloo."""
+    """nanotron raises NotImplementedError where there is no CUDA, before it reaches its own gloo branch."""
     from nanotron import distributed as dist
 
     def initialise() -> bool:
@@ -202,7 +203,7 @@ def _gloo() -> None:
 
 
 def _all_reduce() -> None:
-    """nanotron reduces weights in place; gloo's collectives refuse a leaf that wants a gradient."""
+    """nanotron reduces weights in place; gloo's collectives refuse a leaf that requires a gradient."""
     from nanotron import distributed as dist
 
     inner = dist.all_reduce
@@ -216,7 +217,7 @@ def _all_reduce() -> None:
 
 def _pipeline() -> None:
     """Neighbours in a pipeline send to each other at once: gloo's sends wait for the receiver, NCCL's do not. And
-    gradients are received inside backward, where `OnCpu` is not asked."""
+    gradients are received inside backward, which `OnCpu` does not see."""
     from nanotron import distributed as dist
     from nanotron.parallel.pipeline_parallel.p2p import P2P
 
@@ -224,13 +225,13 @@ def _pipeline() -> None:
 
     def send(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         under_way[:] = [(work, sent) for work, sent in under_way if not work.is_completed()]
-        copy = tensor.detach().clone()  # nanotron uses its buffers again
+        copy = tensor.detach().clone()  # nanotron reuses its buffers
         under_way.append((dist.isend(copy, *args, **kwargs), copy))
 
     def send_tensors(self: Any, tensors: list[torch.Tensor], to_rank: int, tag: int = 0) -> None:
         sent = [tensor.detach().clone() for tensor in tensors]
         for copy, tensor in zip(sent, tensors, strict=True):
-            copy.requires_grad_(tensor.requires_grad)  # the receiver is told
+            copy.requires_grad_(tensor.requires_grad)  # which the receiver reads
         under_way.extend(zip(self.isend_tensors(sent, to_rank, tag), sent, strict=True))
 
     def initialise(self: Any, pg: Any, device: torch.device) -> None:
@@ -241,7 +242,7 @@ def _pipeline() -> None:
 
 
 def _rotary_buffer() -> None:
-    """The rotary table of nanotron's generation asserts that it lies on CUDA, also where only training is wanted."""
+    """The rotary table of nanotron's generation asserts that it is on CUDA, even when only training is wanted."""
     from nanotron.models.llama import RotaryEmbedding as Table
 
     def initialise(self: Any) -> None:
@@ -259,8 +260,8 @@ def _rotary_buffer() -> None:
 
 
 def _rate_after_resume() -> None:
-    """The optimiser is built with the rate of step 0, and 0.2 loads the schedule without telling it: the first step
-    after a resume runs at that rate, while the log shows the right one."""
+    """The optimiser is built with the rate of step 0, and 0.2 loads the schedule without setting the rate: the first
+    step after a resume runs at that rate, while the log shows the right one."""
     from nanotron import trainer
 
     inner = trainer.load_lr_scheduler
@@ -274,7 +275,7 @@ def _rate_after_resume() -> None:
 
 
 def _shard_metadata() -> None:
-    """Under numpy 2 a shard's metadata says `np.int64(...)` for sizes, which nobody can read again."""
+    """Under numpy 2 a shard's metadata says `np.int64(...)` for sizes, which nanotron cannot parse."""
     from nanotron.serialize.metadata import TensorMetadata
 
     inner = TensorMetadata.to_str_dict
@@ -287,8 +288,8 @@ def _shard_metadata() -> None:
 
 
 def _another_layout() -> None:
-    """0.2 looks for the optimiser's states under names that it never writes when the layout is another than the one
-    that saved them: a training could go on on as many GPUs only."""
+    """When the layout is not the one that saved the optimiser's states, 0.2 looks for them under names that it never
+    writes: a training could only be resumed on the same number of GPUs."""
     from nanotron import distributed as dist
     from nanotron import trainer
     from nanotron.optim import NamedOptimizer, ZeroDistributedOptimizer
@@ -309,14 +310,14 @@ def _another_layout() -> None:
         params = dict(plain.get_named_params_with_correct_tied())
         own = optimizer.state_dict()
         names = [named.id_to_name[id(param)] for group in named.optimizer.param_groups for param in group["params"]]
-        found: dict[str, Any] = {"state": {}, "names": dict(enumerate(names)), "param_groups": own["param_groups"]}
+        states: dict[str, Any] = {"state": {}, "names": dict(enumerate(names)), "param_groups": own["param_groups"]}
         for index, name in enumerate(names):
             offsets = zero.param_name_to_dp_rank_offsets[name][dist.get_rank(groups["dp"])] if zero else None
             parts = {key: mine(whole, params[name], offsets) for key, whole in saved.whole(name).items()}
             if MASTER in parts:
-                found.setdefault("gradient_accumulator", {})[name] = parts.pop(MASTER)
-            found["state"][index] = parts
-        optimizer.load_state_dict(found)
+                states.setdefault("gradient_accumulator", {})[name] = parts.pop(MASTER)
+            states["state"][index] = parts
+        optimizer.load_state_dict(states)
 
     trainer.load_optimizer = load
 
@@ -331,13 +332,13 @@ def gated(merged: torch.Tensor) -> torch.Tensor:
 
 
 def _compiled() -> None:
-    """Rotary positions, norms and gates are eight to a dozen passes over memory each, one after the other; compiled
-    they are one or two. Those that flash-attn brings are kernels already and stay."""
+    """Rotary positions, norms and gates take eight to twelve passes over memory each; compiled they take one or two.
+    The ones that flash-attn brings are kernels already and stay."""
     from nanotron.models import llama
 
-    made = torch.compile(gated, dynamic=False)
-    llama.GLUActivation.forward = lambda self, merged: made(merged)
-    for name in ("turned", "rms_norm"):
+    compiled = torch.compile(gated, dynamic=False)
+    llama.GLUActivation.forward = lambda self, merged: compiled(merged)
+    for name in ("rotated", "rms_norm"):
         globals()[name] = torch.compile(globals()[name], dynamic=False)
 
 
@@ -361,25 +362,25 @@ AFTER = {
 
 
 def groups(compiled: bool = False) -> set[str]:
-    """The groups that this machine needs, and that of compiled kernels where they are wanted."""
-    found = {"C", "D"} if compiled else {"C"}
+    """The groups that this machine needs; `compiled` adds the compiled kernels."""
+    needed = {"C", "D"} if compiled else {"C"}
     if importlib.util.find_spec("flash_attn") is None:
-        found.add("A")
+        needed.add("A")
     if not torch.cuda.is_available():
-        found.add("B")
-    return found
+        needed.add("B")
+    return needed
 
 
 def check_version() -> None:
     """`ConfigError` when nanotron is missing or another version."""
     try:
-        found = importlib.metadata.version("nanotron")
+        version = importlib.metadata.version("nanotron")
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(f"nanotron is not installed for {sys.executable}; run `make nanotron`") from None
-    if found != VERSION:
+    if version != VERSION:
         raise ConfigError(
-            f"nanotron {found} is installed for {sys.executable}, but the patches were made for {VERSION} and must not"
-            " run over another; run `make nanotron`"
+            f"nanotron {version} is installed for {sys.executable}, but the patches were made for {VERSION} and fit no"
+            " other version; run `make nanotron`"
         )
 
 

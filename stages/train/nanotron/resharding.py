@@ -1,8 +1,8 @@
-"""An optimiser's states that one layout saved, as the processes of another layout want them.
+"""The optimiser's states saved by one layout, cut for the processes of another.
 
-nanotron 0.2 saves a file of states for each process that has its own (pp, tp, and with ZeRO dp): by parameter, each
-state shaped like the process's part of the weight, with ZeRO flattened and cut at the offsets that
-`optimizer_config.json` has. A weight's part is told by the metadata of its file in the same checkpoint.
+nanotron 0.2 saves one file of states per process that has its own (pp, tp, and with ZeRO dp): by parameter, each state
+in the shape of the process's part of the weight; with ZeRO flattened, and cut at the offsets in
+`optimizer_config.json`. Which part of a weight that is, is in the metadata of its file in the same checkpoint.
 """
 
 import json
@@ -32,29 +32,32 @@ class SavedStates:
     @cached_property
     def _files(self) -> dict[tuple[int, int, int], dict[str, Any]]:
         """The content of each process's file by (pp, tp, dp); tensors are read when they are used."""
-        found = {}
+        files = {}
         for path in sorted(self.folder.glob("optimizer_*.pt")):
             if match := FILE.fullmatch(path.name):
                 pp, dp, tp = (int(number or 0) for number in match.groups())
-                found[pp, tp, dp] = torch.load(path, map_location="cpu", mmap=True)
+                files[pp, tp, dp] = torch.load(path, map_location="cpu", mmap=True)
         wanted = self.layout["pp"] * self.layout["tp"] * (self.layout["dp"] if self.zero else 1)
-        if len(found) != wanted:
+        if len(files) != wanted:
             raise DataError(
-                f"{self.folder} holds the states of {len(found)} process(es), but optimizer_config.json says {wanted};"
+                f"{self.folder} holds the states of {len(files)} process(es), but optimizer_config.json says {wanted};"
                 f" remove {self.checkpoint}, and training goes on from the one before"
             )
-        return found
+        return files
 
     def _saved(self, name: str, pp: int, tp: int, dp: int) -> dict[str, torch.Tensor]:
-        """The states of a parameter in one process's file; empty when it has none of it."""
+        """The states of a parameter in one process's file; empty when that has none."""
         content = self._files[pp, tp, dp]
-        found = [dict(content["state"][index]) for index, known in content["names"].items() if known == name]
-        if found and "gradient_accumulator" in content:
-            found[0][MASTER] = content["gradient_accumulator"][name]
-        return found[0] if found else {}
+        index = next((index for index, known in content["names"].items() if known == name), None)
+        if index is None:
+            return {}
+        states = dict(content["state"][index])
+        if "gradient_accumulator" in content:
+            states[MASTER] = content["gradient_accumulator"][name]
+        return states
 
     def whole(self, name: str) -> dict[str, torch.Tensor]:
-        """The states of a parameter in the shape of the whole weight; numbers, as `step`, as they are.
+        """The states of a parameter in the shape of the whole weight; numbers, like `step`, as they are.
 
         `DataError` when no process saved any.
         """
@@ -80,13 +83,13 @@ class SavedStates:
         """One state of a tensor-parallel rank's part of a weight, joined over ZeRO's processes."""
         if not self.zero:
             return self._saved(name, pp, tp, 0)[key]
-        saved = (self._saved(name, pp, tp, dp) for dp in range(self.layout["dp"]))  # a small weight is not with all
+        saved = (self._saved(name, pp, tp, dp) for dp in range(self.layout["dp"]))  # of a small weight some have none
         shape = [int(size) for size in self.config["configs"]["orig_param_shapes"][name]]
         return torch.cat([states[key] for states in saved if states]).view(shape)
 
 
 def mine(whole: torch.Tensor, param: Any, zero: tuple[int, int] | None) -> torch.Tensor:
-    """This process's part of a state: that of its part of the weight, with ZeRO flattened and cut at its offsets."""
+    """This process's part of a state: that of its part of the weight; with ZeRO flattened and cut at its offsets."""
     if not whole.ndim:
         return whole.clone()
     part = whole

@@ -1,9 +1,9 @@
-"""Between transformers' names and shapes of a Llama's weights and nanotron's.
+"""A Llama's weights under nanotron's names and shapes, and under transformers'.
 
 nanotron keeps q, k and v in one matrix (`qkv_proj`: q's rows, then k's, then v's) and gate and up in another
-(`gate_up_proj`). Its rotary positions turn neighbouring rows of a head (0 and 1, 2 and 3, ...), transformers' turn a
-row of the first half with one of the second, so the rows of q and k change their order. A checkpoint holds a file a
-weight and tensor-parallel rank, with the slices of the whole that it is, in its metadata.
+(`gate_up_proj`). Its rotary positions rotate neighbouring rows of a head (0 and 1, 2 and 3, ...), transformers' rotate
+a row of the first half with one of the second, so the rows of q and k change their order. A checkpoint has a file per
+weight and tensor-parallel rank, whose metadata says which slices of the whole weight it holds.
 """
 
 import re
@@ -44,7 +44,7 @@ def parts_of(name: str) -> list[str]:
 
 
 def names_of(architecture: Architecture) -> Iterator[str]:
-    """nanotron's names of all weights; tied output heads are left out."""
+    """nanotron's names of all weights; without a tied output head."""
     for name, (part) in PLAIN.items():
         if part != "lm_head.weight" or not architecture.tied_embeddings:
             yield name
@@ -52,35 +52,35 @@ def names_of(architecture: Architecture) -> Iterator[str]:
         yield from (f"model.decoder.{layer}.pp_block.{part}.weight" for part in IN_LAYER)
 
 
-def _turned(weight: torch.Tensor, heads: int, inner: tuple[int, int]) -> torch.Tensor:
-    """The rows of each head, seen as `inner`, transposed."""
+def _reordered(weight: torch.Tensor, heads: int, inner: tuple[int, int]) -> torch.Tensor:
+    """The rows of each head, viewed as `inner`, transposed."""
     return weight.view(heads, *inner, -1).transpose(1, 2).reshape(weight.shape)
 
 
 def _heads(name: str, architecture: Architecture) -> int:
-    """How many heads' rows are to be turned; 0 for a weight whose rows stay."""
+    """The number of heads whose rows change their order; 0 for a weight whose rows stay."""
     return {"q_proj": architecture.heads, "k_proj": architecture.kv_heads}.get(name.split(".")[-2], 0)
 
 
 def to_nanotron(name: str, weight: Callable[[str], torch.Tensor], architecture: Architecture) -> torch.Tensor:
     """nanotron's whole weight `name` from transformers' weights, which `weight` gives by name."""
     half = architecture.width // architecture.heads // 2
-    found = []
+    rows = []
     for part in parts_of(name):
         heads = _heads(part, architecture)
-        found.append(_turned(weight(part), heads, (2, half)) if heads else weight(part))
-    return torch.cat(found)
+        rows.append(_reordered(weight(part), heads, (2, half)) if heads else weight(part))
+    return torch.cat(rows)
 
 
 def to_transformers(name: str, weight: torch.Tensor, architecture: Architecture) -> dict[str, torch.Tensor]:
     """transformers' weights, by name, that nanotron's whole weight `name` is made of."""
     half = architecture.width // architecture.heads // 2
     parts, sizes = parts_of(name), shapes(architecture)
-    found = {}
+    weights = {}
     for part, rows in zip(parts, weight.split([sizes[p][0] for p in parts]), strict=True):
         heads = _heads(part, architecture)
-        found[part] = (_turned(rows, heads, (half, 2)) if heads else rows).contiguous()
-    return found
+        weights[part] = (_reordered(rows, heads, (half, 2)) if heads else rows).contiguous()
+    return weights
 
 
 def _slices(text: str) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
@@ -98,7 +98,7 @@ Slices = list[tuple[tuple[slice, ...], tuple[slice, ...]]]
 
 
 def files_of(checkpoint: Path, name: str) -> list[Path]:
-    """The files of a weight in a checkpoint, one a tensor-parallel rank. `DataError` when there is none."""
+    """The files of a weight in a checkpoint, one per tensor-parallel rank. `DataError` when there is none."""
     *folders, last = name.split(".")
     folder = checkpoint.joinpath("model", *folders)
     files = sorted(folder.glob(f"model_{last}*.safetensors"))
@@ -110,7 +110,7 @@ def files_of(checkpoint: Path, name: str) -> list[Path]:
 def shards_of(checkpoint: Path, name: str) -> Iterator[tuple[int, list[int], Slices]]:
     """(tensor-parallel rank, shape of the whole weight, slices of the rank and of the whole) of each file of a weight.
 
-    A weight that every rank has whole comes once, without slices.
+    A weight that every rank has as a whole comes once, without slices.
     """
     for path in files_of(checkpoint, name):
         with safe_open(path, framework="pt") as file:
@@ -129,7 +129,7 @@ def _shape(facts: dict[str, str]) -> list[int]:
 
 
 def read_weight(checkpoint: Path, name: str) -> torch.Tensor:
-    """A whole weight of a nanotron checkpoint, joined from its shards. `DataError` when it is not whole."""
+    """A whole weight of a nanotron checkpoint, joined from its shards. `DataError` when a part is missing."""
     whole: torch.Tensor | None = None
     filled, files = 0, files_of(checkpoint, name)
     for path in files:
@@ -155,11 +155,11 @@ def read_weight(checkpoint: Path, name: str) -> torch.Tensor:
 
 
 def read_checkpoint(checkpoint: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
-    """transformers' weights of a nanotron checkpoint of any tensor and data parallelism, as they were trained.
+    """transformers' weights of a nanotron checkpoint of any layout, in the precision they were trained in.
 
     `DataError` when the checkpoint is not whole, or of another architecture.
     """
-    wanted, found = shapes(architecture), {}
+    wanted, weights = shapes(architecture), {}
     for name in names_of(architecture):
         weight = read_weight(checkpoint, name)
         size = (sum(wanted[part][0] for part in parts_of(name)), *wanted[parts_of(name)[0]][1:])
@@ -168,5 +168,5 @@ def read_checkpoint(checkpoint: Path, architecture: Architecture) -> dict[str, t
                 f"{checkpoint}: {name} is {list(weight.shape)}, but the recipe makes it {list(size)}; the checkpoint"
                 " is of another model"
             )
-        found |= to_transformers(name, weight, architecture)
-    return found
+        weights |= to_transformers(name, weight, architecture)
+    return weights

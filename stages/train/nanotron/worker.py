@@ -1,12 +1,12 @@
 """One process of a nanotron training, under torchrun: python -m stages.train.nanotron.worker <job's folder>
 
 In: the folder's job.json and the token shards. Out: steps.csv, checkpoints, result.json (see job.py).
-The batches are those of the light trainer, whatever the layout: the places of a step are dealt to data-parallel ranks,
-so that no window is seen twice or left out. Begins from the newest whole checkpoint.
+The batches are those of the transformers trainer, whatever the layout: the positions of a step are dealt out to the
+data-parallel ranks, so that no window is seen twice or left out. Begins from the newest whole checkpoint.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# nanotron has an environment of its own, which the type checker does not see
+# nanotron has its own environment, which the type checker does not see
 
 import ctypes
 import json
@@ -30,37 +30,29 @@ from stages.train.init_weights import initial_weight, shapes
 from stages.train.messages import is_out_of_memory, no_number
 from stages.train.nanotron import patches
 from stages.train.nanotron.config import check, render, write
-from stages.train.nanotron.job import (
-    Step,
-    TrainingJob,
-    latest_checkpoint,
-    read_steps,
-    step_line,
-    write_error,
-    write_json,
-    write_steps,
-)
+from stages.train.nanotron.job import TrainingJob, latest_checkpoint, write_error, write_json
 from stages.train.nanotron.weights import to_nanotron
-from stages.train.shards import TokenShards, WindowOrder, read_corpus
+from stages.train.steps import Step, read_steps, step_line, write_steps
+from stages.train.windows import TokenShards, WindowOrder, read_corpus
 
-KEPT = 2  # checkpoints
+KEPT_CHECKPOINTS = 2
 PROBE = 64  # tokens of the fixed input
 PROBE_FILE = "probe.safetensors"
-GO_ON, SAVE, STOP = 0, 1, 2
+GO_ON, SAVE, STOP = 0, 1, 2  # what rank 0 tells all processes after a step
 
 
 class Stopped(Exception):
-    """A checkpoint was written because somebody asked for the end."""
+    """A checkpoint was written because the end was requested."""
 
 
-def places(step: int, job: TrainingJob, dp_rank: int, micro: int) -> range:
-    """Places in training of one micro-batch: step from 0, data-parallel rank, number of the micro-batch."""
+def positions(step: int, job: TrainingJob, dp_rank: int, micro: int) -> range:
+    """Positions in the training of one micro-batch: step from 0, data-parallel rank, number of the micro-batch."""
     start = step * job.recipe.batch + (micro * job.layout.dp + dp_rank) * job.micro_batch
     return range(start, start + job.micro_batch)
 
 
 def block(windows: list[Any]) -> dict[str, torch.Tensor]:
-    """A micro-batch as nanotron takes it, each [micro_batch, sequence]: ids and next tokens, nothing masked."""
+    """A micro-batch as nanotron takes it, each [micro_batch, sequence]: ids and next tokens, without masking."""
     import numpy as np
 
     tokens = torch.from_numpy(np.stack(windows))
@@ -75,10 +67,10 @@ def batches(
     """The micro-batches of one data-parallel rank from step `first` (from 0) to the end."""
     for step in range(first, job.recipe.steps):
         for micro in range(job.accumulation):
-            yield block([shards.window(order[place]) for place in places(step, job, dp_rank, micro)])
+            yield block([shards.window(order[position]) for position in positions(step, job, dp_rank, micro)])
 
 
-def on_its_stage(data: dict[str, Any], trainer: Any) -> dict[str, Any]:
+def for_its_stage(data: dict[str, Any], trainer: Any) -> dict[str, Any]:
     """A micro-batch as one stage of a pipeline takes it: what another stage reads is a pointer to that stage."""
     from nanotron import distributed as dist
     from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer
@@ -98,14 +90,14 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
     recipe = job.recipe
 
     class Llama(LlamaForTraining):
-        """Begins from the weights that the light trainer begins from, whatever the layout."""
+        """Begins from the weights that the transformers trainer begins from, whatever the layout."""
 
         @torch.no_grad()
         def init_model_randomly(self, **_: Any) -> None:
-            wanted = shapes(recipe.architecture)
+            sizes = shapes(recipe.architecture)
             for name, param in self.get_named_params_with_correct_tied():
                 whole = to_nanotron(
-                    name, lambda part: initial_weight(recipe.seed, part, wanted[part]), recipe.architecture
+                    name, lambda part: initial_weight(recipe.seed, part, sizes[part]), recipe.architecture
                 )
                 if param.is_sharded:  # type: ignore[attr-defined]
                     for pair in param.get_sharded_info().local_global_slices_pairs:  # type: ignore[attr-defined]
@@ -114,7 +106,7 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
                     param.copy_(whole)
 
     class Trainer(DistributedTrainer):
-        """Books every step, writes checkpoints by time, when asked and at the end, and stops when asked."""
+        """Records every step; writes checkpoints by time, on request and at the end; stops on request."""
 
         def post_init(self) -> None:
             check(self.config, checkpoint)
@@ -125,7 +117,6 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
                     " steps; remove it and go on from the one before"
                 )
             self.rank = dist.get_rank(self.parallel_context.world_pg)
-            self.logs = self.rank in self.logger_ranks  # holds the loss
             self.saved, self.interval = time.monotonic(), job.checkpoint_seconds
             if self.rank == self.logger_ranks[0]:
                 write_steps(folder / "steps.csv", self.steps)
@@ -137,13 +128,13 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
         def train_step_logs(self, outputs: Any, loss_avg: torch.Tensor | None) -> None:
             """Called by nanotron after each step."""
             if loss_avg is not None:
-                self._book(loss_avg.item())
+                self._record(loss_avg.item())
             if order := self._decide():
                 self._save()
             if order == STOP:
                 raise Stopped
 
-        def _book(self, loss: float) -> None:
+        def _record(self, loss: float) -> None:
             norm, seconds = float(self.grad_norm_unclipped), time.time() - self.iteration_start_time
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise NotANumber(self.iteration_step, loss, norm)
@@ -158,28 +149,30 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
                     stream.write(step_line(step))
 
         def _decide(self) -> int:
-            """Whether all processes save now, or stop; rank 0 decides."""
+            """Whether all processes save or stop now; rank 0 decides."""
             order = GO_ON
             if self.rank == 0:
                 if (folder / "stop").exists() and self.iteration_step < recipe.steps:
                     order = STOP
                 elif self.iteration_step == recipe.steps or time.monotonic() - self.saved >= self.interval:
                     order = SAVE
-            told = torch.tensor(order, device="cuda")
-            dist.broadcast(told, 0)
-            return int(told)
+            decision = torch.tensor(order, device="cuda")
+            dist.broadcast(decision, 0)
+            return int(decision)
 
         def _save(self) -> None:
             started = time.monotonic()
             path = self.save_checkpoint()
             dist.barrier(self.parallel_context.world_pg)
-            found = self._hashes(path)
+            hashes = self._hashes(path)
             if self.rank == self.logger_ranks[0]:
-                checkpoints.seal(path, found)
+                checkpoints.write_contents(path, hashes)
                 write_steps(path / LOSSES, self.steps)
-                old = sorted((folder / "checkpoints").glob("*/" + LOSSES), key=lambda p: int(p.parent.name))[:-KEPT]
+                old = sorted((folder / "checkpoints").glob("*/" + LOSSES), key=lambda p: int(p.parent.name))[
+                    :-KEPT_CHECKPOINTS
+                ]
                 for losses in old:
-                    losses.unlink()  # from here on it does not count
+                    losses.unlink()  # from here on the checkpoint does not count
                     shutil.rmtree(losses.parent)
             self.saved = time.monotonic()
             self.interval = max(job.checkpoint_seconds, 50 * (self.saved - started))  # at most 2% of the time
@@ -187,11 +180,11 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
         def _hashes(self, path: Path) -> dict[str, str]:
             """The hash of every file of a checkpoint; each process reads its share of them."""
             world = self.parallel_context.world_pg
-            told: list[Any] = [checkpoints.names(path) if self.rank == 0 else None]
-            dist.broadcast_object_list(told, 0, group=world)
-            found: list[Any] = [None] * world.size()
-            dist.all_gather_object(found, checkpoints.hashes(path, told[0][self.rank :: world.size()]), group=world)
-            return {name: value for part in found for name, value in part.items()}
+            names: list[Any] = [checkpoints.names(path) if self.rank == 0 else None]
+            dist.broadcast_object_list(names, 0, group=world)
+            parts: list[Any] = [None] * world.size()
+            dist.all_gather_object(parts, checkpoints.hashes(path, names[0][self.rank :: world.size()]), group=world)
+            return {name: value for part in parts for name, value in part.items()}
 
         def setup_log_writers(self) -> None:
             return None
@@ -200,7 +193,7 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
 
 
 class NotANumber(Exception):
-    """The loss or the gradient is no number any more."""
+    """The loss or the gradient is no longer a number."""
 
     def __init__(self, step: int, loss: float, norm: float):
         super().__init__(step, loss, norm)
@@ -223,7 +216,7 @@ def forward(trainer: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def validate(trainer: Any, job: TrainingJob, shards: TokenShards) -> tuple[float | None, int]:
-    """Mean loss in nats a token over every whole window of a split, and the tokens it is a mean over."""
+    """Mean loss in nats per token over every whole window of a split (None: it has none), and the number of tokens."""
     from nanotron import distributed as dist
     from torch.nn import functional
 
@@ -232,12 +225,12 @@ def validate(trainer: Any, job: TrainingJob, shards: TokenShards) -> tuple[float
     mine = range(dist.get_rank(group), shards.windows, group.size())
     for start in range(0, len(mine), job.micro_batch):
         data = block([shards.window(i) for i in mine[start : start + job.micro_batch]])
-        found, labels = forward(trainer, data["input_ids"]), data["label_ids"].to("cuda")
-        sums[0] += functional.cross_entropy(found.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        logits, labels = forward(trainer, data["input_ids"]), data["label_ids"].to("cuda")
+        sums[0] += functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
         sums[1] += labels.numel()
-    told = sums.to("cuda")
-    dist.all_reduce(told, group=group)
-    total, tokens = told.tolist()
+    sums = sums.to("cuda")
+    dist.all_reduce(sums, group=group)
+    total, tokens = sums.tolist()
     return (total / tokens if tokens else None), int(tokens)
 
 
@@ -248,7 +241,7 @@ def probe(vocabulary: int, sequence: int) -> torch.Tensor:
 
 
 def in_fp32(model: torch.nn.Module) -> None:
-    """Compute in fp32 from here on: in bf16 a wrong order of rows would drown in the rounding."""
+    """Compute in fp32 from here on: in bf16 rounding would hide a wrong order of rows."""
     from nanotron.models import llama
 
     for param in model.parameters():
@@ -257,24 +250,24 @@ def in_fp32(model: torch.nn.Module) -> None:
 
 
 def finish(trainer: Any, job: TrainingJob, folder: Path, validation: TokenShards) -> None:
-    """Validation loss and the probe's logits; then result.json, which says that all is there."""
+    """Validation loss and the probe's logits; then result.json, which says that everything is there."""
     from safetensors.torch import save_file
 
-    found: dict[str, Any] = {"validation_loss": None, "validation_tokens": 0, "probe": job.layout.pp == 1}
+    result: dict[str, Any] = {"validation_loss": None, "validation_tokens": 0, "probe": job.layout.pp == 1}
     trainer.model.eval()
-    if job.layout.pp == 1:  # a pipeline's stages cannot be asked without its engine
-        found["validation_loss"], found["validation_tokens"] = validate(trainer, job, validation)
+    if job.layout.pp == 1:  # the stages of a pipeline cannot be run without its engine
+        result["validation_loss"], result["validation_tokens"] = validate(trainer, job, validation)
         ids = probe(job.recipe.architecture.vocabulary, job.recipe.sequence)
         in_fp32(trainer.unwrapped_model)
         logits = forward(trainer, ids)
         if trainer.rank == 0:
             save_file({"ids": ids, "logits": logits.contiguous().cpu()}, folder / PROBE_FILE)
     if trainer.rank == trainer.logger_ranks[0]:
-        write_json(folder / "result.json", found | {"checkpoint": f"checkpoints/{job.recipe.steps}"})
+        write_json(folder / "result.json", result | {"checkpoint": f"checkpoints/{job.recipe.steps}"})
 
 
 def run(folder: Path, without: Collection[str] = ()) -> str:
-    """Train what job.json says; returns a line about it."""
+    """Train what job.json says; returns a line on how it went."""
     job = TrainingJob.model_validate(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -291,16 +284,16 @@ def run(folder: Path, without: Collection[str] = ()) -> str:
         checkpoints.check(checkpoint, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     config = render(job, folder, corpus.eos, checkpoint)
     if first:
-        write(folder / "config.yaml", config)  # for people; every process reads its own, so that none waits for it
+        write(folder / "config.yaml", config)  # for people; every process reads a copy of its own, so that none waits
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as own:
         write(Path(own.name), config)
         trainer = build(job, folder, checkpoint, own.name)
     if trainer.start_iteration_step < job.recipe.steps:
         data = batches(job, shards, order, dist.get_rank(trainer.parallel_context.dp_pg), trainer.start_iteration_step)
         try:
-            trainer.train(on_its_stage(micro, trainer) for micro in data)
-        except NotANumber as stop:
-            raise ConfigError(no_number(job.recipe, shards, order, stop.step, stop.loss, stop.norm)) from None
+            trainer.train(for_its_stage(micro, trainer) for micro in data)
+        except NotANumber as error:
+            raise ConfigError(no_number(job.recipe, shards, order, error.step, error.loss, error.norm)) from None
         except Stopped:
             return f"stopped at step {trainer.iteration_step} of {job.recipe.steps}, with a checkpoint"
     finish(trainer, job, folder, validation)
@@ -309,23 +302,24 @@ def run(folder: Path, without: Collection[str] = ()) -> str:
 
 
 def out_of_memory(job_file: Path, error: Exception) -> ConfigError:
+    """What to say when memory ran out."""
     job = TrainingJob.model_validate(json.loads(job_file.read_text(encoding="utf-8")))
     return ConfigError(
         f"out of memory with micro_batch {job.micro_batch} and sequence {job.recipe.sequence}: lower"
-        " training.micro_batch in the cluster file (null: train.micro_batch), or raise its tp;"
+        " training.layout.micro_batch in the compute file (null: train.micro_batch), or raise its tp;"
         f" {' '.join(str(error).split())[:200]}"
     )
 
 
-def _leash() -> None:
-    """End with torchrun, also if that is killed (1 = PR_SET_PDEATHSIG)."""
+def _end_with_torchrun() -> None:
+    """Die when torchrun dies, also if that is killed (1 = PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def main() -> str:
     folder = Path(sys.argv[1])
-    _leash()
+    _end_with_torchrun()
     try:
         return run(folder)
     except CosmoError as error:
@@ -334,9 +328,9 @@ def main() -> str:
     except Exception as error:
         if not is_out_of_memory(error):
             raise  # its traceback is in the log
-        told = out_of_memory(folder / "job.json", error)
-        write_error(folder, told)
-        raise told from None
+        explained = out_of_memory(folder / "job.json", error)
+        write_error(folder, explained)
+        raise explained from None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import yaml
 from cosmopedia.errors import ConfigError
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_table, write_table
-from stages.evaluate.lighteval_run import average, best, by_character, summary
+from stages.evaluate.items import read_items
+from stages.evaluate.lighteval_run import best, by_character
+from stages.evaluate.scores import average, over_seeds, summary
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 
 ITEMS = {
@@ -58,13 +60,13 @@ def direct_logprobs(folder: Path, item: dict) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    found = []
+    logprobs = []
     for choice in item["choices"]:
         query, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (item["query"], choice))
         with torch.no_grad():
             scores = model(torch.tensor([query + answer])).logits[0].log_softmax(-1)
-        found.append(sum(scores[len(query) + i - 1, token].item() for i, token in enumerate(answer)))
-    return found
+        logprobs.append(sum(scores[len(query) + i - 1, token].item() for i, token in enumerate(answer)))
+    return logprobs
 
 
 @pytest.fixture
@@ -110,10 +112,10 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
         ]
         for row in details:
             item = items[row["item_id"]]
-            wanted = direct_logprobs(repository / "models/export/seed-0", item)
-            assert row["logprobs"] == pytest.approx(wanted, abs=1e-3)
-            assert row["correct"] == (best(wanted) == item["gold"])
-            assert row["correct_norm"] == (best(by_character(wanted, item["choices"])) == item["gold"])
+            expected = direct_logprobs(repository / "models/export/seed-0", item)
+            assert row["logprobs"] == pytest.approx(expected, abs=1e-3)
+            assert row["correct"] == (best(expected) == item["gold"])
+            assert row["correct_norm"] == (best(by_character(expected, item["choices"])) == item["gold"])
         for task in ITEMS:
             mine = [row for row in details if row["task"] == task]
             assert metrics["tasks"][task]["acc"] == pytest.approx(
@@ -133,22 +135,17 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
 
 
 def test_the_drawn_items_do_not_depend_on_the_order_of_the_table(repository: Path):
-    from stages.evaluate.__main__ import EvaluateParams, read_items
-
-    params = EvaluateParams(seed=1, tasks=["arc_easy"], max_items=2, batch_size=1)
-    ids = [row["item_id"] for row in read_items("arc_easy", params)]
+    ids = [row["item_id"] for row in read_items("arc_easy", seed=1, max_items=2)]
     fewer = [row for row in rows("arc_easy") if row["item_id"] in ids]
     write_table("data/benchmarks/arc_easy.parquet", fewer, BENCHMARK)
-    assert len(ids) == 2 and [row["item_id"] for row in read_items("arc_easy", params)] == ids
+    assert len(ids) == 2 and [row["item_id"] for row in read_items("arc_easy", 1, 2)] == ids
 
 
 def test_a_benchmark_without_wrong_answers_cannot_be_scored(repository: Path):
-    from stages.evaluate.__main__ import EvaluateParams, read_items
-
     alone = [row | {"choices": row["choices"][:1], "gold": 0} for row in rows("arc_easy")]
     write_table("data/benchmarks/gsm8k.parquet", alone, BENCHMARK)
     with pytest.raises(ConfigError, match=r"evaluate\.tasks: gsm8k cannot be scored"):
-        read_items("gsm8k", EvaluateParams(seed=1, tasks=["gsm8k"], max_items=2, batch_size=1))
+        read_items("gsm8k", seed=1, max_items=2)
 
 
 def test_characters_are_counted_without_the_leading_space():
@@ -168,16 +165,15 @@ def test_the_average_counts_every_task_the_same():
 
 
 def test_scores_of_several_seeds_are_means_with_their_spread():
-    from stages.evaluate.__main__ import over_seeds
-
     def one(acc: float) -> dict:
         scores = {"acc": acc, "acc_stderr": 0.1, "acc_norm": acc + 0.1, "acc_norm_stderr": None, "chance": 0.25}
         return {"average": scores | {"items": 8}, "tasks": {"boolq": scores | {"items": 8}}}
 
-    found = over_seeds({"1": one(0.2), "2": one(0.4)})
-    assert found["average"]["acc"] == pytest.approx(0.3) and found["average"]["acc_sd"] == pytest.approx(0.02**0.5)
-    assert found["average"]["acc_stderr"] == pytest.approx(0.1) and found["average"]["acc_norm_stderr"] is None
-    assert found["tasks"]["boolq"]["items"] == 8 and found["seeds"]["2"]["acc_norm"] == pytest.approx(0.5)
+    metrics = over_seeds({"1": one(0.2), "2": one(0.4)})
+    mean = metrics["average"]
+    assert mean["acc"] == pytest.approx(0.3) and mean["acc_sd"] == pytest.approx(0.02**0.5)
+    assert mean["acc_stderr"] == pytest.approx(0.1) and mean["acc_norm_stderr"] is None
+    assert metrics["tasks"]["boolq"]["items"] == 8 and metrics["seeds"]["2"]["acc_norm"] == pytest.approx(0.5)
     assert "acc_sd" not in over_seeds({"1": one(0.2)})["average"]
 
 

@@ -1,4 +1,4 @@
-"""label: what the model is shown, which answers count, and what stands in when none does."""
+"""label: what the model is shown, which answers count, and what replaces an answer that does not."""
 
 import json
 from collections import Counter
@@ -16,6 +16,7 @@ from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, SOURCE
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.label import __main__ as label
 from stages.label.answers import Answer, excerpt, expected_answer, labelling_prompt, parse_answer, read_label_template
+from stages.label.labels import check_results
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import ROOT, write_model, write_settings
 
@@ -113,16 +114,16 @@ def test_a_server_that_fails_stops_the_stage_and_writes_nothing(folder: Path) ->
 
 
 def test_a_prompt_that_the_model_cannot_take_falls_back_and_a_timeout_does_not(folder: Path) -> None:
-    label.check_results([Failure("k", "too_long", "", 0), Failure("k", "validation", "", 1)])
+    check_results([Failure("k", "too_long", "", 0), Failure("k", "validation", "", 1)])
     with pytest.raises(
         ClusterError, match=r"1 of 2 clusters got no answer from the servers \(the last: timeout, 300 s\)"
     ):
-        label.check_results([Failure("k", "empty", "", 1), Failure("k", "timeout", "300 s", 3)])
+        check_results([Failure("k", "empty", "", 1), Failure("k", "timeout", "300 s", 3)])
 
 
 def test_prompts_that_are_all_too_long_are_an_error_that_names_the_parameter() -> None:
     with pytest.raises(ConfigError, match=r"not one of 2 labelling prompts fits the model; lower label.example_chars"):
-        label.check_results([Failure("k", "too_long", "", 0)] * 2)
+        check_results([Failure("k", "too_long", "", 0)] * 2)
 
 
 def test_a_row_without_its_text_is_named(folder: Path) -> None:

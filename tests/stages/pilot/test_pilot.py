@@ -1,4 +1,4 @@
-"""pilot: the figures mean what they say, the gate names cells and openings, nothing is paid twice."""
+"""pilot: the figures mean what they say, the gate names cells and openings, nothing is paid for twice."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,8 @@ from cosmopedia.params import load
 from cosmopedia.rng import draw_u64
 from stages.generate import __main__ as generate
 from stages.pilot import __main__ as pilot
+from stages.pilot.measures import measure
+from stages.pilot.prompt_draw import draw_prompts
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import prompt_row, write_model, write_prompts, write_settings
 
@@ -29,39 +31,40 @@ def completion(text: str, finish_reason: str = "eos_token", tokens: int = 10) ->
 
 
 def measured(*results: Completion | Failure) -> dict:
-    return pilot.measure(list(results), load("pilot", pilot.PilotParams))
+    params = load("pilot", pilot.PilotParams)
+    return measure(list(results), params.opening_words, params.refusals)
 
 
 def test_openings_are_compared_without_case_and_punctuation(folder: Path) -> None:
-    found = measured(
+    figures = measured(
         completion("Have you ever wondered about rain?"),
         completion("**Have** you, EVER seen snow?"),
         completion("Snow falls in winter."),
         completion("Ice floats, and that is odd."),
     )
-    assert (found["opening"], found["opening_share"]) == ("have you ever", 0.5)
+    assert (figures["opening"], figures["opening_share"]) == ("have you ever", 0.5)
 
 
 def test_truncation_refusals_and_failures_are_shares(folder: Path) -> None:
-    found = measured(
+    figures = measured(
         completion("I'm sorry, but I cannot do that."),
         completion("As an AI language model, I have no view."),
         completion("Iron rusts in wet air.", "length", 30),
         completion("The word sorry has a long history.", tokens=50),
         Failure("00", "timeout", "", 3),
     )
-    assert (found["completions"], found["failed_share"]) == (4, 0.2)
-    assert (found["refused_share"], found["truncated_share"], found["mean_tokens"]) == (0.5, 0.25, 25)
+    assert (figures["completions"], figures["failed_share"]) == (4, 0.2)
+    assert (figures["refused_share"], figures["truncated_share"], figures["mean_tokens"]) == (0.5, 0.25, 25)
 
 
 def test_the_most_frequent_openings_and_the_lengths_are_shown(folder: Path) -> None:
     texts = (
         ["Once upon a time there"] * 5 + ["In the beginning was"] * 3 + ["A cat sat on"] * 2 + ["Unlike the others"]
     )
-    found = measured(*(completion(text, tokens=10 * n) for n, text in enumerate(texts, 1)))
-    assert list(found["openings"]) == ["once upon a", "in the beginning", "a cat sat"]
-    assert found["openings"]["in the beginning"] == 3 / 11
-    assert found["tokens"] == {"min": 10, "p10": 20, "p50": 60, "p90": 100, "max": 110}
+    figures = measured(*(completion(text, tokens=10 * n) for n, text in enumerate(texts, 1)))
+    assert list(figures["openings"]) == ["once upon a", "in the beginning", "a cat sat"]
+    assert figures["openings"]["in the beginning"] == 3 / 11
+    assert figures["tokens"] == {"min": 10, "p10": 20, "p50": 60, "p90": 100, "max": 110}
 
 
 def test_each_audience_of_a_style_is_a_cell_of_its_own(folder: Path) -> None:
@@ -131,7 +134,7 @@ def test_a_fault_seen_too_few_times_is_chance(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_generate_does_not_pay_for_what_the_pilot_asked(folder: Path) -> None:
+def test_generate_does_not_pay_for_what_the_pilot_sent(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 12, "wikihow-wikihow": 3})
     with FakeTgi() as server:
         write_settings(folder, [server.url], **{"pilot.per_cell": 4, "generate.samples_per_prompt": 2})
@@ -142,9 +145,7 @@ def test_generate_does_not_pay_for_what_the_pilot_asked(folder: Path) -> None:
 
 def test_the_draw_of_prompts_does_not_depend_on_the_other_prompts_texts(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 40})
-    params = load("pilot", pilot.PilotParams)
     paths = [Path("data/prompts/web-blogpost.parquet")]
-    first = [prompt_id for _, prompt_id, _ in pilot.chosen(paths, params)]
-    assert len(first) == 2 and first == [prompt_id for _, prompt_id, _ in pilot.chosen(paths, params)]
-    more = params.model_copy(update={"per_cell": 5})
-    assert set(first) <= {prompt_id for _, prompt_id, _ in pilot.chosen(paths, more)}
+    first = [drawn.prompt_id for drawn in draw_prompts(paths, seed=23, per_cell=2)]
+    assert len(first) == 2 and first == [drawn.prompt_id for drawn in draw_prompts(paths, seed=23, per_cell=2)]
+    assert set(first) <= {drawn.prompt_id for drawn in draw_prompts(paths, seed=23, per_cell=5)}

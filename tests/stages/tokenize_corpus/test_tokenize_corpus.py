@@ -13,7 +13,7 @@ from cosmopedia.errors import DataError, InternalError
 from cosmopedia.params import read_yaml
 from stages.tokenize_corpus.__main__ import main
 from stages.tokenize_corpus.shards import check_shards, is_validation, write_places
-from stages.train.shards import TokenShards, read_corpus
+from stages.train.windows import TokenShards, read_corpus
 from tests.support.documents import byte_tokenizer, bytes_of, document, repository, write_documents
 
 EOS = 1

@@ -1,4 +1,4 @@
-"""nanotron trains what the light trainer trains, on any layout, through kills, and its model comes back whole."""
+"""nanotron trains what transformers trains, on any layout, through kills, and its model comes back whole."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 from cosmopedia.cli.deps import imports_of, module_file
 from cosmopedia.errors import ClusterError, ConfigError, DataError
 from cosmopedia.execution.compute import Layout
-from stages.train.nanotron.job import Step, TrainingJob, as_step, read_steps, write_steps
+from stages.train.nanotron.job import TrainingJob
 from stages.train.recipe import learning_rate
+from stages.train.steps import Step, parse_step, read_steps, write_steps
 from tests.support.training_repository import ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
 NANOTRON = ROOT / ".nanotron/bin/python"
@@ -121,7 +123,7 @@ def test_weights_come_back_as_they_went(kv_heads: int) -> None:
     assert torch.equal(turned[0], before[q][0]) and torch.equal(turned[1], before[q][4])  # rows 0 and d/2 of a head
 
 
-def test_shards_are_joined_and_a_missing_or_damaged_one_is_told(tmp_path: Path) -> None:
+def test_shards_are_joined_and_a_missing_or_damaged_one_is_named(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -163,8 +165,8 @@ def test_the_first_weights_depend_on_seed_and_name_alone() -> None:
     assert initial_weight(1, "a", (4,)).tolist() == [1.0] * 4
 
 
-def test_every_place_of_training_goes_to_one_rank_once() -> None:
-    from stages.train.nanotron.worker import places
+def test_every_position_of_the_training_goes_to_one_rank_once() -> None:
+    from stages.train.nanotron.worker import positions
 
     for dp, micro in ((1, 2), (2, 2), (4, 1), (2, 4)):
         job = TrainingJob(
@@ -174,14 +176,14 @@ def test_every_place_of_training_goes_to_one_rank_once() -> None:
             precision="fp32",
             checkpoint_seconds=1,
         )
-        seen = [
-            p for s in range(3) for m in range(job.accumulation) for rank in range(dp) for p in places(s, job, rank, m)
-        ]
+        seen: list[int] = []
+        for step, number, rank in product(range(3), range(job.accumulation), range(dp)):
+            seen += positions(step, job, rank, number)
         assert seen == list(range(24))
 
 
 @pytest.mark.parametrize(
-    ("layout", "recipe", "said"),
+    ("layout", "recipe", "message"),
     [
         ({"dp": 3}, {}, "train.batch 8 must be a multiple of micro_batch 2 x dp 3"),
         ({"tp": 4}, {}, "train.architecture.kv_heads 2 must be a multiple of tp 4"),
@@ -192,16 +194,16 @@ def test_every_place_of_training_goes_to_one_rank_once() -> None:
 def test_a_layout_that_does_not_fit_is_refused(
     layout: dict,
     recipe: dict,
-    said: str,
+    message: str,
     repository: Path,
 ) -> None:
     set_recipe(repository, backend="nanotron", **{**TRAINING, **recipe})
     set_cluster(repository, layout=layout)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         train()
 
 
-def test_without_its_environment_the_way_there_is_told(repository: Path) -> None:
+def test_without_its_environment_the_error_says_how_to_get_it(repository: Path) -> None:
     set_recipe(repository, backend="nanotron", **TRAINING)
     set_cluster(repository, python=".nanotron/bin/python")
     with pytest.raises(ConfigError, match="nanotron has an environment of its own; run `make nanotron`"):
@@ -242,7 +244,7 @@ def test_steps_are_booked_once_also_when_a_resume_writes_them_again(tmp_path: Pa
     from cosmopedia.execution.torchrun import Tail
 
     def steps_of(tail: Tail) -> list[Step]:
-        return [as_step(row) for row in tail.new()]
+        return [parse_step(row) for row in tail.new()]
 
     steps = [Step(n, 1.0, 1e-3, 0.25, 0.5, 100.0, None) for n in range(1, 8)]
     tail = Tail(tmp_path / "steps.csv")
@@ -272,19 +274,20 @@ def test_both_trainers_agree(repository: Path) -> None:
 
     set_recipe(repository, **TRAINING)
     train()
-    light, light_weights, light_metrics = losses(), weights(), json.loads(Path("metrics/train.json").read_text())
+    steps, before = losses(), weights()
+    metrics = json.loads(Path("metrics/train.json").read_text())
     set_recipe(repository, backend="nanotron", **TRAINING)
     train()
-    heavy, heavy_metrics = losses(), json.loads(Path("metrics/train.json").read_text())
-    assert light_metrics["parameters"] == heavy_metrics["parameters"] == sum(w.numel() for w in weights().values())
-    assert heavy[0][1] == pytest.approx(math.log(64), abs=0.05)
+    others, other_metrics = losses(), json.loads(Path("metrics/train.json").read_text())
+    assert metrics["parameters"] == other_metrics["parameters"] == sum(w.numel() for w in weights().values())
+    assert others[0][1] == pytest.approx(math.log(64), abs=0.05)
     recipe = recipe_of(**TRAINING)
-    for (step, loss, rate, norm), (_, other, other_rate, other_norm) in zip(light, heavy, strict=True):
+    for (step, loss, rate, norm), (_, other, other_rate, other_norm) in zip(steps, others, strict=True):
         assert rate == pytest.approx(learning_rate(recipe, int(step))) == pytest.approx(other_rate)
         assert loss == pytest.approx(other, abs=1e-5) and norm == pytest.approx(other_norm, abs=1e-4)
-    assert heavy[-1][1] < heavy[0][1] - 0.3  # they learn
-    assert heavy_metrics["validation_loss"] == pytest.approx(light_metrics["validation_loss"], abs=1e-4)
-    assert all(torch.allclose(light_weights[name], weight, atol=1e-3) for name, weight in weights().items())
+    assert others[-1][1] < others[0][1] - 0.3  # they learn
+    assert other_metrics["validation_loss"] == pytest.approx(metrics["validation_loss"], abs=1e-4)
+    assert all(torch.allclose(before[name], weight, atol=1e-3) for name, weight in weights().items())
     assert_exported()
 
 
@@ -355,7 +358,7 @@ def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(reposi
 
     process = start()
     first = wait_for_checkpoint(process)
-    process.kill()  # nothing is told to the workers
+    process.kill()  # the workers get no signal
     process.communicate()
     end = time.monotonic() + 60
     while workers():
@@ -377,8 +380,8 @@ def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(reposi
         train()
     shutil.rmtree(damaged)
     assert 0 < max(whole_checkpoints()) < int(damaged.name)
-    told = train()
-    assert "resumed at step" in told
+    summary = train()
+    assert "resumed at step" in summary
     assert losses() == whole  # every digit
     assert Path("models/train/seed-1/model.safetensors").read_bytes() == whole_weights
     assert Path("metrics/train.json").read_bytes() == whole_metrics
@@ -403,8 +406,8 @@ def test_a_training_goes_on_on_another_layout(repository: Path) -> None:
         assert process.returncode == ClusterError.status, err
         before = max(whole_checkpoints())
     set_cluster(repository, layout={"tp": 2})
-    told = train()
-    assert f"resumed at step {before}" in told
+    summary = train()
+    assert f"resumed at step {before}" in summary
     assert [step[1] for step in losses()] == pytest.approx(one, abs=1e-4)
     assert_exported()
 
@@ -478,15 +481,15 @@ def test_without_a_patch_training_fails(left_out: str, fails_with: str, without_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        ("mistyped_key", "InternalError: nanotron does not take model_config for a Llama: num_hiden_layers"),
+        ("mistyped_key", "InternalError: nanotron does not recognise model_config as a Llama's: num_hiden_layers"),
         ("no_checkpoint", "ConfigError: {folder}/all/checkpoints/7 is no checkpoint of nanotron"),
     ],
 )
-def test_what_nanotron_would_pass_over_is_refused(wrong: str, said: str, without_patches: dict[str, str]) -> None:
-    assert said.partition("{folder}")[2] in without_patches[wrong]
-    assert without_patches[wrong].startswith(said.partition("{folder}")[0])
+def test_what_nanotron_would_ignore_is_refused(wrong: str, message: str, without_patches: dict[str, str]) -> None:
+    assert message.partition("{folder}")[2] in without_patches[wrong]
+    assert without_patches[wrong].startswith(message.partition("{folder}")[0])
 
 
 def test_every_patch_is_tested() -> None:

@@ -1,4 +1,4 @@
-"""The training recipe: presets and forecast."""
+"""The training recipe: presets, means over seeds, forecast."""
 
 from pathlib import Path
 
@@ -8,27 +8,26 @@ import yaml
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.params import load
-from stages.train.__main__ import TrainParams, check_seeds, over_seeds
-from stages.train.presets import PRESETS
-from stages.train.recipe import learning_rate
-from tests.support.training_repository import RECIPE, ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+from stages.train.metrics import over_seeds
+from stages.train.recipe import TrainParams, learning_rate
+from tests.support.training_repository import PRESETS, RECIPE, ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("130m", 125e6, 140e6), ("360m", 350e6, 370e6), ("1b", 1e9, 2e9)])
-def test_a_preset_takes_the_place_of_the_profile(name: str, least: float, most: float, repository: Path) -> None:
+@pytest.mark.parametrize(("name", "low", "high"), [("130m", 125e6, 140e6), ("360m", 350e6, 370e6), ("1b", 1e9, 2e9)])
+def test_a_preset_replaces_the_profiles_values(name: str, low: float, high: float, repository: Path) -> None:
     set_recipe(repository, preset=name, architecture={"vocabulary": 32000})
     params = load("train", TrainParams)
-    assert least < params.architecture.parameters < most
+    assert low < params.architecture.parameters < high
     for key, value in PRESETS[name].items():
-        found = params.model_dump()[key]
-        assert found == ({**value, "vocabulary": 32000} if key == "architecture" else value)
+        taken = params.model_dump()[key]
+        assert taken == ({**value, "vocabulary": 32000} if key == "architecture" else value)
     assert params.recipe(1).architecture == params.architecture
 
 
 @pytest.mark.parametrize(("profile", "preset"), [("cluster", "1b"), ("rehearsal", "rehearsal")])
 def test_the_profiles_state_their_presets_in_full(profile: str, preset: str) -> None:
     train = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text())["train"]
-    assert train["preset"] is None
+    assert PRESETS["profile"] == {}
     for key, value in PRESETS[preset].items():
         assert {k: v for k, v in train[key].items() if k != "vocabulary"} == value if key == "architecture" else True
         assert key == "architecture" or train[key] == value
@@ -36,22 +35,23 @@ def test_the_profiles_state_their_presets_in_full(profile: str, preset: str) -> 
 
 def test_an_unknown_preset_names_those_that_are_there(repository: Path) -> None:
     set_recipe(repository, preset="7b")
-    with pytest.raises(ConfigError, match="'7b' is not known; choose one of rehearsal, 130m, 360m, 1b, or null"):
+    with pytest.raises(ConfigError, match="'7b' is not known; choose one of 130m, 1b, 360m, profile, rehearsal"):
         load("train", TrainParams)
 
 
-def test_seeds_are_different() -> None:
-    with pytest.raises(ConfigError, match="names 2 twice"):
-        check_seeds([1, 2, 2])
+def test_seeds_are_different(repository: Path) -> None:
+    set_recipe(repository, seeds=[1, 2, 2])
+    with pytest.raises(ConfigError, match=r"train\.seeds: .*2 is named twice"):
+        load("train", TrainParams)
 
 
 def test_metrics_over_seeds_are_means_with_their_spread() -> None:
     one = {"steps": 3, "train_loss": 2.0, "validation_loss": 3.0, "validation_perplexity": 20.0}
     two = {"steps": 3, "train_loss": 4.0, "validation_loss": None, "validation_perplexity": None}
-    found = over_seeds({1: one, 2: two})
-    assert found["train_loss"] == 3.0 and found["train_loss_sd"] == pytest.approx(2**0.5)
-    assert found["validation_loss"] is None and "validation_loss_sd" not in found
-    assert found["seeds"]["2"]["train_loss"] == 4.0 and found["steps"] == 3
+    metrics = over_seeds({1: one, 2: two})
+    assert metrics["train_loss"] == 3.0 and metrics["train_loss_sd"] == pytest.approx(2**0.5)
+    assert metrics["validation_loss"] is None and "validation_loss_sd" not in metrics
+    assert metrics["seeds"]["2"]["train_loss"] == 4.0 and metrics["steps"] == 3
     assert "train_loss_sd" not in over_seeds({1: one})
 
 
@@ -74,13 +74,11 @@ def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> N
     recipe = recipe_of(backend="nanotron")
     assert "tokens/s" not in forecast.describe(recipe, 1)
     set_cluster(repository, peak_tflops=989.4, layout={"dp": 4})
-    told = forecast.describe(recipe, 3)
-    assert "each of 3 seeds" in told and "40% of 989.4 TFLOPS a GPU" in told and "GPU hours" in told
+    sentence = forecast.describe(recipe, 3)
+    assert "each of 3 seeds" in sentence and "GPU hours" in sentence and "40% of 989.4 TFLOPS a GPU" in sentence
     forecast.remember(recipe, 512.0)
     assert "at 512 tokens/s (measured here)" in forecast.describe(recipe, 1)
     forecast._rates().write_text("no json")
     assert "40% of" in forecast.describe(recipe, 1)
-
-
 def test_the_recipe_of_the_tests_is_a_recipe() -> None:
     assert recipe_of().tokens == RECIPE["steps"] * RECIPE["batch"] * RECIPE["sequence"]

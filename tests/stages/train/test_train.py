@@ -21,10 +21,18 @@ import yaml
 from cosmopedia.errors import ClusterError, ConfigError, DataError
 from cosmopedia.execution.mlflow_run import STARTED, Run, started
 from cosmopedia.params import check
-from stages.train.__main__ import TrainParams
-from stages.train.recipe import Architecture
-from stages.train.shards import Corpus, Split, TokenShards, WindowOrder, read_corpus
-from tests.support.training_repository import RECIPE, ROOT, VOCABULARY, recipe_of, repository, set_recipe, write_corpus  # noqa: F401  (the fixture)
+from stages.train.recipe import Architecture, TrainParams
+from stages.train.windows import Corpus, Split, TokenShards, WindowOrder, read_corpus
+from tests.support.training_repository import (  # noqa: F401  (the fixture)
+    RECIPE,
+    ROOT,
+    VOCABULARY,
+    recipe_of,
+    repository,
+    set_cluster,
+    set_recipe,
+    write_corpus,
+)
 
 STEPS = RECIPE["steps"]
 
@@ -127,7 +135,7 @@ def test_a_recipe_that_cannot_be_is_refused(changes: dict, message: str):
 
 
 @pytest.mark.parametrize("profile", ["rehearsal", "laptop", "cluster"])
-def test_every_profile_holds_a_recipe(profile: str):
+def test_every_profile_is_a_recipe(profile: str):
     recipe, scale = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", f"profiles/{profile}.yaml"))
     check(recipe["train"] | scale["train"], TrainParams, "train")
 
@@ -141,20 +149,20 @@ def test_every_profile_holds_a_recipe(profile: str):
         (False, False, "AuthenticAMD", False),
     ],
 )
-def test_bf16_is_taken_where_it_is_the_faster(
+def test_bf16_is_used_where_it_is_faster(
     amx: bool, avx512_bf16: bool, vendor: str, quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     import torch
 
-    from cosmopedia import cpu_features as processor
-    from stages.train import transformers_trainer as light
+    from cosmopedia import cpu_features
+    from stages.train import transformers_trainer
 
     (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\n")
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu_features, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert light.resolve_precision("auto") == ("bf16" if quick else "fp32")
+    assert transformers_trainer.resolve_precision("auto") == ("bf16" if quick else "fp32")
 
 
 def test_the_number_of_parameters_is_known_before_the_first_step():
@@ -168,28 +176,27 @@ def test_the_number_of_parameters_is_known_before_the_first_step():
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_the_cpu_s_attention_and_loss_are_the_models_own_but_for_rounding(kv_heads: int, monkeypatch):
+def test_the_cpu_kernels_give_the_models_own_attention_and_loss_except_for_rounding(kv_heads: int, monkeypatch):
     import torch
 
-    from stages.train import cpu_kernels as kernels
-    from stages.train import transformers_trainer as light
+    from stages.train import cpu_kernels, transformers_trainer
     from stages.train.init_weights import new_model
 
-    monkeypatch.setattr(kernels, "PIECE", 10)  # several pieces, the last one short
+    monkeypatch.setattr(cpu_kernels, "PIECE", 10)  # several pieces, the last one short
     recipe = recipe_of(architecture={**RECIPE["architecture"], "kv_heads": kv_heads, "layers": 2})
     model = new_model(recipe, 0)
     tokens = torch.randint(0, VOCABULARY, (3, 17), generator=torch.Generator().manual_seed(0))
     inputs, labels = tokens[:, :-1], tokens[:, 1:]
-    plain = light.token_loss(model(input_ids=inputs), labels)
+    plain = transformers_trainer.token_loss(model(input_ids=inputs), labels)
     plain.backward()
     gradients = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
     model.zero_grad()
-    with light.quick_attention(model, 16, "bf16"):  # which works in float32 as well
+    with transformers_trainer.quick_attention(model, 16, "bf16"):  # which works in float32 as well
         assert model.config._attn_implementation == "causal_products"
         hidden = model.model(input_ids=inputs).last_hidden_state
-        quick = kernels.PieceLoss.apply(hidden, model.lm_head.weight, labels, torch.float32) / labels.numel()  # type: ignore
+        quick = cpu_kernels.PieceLoss.apply(hidden, model.lm_head.weight, labels, torch.float32) / labels.numel()  # type: ignore
     quick.backward()
-    assert model.config._attn_implementation != "causal_products"  # what is exported does not know of it
+    assert model.config._attn_implementation != "causal_products"  # the exported model does not have it
     assert quick.item() == pytest.approx(plain.item(), abs=1e-6)
     for weight, gradient in zip(model.parameters(), gradients, strict=True):
         assert torch.allclose(weight.grad, gradient, atol=1e-6)  # type: ignore[arg-type]
@@ -216,8 +223,9 @@ def test_the_same_corpus_and_recipe_give_the_same_weights(repository: Path):
 
 KILLED = """
 import sys
-from stages.train import cpu_kernels as kernels, transformers_trainer as light
-light.CHECKPOINT_SECONDS, light.CHECKPOINT_SHARE = 0.0, 1e9  # a checkpoint after every step
+from stages.train import transformers_trainer
+transformers_trainer.CHECKPOINT_SECONDS = 0.0
+transformers_trainer.CHECKPOINT_SHARE = 1e9  # a checkpoint after every step
 from stages.train.__main__ import main
 main()
 """
@@ -291,7 +299,7 @@ def test_a_loss_that_is_no_number_names_the_documents_of_its_batch(repository: P
         train()
     step = int(re.findall(r"at step (\d+) of 24", str(error.value))[0])
     order = WindowOrder((1500 - 1) // 16, 1)
-    windows = sorted(order[place] for place in range((step - 1) * 4, step * 4))
+    windows = sorted(order[position] for position in range((step - 1) * 4, step * 4))
     named = list(dict.fromkeys(names[token // 10] for w in windows for token in range(w * 16, w * 16 + 17)))
     assert f"({', '.join(named[:10])} and {len(named) - 10} more)" in str(error.value) or len(named) <= 10
     assert "lower train.learning_rate (now 1e+30) or raise train.warmup_steps (now 0)" in str(error.value)
@@ -323,14 +331,13 @@ def test_out_of_memory_names_the_micro_batch_and_other_defects_stay_defects(
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-):
-    from stages.train import transformers_trainer as light
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    from stages.train import transformers_trainer
+    from stages.train.transformers_trainer import WindowTrainer
 
-    monkeypatch.setattr(light, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(light, "CHECKPOINT_SHARE", 1e9)
-    step, calls = light.WindowTrainer.training_step, []
+    monkeypatch.setattr(transformers_trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(transformers_trainer, "CHECKPOINT_SHARE", 1e9)
+    step, calls = WindowTrainer.training_step, []
 
     def interrupted(self, *args, **kwargs):
         calls.append(1)
@@ -339,7 +346,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken(
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(light.WindowTrainer, "training_step", interrupted)
+        patch.setattr(WindowTrainer, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train()
     (last,) = repository.glob(".store/train/*/checkpoint-4")
@@ -380,9 +387,7 @@ def endless(repository: Path) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 @pytest.mark.slow
-def test_the_run_of_a_killed_process_is_marked_and_taken_up_again(
-    repository: Path, endless: tuple[subprocess.Popen, str]
-):
+def test_the_run_of_a_killed_process_is_marked_and_resumed(repository: Path, endless: tuple[subprocess.Popen, str]):
     process, killed = endless
     with Run("evaluate", {}):
         assert statuses(repository)[killed] == "RUNNING"  # its process lives
@@ -413,25 +418,23 @@ def test_a_process_that_got_the_number_of_a_killed_one_is_not_taken_for_it(
 
 @pytest.mark.slow
 def test_other_code_does_not_take_what_was_trained_before(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    from stages.train import __main__ as stage
+    from stages.train import seed_run
 
     train()
     assert "from the store" in train()
-    monkeypatch.setattr(stage, "code_hash", lambda: "other")
+    monkeypatch.setattr(seed_run, "code_hash", lambda: "other")
     assert "from the store" not in train()
     assert len(list((repository / ".store/train").glob("*/finished"))) == 2
 
 
 @pytest.mark.slow
-def test_threads_that_take_a_part_each_change_the_losses_by_rounding_alone(repository: Path):
+def test_threads_that_take_a_part_each_change_the_losses_only_by_rounding(repository: Path):
     import torch
 
     set_recipe(repository, micro_batch=4)
     train()
     one = [float(line.split(",")[1]) for line in result(repository)[1].splitlines()[1:]]
-    cluster = yaml.safe_load((repository / "compute/local.yaml").read_text())
-    cluster["training"]["threads"] = 2
-    (repository / "compute/local.yaml").write_text(yaml.safe_dump(cluster))
+    set_cluster(repository, threads=2)
     found = []
     for _ in range(2):
         shutil.rmtree(repository / ".store/train")

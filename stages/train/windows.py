@@ -1,8 +1,8 @@
-"""The token shards that datatrove writes, read as one long sequence of windows.
+"""Training windows: the token shards that datatrove writes, read as one long sequence, and the order of the windows.
 
-A `.ds` file is a flat array of little-endian token ids, two bytes each for vocabularies up to 65,536 and four above,
-every document ended by the end-of-text token (datatrove, `pipeline/tokens/tokenizer.py`). Files are taken in the order
-of their names and joined end to end, so the windows do not depend on how many shards there are.
+A `.ds` file is a flat array of little-endian token ids, two bytes each for vocabularies up to 65,536 and four above;
+every document ends with the end-of-text token (datatrove, `pipeline/tokens/tokenizer.py`). Files are taken in the
+order of their names and joined end to end, so the windows do not depend on the number of shards.
 """
 
 import hashlib
@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cosmopedia.errors import DataError
+from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.rng import draw_u64
+from stages.train.recipe import Shared
 
 REMAKE = "run `dvc repro tokenize_corpus`, or dvc pull"
 SCAN = 1 << 22  # tokens checked at a time
@@ -30,7 +31,7 @@ class Split(BaseModel):
 
 
 class Corpus(BaseModel):
-    """What `data/tokenize_corpus/corpus.json` says of the shards beside it; further keys are for others."""
+    """What `data/tokenize_corpus/corpus.json` says of the shards next to it; other keys are for other readers."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -44,7 +45,7 @@ class Corpus(BaseModel):
 
 
 def read_corpus(folder: Path) -> Corpus:
-    """The corpus card of a folder of shards. `DataError` when it is missing or says the impossible."""
+    """The corpus card of a folder of shards. `DataError` when it is missing or contradicts itself."""
     path = folder / "corpus.json"
     try:
         corpus = Corpus.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -55,7 +56,7 @@ def read_corpus(folder: Path) -> Corpus:
     wanted = 2 if corpus.vocab_size <= 1 << 16 else 4
     if corpus.token_bytes != wanted:
         raise DataError(
-            f"{path}: a vocabulary of {corpus.vocab_size} tokens takes {wanted} bytes a token,"
+            f"{path}: a vocabulary of {corpus.vocab_size} takes {wanted} bytes per token,"
             f" but token_bytes is {corpus.token_bytes}; {REMAKE}"
         )
     return corpus
@@ -64,8 +65,8 @@ def read_corpus(folder: Path) -> Corpus:
 class TokenShards:
     """One split's tokens, memory-mapped, as consecutive windows of `sequence` inputs and their next tokens.
 
-    Window i holds the tokens [i * sequence, (i + 1) * sequence] of the joined shards: neighbours share one token, the
-    last target of the one and the first input of the other.
+    Window i holds the tokens [i * sequence, (i + 1) * sequence] of the joined shards, both ends included: neighbours
+    share one token, the last target of the first and the first input of the second.
     """
 
     def __init__(self, folder: Path, split: Split, corpus: Corpus, sequence: int):
@@ -96,10 +97,10 @@ class TokenShards:
         return max((self.tokens - 1) // self.sequence, 0)
 
     def check_vocabulary(self) -> None:
-        """One pass over all tokens, a piece at a time, before the first step.
+        """Check all tokens in one pass, a piece at a time.
 
-        `DataError` for a token that the vocabulary does not have, with its file and place, and for a shard whose bytes
-        are not those that corpus.json was written for.
+        `DataError` for a token outside the vocabulary, with its file and position, and for a shard whose SHA-256 is
+        not the one in corpus.json.
         """
         for part in self._parts:
             digest = hashlib.sha256()
@@ -108,9 +109,9 @@ class TokenShards:
                 digest.update(piece)
                 wrong = np.flatnonzero(piece >= self.vocab_size)
                 if wrong.size:
-                    place = start + int(wrong[0])
+                    at = start + int(wrong[0])
                     raise DataError(
-                        f"{part.filename}: token {place} is {part[place]}, but corpus.json declares a vocabulary of"
+                        f"{part.filename}: token {at} is {part[at]}, but corpus.json declares a vocabulary of"
                         f" {self.vocab_size}; the shards were made with another tokenizer: {REMAKE}"
                     )
             wanted = self.hashes.get(f"{self.folder.name}/{Path(str(part.filename)).name}")
@@ -121,13 +122,14 @@ class TokenShards:
                 )
 
     def documents(self, index: int) -> list[str]:
-        """Completion ids of the documents that window `index` holds tokens of, in their order; read when asked.
+        """Completion ids of the documents that have tokens in window `index`, in their order.
 
-        `DataError` when the split's `documents.parquet` is missing or no such table.
+        Read from the split's `documents.parquet`; `DataError` when that is missing or no such table.
         """
         path = self.folder / "documents.parquet"
         start = index * self.sequence
-        stop, found = start + self.sequence + 1, []
+        stop = start + self.sequence + 1
+        ids: list[str] = []
         for part, first in zip(self._parts, map(int, self._starts), strict=False):
             begin, end = max(start - first, 0), min(stop - first, len(part))
             if begin >= end:
@@ -140,8 +142,8 @@ class TokenShards:
                 raise DataError(f"{path} is missing; {REMAKE}") from None
             except (ValueError, OSError) as error:  # Arrow's own errors are among them
                 raise DataError(f"{path} is no table of documents: {error}; {REMAKE}") from None
-            found += rows.column("completion_id").to_pylist()
-        return found
+            ids += rows.column("completion_id").to_pylist()
+        return ids
 
     def span(self, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of the joined shards, as int64."""
@@ -160,18 +162,39 @@ class TokenShards:
         return self.span(start, start + self.sequence + 1)
 
 
+def open_split(folder: Path, split: str, corpus: Corpus, sequence: int) -> TokenShards:
+    """A split's shards, checked against the corpus card."""
+    shards = TokenShards(folder / split, getattr(corpus, split), corpus, sequence)
+    shards.check_vocabulary()
+    return shards
+
+
+def check_fit(shards: TokenShards, recipe: Shared, corpus: Corpus) -> None:
+    """Refuse a vocabulary that is not the corpus's, and tokens that do not fill one batch."""
+    vocabulary, folder = recipe.architecture.vocabulary, shards.folder
+    if vocabulary != corpus.vocab_size:
+        raise ConfigError(
+            f"train.architecture.vocabulary is {vocabulary}, but {folder.parent}/corpus.json has {corpus.vocab_size}"
+            f" tokens; set it to {corpus.vocab_size}, or tokenise with another tokenizer"
+        )
+    if shards.windows < recipe.batch:
+        raise DataError(
+            f"{folder} holds {shards.tokens} tokens, but one batch of {recipe.batch} x {recipe.sequence} takes"
+            f" {recipe.batch * recipe.sequence + 1}; generate more, or lower train.batch or train.sequence"
+        )
+
+
 class WindowOrder:
-    """Which window stands at which place of training: every epoch a permutation drawn from (seed, epoch)."""
+    """The window at each position of the training: every epoch is a permutation drawn from (seed, epoch)."""
 
     def __init__(self, windows: int, seed: int):
         self.windows, self.seed = windows, seed
         self._epoch = lru_cache(maxsize=2)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.Generator(np.random.PCG64(draw_u64(self.seed, "train.order", epoch))).permutation(
-            self.windows
-        )
+        generator = np.random.Generator(np.random.PCG64(draw_u64(self.seed, "train.order", epoch)))
+        return generator.permutation(self.windows)
 
-    def __getitem__(self, place: int) -> int:
-        epoch, within = divmod(place, self.windows)
+    def __getitem__(self, position: int) -> int:
+        epoch, within = divmod(position, self.windows)
         return int(self._epoch(epoch)[within])

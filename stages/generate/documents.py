@@ -1,0 +1,84 @@
+"""From prompts and their results to tables of documents and failures."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cosmopedia.generation.complete import GenerationModel
+from cosmopedia.generation.requests import Completion, Failure, Request, Sampling
+from cosmopedia.tables.contracts import DOCUMENT, FAILED, PROMPT
+from cosmopedia.tables.parquet import TableWriter, read_batches, read_rows, write_table
+from stages.generate.row_counts import CompletionCounts
+
+
+class PromptTexts:
+    """(prompt id, prompt) of the prompt tables, file by file; can be iterated over several times."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for table in read_batches(self.paths, PROMPT, ["prompt_id", "prompt"]):
+            yield from zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)
+
+
+def document_row(
+    prompt: dict[str, Any], request: Request, completion: Completion, model: GenerationModel, sampling: Sampling
+) -> dict[str, Any]:
+    """A DOCUMENT row: the completion with its whole history."""
+    return {
+        **prompt,
+        "completion_id": request.id,
+        "text_token_length": completion.tokens,
+        "text": completion.text,
+        "key": completion.key,
+        "sample_index": request.sample_index,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "model": model.model,
+        "model_revision": model.revision,
+        "sampling": sampling.canonical,
+        "sampling_seed": request.seed,
+        "engine": completion.engine,
+    }
+
+
+def failed_row(prompt: dict[str, Any], request: Request, failure: Failure) -> dict[str, Any]:
+    """A FAILED row: a request without a completion, and why."""
+    return {
+        "completion_id": request.id,
+        "prompt_id": prompt["prompt_id"],
+        "key": failure.key,
+        "reason": failure.reason,
+        "detail": failure.detail,
+        "attempts": failure.attempts,
+    }
+
+
+def write_documents(
+    prompts: list[Path],
+    results: Iterable[tuple[Request, Completion | Failure]],
+    samples: int,
+    model: GenerationModel,
+    sampling: Sampling,
+    out: Path,
+) -> CompletionCounts:
+    """`<out>/<file>` with the documents of each file of prompts, and `<out>/failed/failed.parquet`.
+
+    `results` are those of all prompts in the order of the files, `samples` for each.
+    """
+    counts, failures, following = CompletionCounts(), [], iter(results)
+    for path in prompts:
+        with TableWriter(out / path.name, DOCUMENT) as writer:
+            for prompt in read_rows([path], PROMPT):
+                for _ in range(samples):
+                    request, result = next(following)
+                    if isinstance(result, Completion):
+                        row = document_row(prompt, request, result, model, sampling)
+                        writer.write(row)
+                        counts.add(row)
+                    else:
+                        failures.append(failed_row(prompt, request, result))
+                        counts.add_failure(result)
+    write_table(out / "failed" / "failed.parquet", failures, FAILED)
+    return counts

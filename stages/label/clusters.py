@@ -1,0 +1,60 @@
+"""What the model is shown of each cluster: examples, and the keywords that stand in for a label."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from cosmopedia.corpus.keywords import english_stop_words, keywords, words
+from cosmopedia.errors import DataError
+from cosmopedia.rng import draw_sample
+from cosmopedia.tables.contracts import ASSIGNMENT, SOURCE
+from cosmopedia.tables.parquet import read_batches, read_table
+
+ASSIGNMENTS, WEB = Path("data/cluster/assignments.parquet"), Path("data/sources/web.parquet")
+
+
+@dataclass(frozen=True)
+class ClusterExamples:
+    """Clusters by number: their rows, the texts that the model sees, their keywords."""
+
+    rows: dict[int, list[str]]  # row ids
+    examples: dict[int, list[str]]  # row ids
+    texts: dict[str, str]  # of the examples, by row id
+    keywords: dict[int, list[str]]
+
+
+def read_clusters() -> dict[int, list[str]]:
+    """The row ids of each cluster, without noise."""
+    rows = pl.DataFrame(read_table(ASSIGNMENTS, ASSIGNMENT, ["row_id", "cluster"])).filter(pl.col("cluster") >= 0)
+    return dict(rows.group_by("cluster").agg(pl.col("row_id").sort()).sort("cluster").iter_rows())
+
+
+def read_documents(
+    examples: dict[int, list[str]], counted: dict[int, list[str]]
+) -> tuple[dict[str, str], dict[int, Counter[str]]]:
+    """(texts of the `examples` rows; for each cluster, in how many of its `counted` rows a word occurs)."""
+    shown = {row_id for ids in examples.values() for row_id in ids}
+    cluster_of = {row_id: cluster for cluster, ids in counted.items() for row_id in ids}
+    stop_words, texts = english_stop_words(), {}
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for table in read_batches([WEB], SOURCE, ["row_id", "text"]):
+        for row_id, text in zip(table["row_id"].to_pylist(), table["text"].to_pylist(), strict=True):
+            if row_id in shown:
+                texts[row_id] = text
+            if row_id in cluster_of:
+                counts[cluster_of[row_id]].update(words(text, stop_words))
+    if missing := sorted(shown - texts.keys()):
+        raise DataError(f"{WEB} lacks the row {missing[0]!r} of {ASSIGNMENTS}; repeat embed and cluster (dvc repro)")
+    return texts, counts
+
+
+def draw_examples(seed: int, examples: int, keyword_count: int, keyword_documents: int) -> ClusterExamples:
+    """`examples` texts of each cluster, and `keyword_count` words counted in `keyword_documents` of its rows."""
+    rows = read_clusters()
+    drawn = {cluster: draw_sample(seed, "label", ids, examples) for cluster, ids in rows.items()}
+    counted = {cluster: draw_sample(seed, "keywords", ids, keyword_documents) for cluster, ids in rows.items()}
+    texts, counts = read_documents(drawn, counted)
+    best = keywords(counts, {cluster: len(ids) for cluster, ids in counted.items()}, keyword_count)
+    return ClusterExamples(rows, drawn, texts, best)

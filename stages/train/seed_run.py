@@ -1,0 +1,112 @@
+"""The training of one seed: the trainer, its folder in the store, its record in MLflow."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cosmopedia.errors import ClusterError
+from cosmopedia.execution import training_forecast as forecast
+from cosmopedia.execution.mlflow_run import Run
+from cosmopedia.files import lock, replacing, write_text
+from cosmopedia.lineage import hash_files, store_root
+from cosmopedia.rng import content_hash
+from cosmopedia.tables.row_counts import write_metrics
+from stages.train.checkpoints import LOSSES
+from stages.train.metrics import seed_metrics
+from stages.train.recipe import Recipe
+from stages.train.steps import RESULTS, Step, read_steps, write_steps
+from stages.train.windows import Corpus, TokenShards
+
+LINEAGE = ("recipe", "recipe_hash", "dataset_hash", "corpus_tokens", "documents")  # in training.json, not in metrics
+
+
+def code_hash() -> str:
+    """Names the trainers' code, so that no other code resumes or takes over what it has trained."""
+    files = Path(__file__).parent.rglob("*.py")
+    return hash_files([path for path in files if not path.name.startswith("cosmo_") and path.name != "__main__.py"])
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep a checkpoint folder for this process; `ClusterError` when another one trains in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        if not lock(file):
+            raise ClusterError(f"{folder}: another process is training this model; wait for it, or end it")
+        yield
+
+
+def open_run(folder: Path, tags: dict[str, str]) -> Run:
+    """The MLflow run of this training: the one whose id is next to the checkpoints, else a new one."""
+    path = folder / "mlflow.json"
+    run = Run("train", tags, json.loads(path.read_text(encoding="utf-8"))["run_id"] if path.is_file() else None)
+    write_text(path, json.dumps({"run_id": run.id}) + "\n")
+    return run
+
+
+def use_one_gpu() -> None:
+    """Show torch one GPU: transformers' Trainer would spread over all of them, with larger batches."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = first
+
+
+class SeedRun(NamedTuple):
+    """What the training of one seed gave."""
+
+    metrics: dict[str, Any]
+    steps: list[Step]
+    remark: str  # how it went, for people
+
+
+def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: TokenShards, models: Path) -> SeedRun:
+    """Train one seed, unless the store has it, and copy it to `<models>/seed-<n>`."""
+    finished, remark = finished_folder(recipe, corpus, shards, validation)
+    out = models / f"seed-{recipe.seed}"
+    shutil.copytree(finished, out)
+    training = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    metrics = {name: value for name, value in training.items() if name not in LINEAGE}
+    return SeedRun(metrics, read_steps(out / LOSSES), remark)
+
+
+def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: TokenShards) -> tuple[Path, str]:
+    """The finished folder of one seed, trained unless the store has it, and how it went, in a few words.
+
+    The folder is `<store>/train/<key>/finished`, where the key names recipe, precision, corpus and trainers' code.
+    """
+    if recipe.backend == "nanotron":
+        from stages.train import nanotron_trainer as trainer
+    else:
+        from stages.train import transformers_trainer as trainer
+
+    precision = trainer.resolve_precision(recipe.precision)
+    recipe_hash = content_hash(recipe.model_dump_json(), precision)
+    folder = store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash, code_hash())
+    finished = folder / "finished"
+    if (finished / "training.json").is_file():
+        return finished, "from the store"
+
+    lineage = {"dataset_hash": corpus.dataset_hash, "recipe_hash": recipe_hash}
+    tags = lineage | {"precision": precision, "seed": str(recipe.seed)}
+    with claimed(folder), open_run(folder, tags) as run, replacing(finished) as out:
+        out.mkdir()
+        trained = trainer.fit(recipe, corpus, shards, validation, folder, out, precision, run)
+        metrics = seed_metrics(recipe, corpus, shards.windows, precision, trained)
+        run.metrics({n: v for n, v in metrics.items() if isinstance(v, float | int)}, step=recipe.steps)
+        write_steps(out / LOSSES, trained.steps, RESULTS)
+        split = corpus.train
+        facts = lineage | {"corpus_tokens": split.tokens, "documents": split.documents}
+        facts |= {"recipe": recipe.model_dump(mode="json", exclude={"preset"})}
+        write_metrics(out / "training.json", metrics | facts)
+        run.flush()
+    forecast.remember(recipe, trained.tokens_per_second)
+
+    # The checkpoints and the log have done their work.
+    for path in folder.iterdir():
+        if path != finished:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    resumed = f", resumed at step {trained.resumed_at}" if trained.resumed_at else ""
+    return finished, f"{trained.tokens_per_second:,.0f} tokens/s{resumed}"
