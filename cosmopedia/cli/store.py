@@ -25,19 +25,19 @@ from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.sending import forecast_of
 from cosmopedia.generation.complete import LookUp, StageRequests
 from cosmopedia.generation.requests import completion_key
-from cosmopedia.store.bucket import Mirror
-from cosmopedia.store.maintenance import Repacked, compact, keys_in, salvage, split, verify
-from cosmopedia.store.parquet_files import files_in
-from cosmopedia.store.store import CompletionStore, default_folder, default_mirror
+from cosmopedia.store.bucket import Bucket
+from cosmopedia.store.folder import files_in, keys_in, split_keys
+from cosmopedia.store.maintenance import Compaction, compact, repair, verify
+from cosmopedia.store.store import CompletionStore, default_bucket, default_folder
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import read_batches
 
 DOCUMENTS = Path("data/generate")
 
 
-def _place() -> tuple[Path, Mirror | None]:
+def _place() -> tuple[Path, Bucket | None]:
     """The store's folder, brought up to date when it mirrors a bucket."""
-    mirror = default_mirror()
+    mirror = default_bucket()
     if mirror is None:
         return default_folder(), None
     mirror.push()
@@ -49,8 +49,8 @@ def contents(_: list[str]) -> str:
     folder, mirror = _place()
     found = CompletionStore(folder, mirror).contents()
     return (
-        f"{found.completions:,} completions, {found.tokens:,} tokens, {found.segments} segments and {found.packs}"
-        f" packs, {found.bytes:,} bytes in {mirror.address if mirror else folder}"
+        f"{found.completions:,} completions, {found.tokens:,} tokens, {found.segments} segments and"
+        f" {found.parquet_files} packs, {found.bytes:,} bytes in {mirror.address if mirror else folder}"
     )
 
 
@@ -66,7 +66,7 @@ def check(_: list[str]) -> str:
     if problems := verify(folder):
         raise DataError("; ".join(problems))
     found = CompletionStore(folder).contents()
-    return f"{found.segments} segments and {found.packs} packs in {folder}, every checksum right"
+    return f"{found.segments} segments and {found.parquet_files} packs in {folder}, every checksum right"
 
 
 def pack(_: list[str]) -> str:
@@ -80,7 +80,7 @@ def pack(_: list[str]) -> str:
 
 def mend(_: list[str]) -> str:
     folder, mirror = _place()
-    new, damaged, rows = salvage(folder)
+    new, damaged, rows = repair(folder)
     if mirror:
         mirror.replace(new, damaged)
     return f"{len(damaged)} damaged files set aside, {rows} completions kept from them"
@@ -94,7 +94,7 @@ def take_over(files: list[str]) -> str:
 
 
 def push(_: list[str]) -> str:
-    mirror = default_mirror()
+    mirror = default_bucket()
     if mirror is None:
         raise ConfigError("push is for a store in a bucket; set COSMO_STORE=s3://bucket/prefix")
     return f"{mirror.push()} segments uploaded to {mirror.address}"
@@ -105,7 +105,7 @@ def unused(files: list[str]) -> str:
     wanted = _wanted(files)
     with CompletionStore(folder) as store:
         total = store.contents().completions
-    idle = sum(not wanted(key) for path in files_in(folder) for keys in keys_in(path) for key in split(keys))
+    idle = sum(not wanted(key) for path in files_in(folder) for keys in keys_in(path) for key in split_keys(keys))
     return f"{idle:,} of {total:,} completions are referred to by nothing; `remove-unused` removes them"
 
 
@@ -117,7 +117,7 @@ def remove_unused(files: list[str]) -> str:
     return f"{done.left_out:,} completions removed, {done.kept:,} kept{busy}"
 
 
-def _settle(done: Repacked, mirror: Mirror | None) -> None:
+def _settle(done: Compaction, mirror: Bucket | None) -> None:
     """Remove what was replaced; in a bucket, once the new packs are there."""
     if mirror:
         mirror.replace(done.new, done.old)

@@ -10,7 +10,7 @@ from cosmopedia.cli import store as completions
 from cosmopedia.errors import ClusterError, ConfigError, DataError
 from cosmopedia.generation.requests import Completion
 from cosmopedia.store import segments as segments_module
-from cosmopedia.store.maintenance import salvage, verify
+from cosmopedia.store.maintenance import repair, verify
 from cosmopedia.store.store import CompletionStore
 from tests.support.completions import completion, run_python
 from tests.support.documents import document, write_documents
@@ -117,7 +117,7 @@ def test_a_flipped_byte_is_reported_with_the_segments_name_and_never_read(tmp_pa
         assert len(verify(damaged.parent)) == 1
 
 
-def test_salvage_keeps_what_is_whole(tmp_path: Path) -> None:
+def test_repair_keeps_what_is_whole(tmp_path: Path) -> None:
     with CompletionStore(tmp_path) as store:
         for n in range(5):
             store.append([completion(n)])
@@ -126,15 +126,15 @@ def test_salvage_keeps_what_is_whole(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[frames[2].start + 3] ^= 1
     path.write_bytes(content)
-    packs, damaged, kept = salvage(tmp_path)
-    assert (len(packs), damaged, kept) == (1, [path], 4)
+    done = repair(tmp_path)
+    assert (len(done.new), done.damaged, done.kept) == (1, [path], 4)
     assert verify(tmp_path) == [] and path.with_suffix(".damaged").exists()
     store = CompletionStore(tmp_path)
     assert [n for n in range(5) if store.get(completion(n).key) == completion(n)] == [0, 1, 3, 4]
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_clearly_and_leaves_a_valid_store(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_a_valid_store(tmp_path: Path) -> None:
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n" + WRITER + "\n"
     writer = run_python(code, tmp_path, 0, 10**4)
     out, err = writer.communicate()
@@ -162,9 +162,9 @@ def test_documents_of_an_earlier_run_fill_the_store_once(tmp_path: Path) -> None
         assert store.import_documents([tmp_path / "web-blogpost.parquet"]) == 0
     again = CompletionStore(tmp_path / "store")
     for row in rows:
-        found = again.get(row["key"])
-        assert found is not None
-        assert (found.text, found.tokens, found.prompt_tokens) == (
+        stored = again.get(row["key"])
+        assert stored is not None
+        assert (stored.text, stored.tokens, stored.prompt_tokens) == (
             row["text"],
             row["text_token_length"],
             row["prompt_tokens"],
