@@ -31,7 +31,8 @@ from typing import Any
 
 import yaml
 
-from cosmopedia.generation.complete import GenerationModel, PromptRequests
+from cosmopedia.generation.complete import PromptRequests
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling, completion_key
 from cosmopedia.store.segments import read_frames
 from cosmopedia.store.store import CompletionStore

@@ -19,7 +19,8 @@ from pydantic import Field
 from cosmopedia.corpus.keywords import english_stop_words, keywords, words
 from cosmopedia.errors import ClusterError, ConfigError, DataError, run_stage
 from cosmopedia.execution.sending import Send
-from cosmopedia.generation.complete import GenerationModel, PromptRequests, complete
+from cosmopedia.generation.complete import PromptRequests, complete
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.params import Params, load
 from cosmopedia.rng import draw_sample

@@ -1,6 +1,7 @@
 """What label asks a model in this checkout, for `cosmo store`."""
 
-from cosmopedia.generation.complete import GenerationModel, StageRequests
+from cosmopedia.generation.complete import StageRequests
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.params import load
 from stages.label.__main__ import LabelParams, questions
 

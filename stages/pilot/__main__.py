@@ -23,7 +23,8 @@ from pydantic import ConfigDict, Field, field_validator
 
 from cosmopedia.errors import DataError, run_stage
 from cosmopedia.execution.sending import Send
-from cosmopedia.generation.complete import GenerationModel, PromptRequests, complete
+from cosmopedia.generation.complete import PromptRequests, complete
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.params import Params, load
 from cosmopedia.rng import draw_sample
