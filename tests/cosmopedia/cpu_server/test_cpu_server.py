@@ -28,7 +28,7 @@ from cosmopedia.cpu_server.app import Server
 from cosmopedia.cpu_server.batching import Batcher, DecodeRequest
 from cosmopedia.cpu_server.decoding import LlamaDecoder, LlamaWeights, StaticDecoder
 from cosmopedia.cpu_server.sampling import Grammars, SamplingParams, choose
-from stages.generator.tiny_llama import Demonstration, train_tokenizer
+from stages.generator.demonstrations import Demonstration, train_tokenizer
 
 TEXTS = [
     "The moon pulls the sea into two bulges, and the earth turns beneath them.",
