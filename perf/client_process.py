@@ -174,7 +174,8 @@ def run(task: Task) -> dict[str, Any]:
     """Do the task; measurements by name. CPU and wall cover the client's work, not imports or the tokenizer's load."""
     from cosmopedia.errors import ClusterError
     from cosmopedia.execution.sending import Send
-    from cosmopedia.generation.complete import GenerationModel, PromptRequests, complete
+    from cosmopedia.generation.complete import PromptRequests, complete
+    from cosmopedia.generation.model import GenerationModel
     from cosmopedia.generation.requests import Failure, Sampling
     from cosmopedia.store.store import CompletionStore
 

@@ -31,7 +31,8 @@ from typing import Any
 
 import yaml
 
-from cosmopedia.generation.complete import GenerationModel, PromptRequests
+from cosmopedia.generation.complete import PromptRequests
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling, completion_key
 from cosmopedia.store.segments import read_frames
 from cosmopedia.store.store import CompletionStore
@@ -621,29 +622,29 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from perf.client_process import cpu_seconds, memory_mb
-from cosmopedia.store.parquet_files import PACK_ROWS
+from cosmopedia.store.parquet_files import FILE_ROWS
 from cosmopedia.store.store import CompletionStore
 before, began = memory_mb()[0], time.monotonic()
 store = CompletionStore(Path(sys.argv[1]))
-opened, rows = time.monotonic() - began, len(store._packed)
+opened, rows = time.monotonic() - began, len(store._index)
 draw = np.random.default_rng(0)
-here = draw.bytes(16 * PACK_ROWS)
+here = draw.bytes(16 * FILE_ROWS)
 def rate(keys, wanted):
     keys, started = [keys[at : at + 16] for at in range(0, len(keys), 16)], cpu_seconds()
     for at in range(0, len(keys), 1024):
         assert store.present(keys[at : at + 1024]) == [wanted] * len(keys[at : at + 1024])
     return len(keys) / (cpu_seconds() - started)
-others = np.random.default_rng(999).bytes(16 * PACK_ROWS)
+others = np.random.default_rng(999).bytes(16 * FILE_ROWS)
 print(rows, opened, rate(here, True), rate(others, False), before, *memory_mb())
 """
 
 
 def measure_lookup(bench: Bench) -> None:
     """Memory and speed of look-ups in a store of many packed completions (their texts are a letter)."""
-    from cosmopedia.store.parquet_files import PACK_ROWS
+    from cosmopedia.store.parquet_files import FILE_ROWS
 
     place = bench.place("lookup")
-    write_packs(place, max(bench.size(bench.options.keys) // PACK_ROWS, 1))
+    write_packs(place, max(bench.size(bench.options.keys) // FILE_ROWS, 1))
     disk = sum(path.stat().st_size for path in place.glob("*")) / 1e6
     found = subprocess.run(
         [sys.executable, "-c", LOOK_UP, str(place)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -664,14 +665,14 @@ def write_packs(folder: Path, count: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from cosmopedia.store.parquet_files import GROUP_ROWS, PACK_ROWS, SCHEMA
+    from cosmopedia.store.parquet_files import FILE_ROWS, GROUP_ROWS, SCHEMA
 
-    letters, ones = pa.array(["x"] * PACK_ROWS), pa.array(np.ones(PACK_ROWS, np.int32))
+    letters, ones = pa.array(["x"] * FILE_ROWS), pa.array(np.ones(FILE_ROWS, np.int32))
     for number in range(count):
         draw = np.random.default_rng(number)
         keys, checks = (
             pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(size), PACK_ROWS, [None, pa.py_buffer(draw.bytes(size * PACK_ROWS))]
+                pa.binary(size), FILE_ROWS, [None, pa.py_buffer(draw.bytes(size * FILE_ROWS))]
             )
             for size in (16, 8)
         )

@@ -16,30 +16,30 @@ from cosmopedia.execution.sending import forecast_of
 from cosmopedia.generation.complete import LookUp, StageRequests
 from cosmopedia.generation.requests import completion_key
 from cosmopedia.store import maintenance
-from cosmopedia.store.bucket import Mirror
-from cosmopedia.store.maintenance import Repacked
-from cosmopedia.store.parquet_files import files_in
-from cosmopedia.store.store import CompletionStore, default_folder, default_mirror
+from cosmopedia.store.bucket import Bucket
+from cosmopedia.store.folder import files_in, keys_in, split_keys
+from cosmopedia.store.maintenance import Compaction
+from cosmopedia.store.store import CompletionStore, default_bucket, default_folder
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import read_batches
 
 DOCUMENTS = Path("data/generate")
 
 
-def open_folder() -> tuple[Path, Mirror | None]:
+def open_folder() -> tuple[Path, Bucket | None]:
     """The store's folder, brought up to date when it mirrors a bucket."""
-    mirror = default_mirror()
-    if mirror is None:
+    bucket = default_bucket()
+    if bucket is None:
         return default_folder(), None
-    mirror.push()
-    mirror.pull()
-    return mirror.folder, mirror
+    bucket.push()
+    bucket.pull()
+    return bucket.folder, bucket
 
 
 def contents() -> dict[str, Any]:
     """Counts, size and address of the store."""
-    folder, mirror = open_folder()
-    return {**asdict(CompletionStore(folder, mirror).contents()), "address": mirror.address if mirror else str(folder)}
+    folder, bucket = open_folder()
+    return {**asdict(CompletionStore(folder, bucket).contents()), "address": bucket.address if bucket else str(folder)}
 
 
 def forecast() -> Forecast:
@@ -56,12 +56,12 @@ def verify() -> dict[str, Any]:
     return {"address": str(folder), "files": len(list(files_in(folder))), "problems": maintenance.verify(folder)}
 
 
-def compact(wanted: Callable[[bytes], bool] | None = None) -> Repacked:
+def compact(wanted: Callable[[bytes], bool] | None = None) -> Compaction:
     """Put segments into parquet files, each completion once; without those that are not wanted."""
-    folder, mirror = open_folder()
+    folder, bucket = open_folder()
     done = maintenance.compact(folder, wanted)
-    if mirror:
-        mirror.replace(done.new, done.old)
+    if bucket:
+        bucket.replace(done.new, done.old)
     for path in done.old:  # in a bucket, once the new files are there
         path.unlink(missing_ok=True)
     return done
@@ -69,10 +69,10 @@ def compact(wanted: Callable[[bytes], bool] | None = None) -> Repacked:
 
 def repair() -> tuple[int, int]:
     """Set damaged files aside and keep what is whole in them: (files, completions kept)."""
-    folder, mirror = open_folder()
-    new, damaged, rows = maintenance.salvage(folder)
-    if mirror:
-        mirror.replace(new, damaged)
+    folder, bucket = open_folder()
+    new, damaged, rows = maintenance.repair(folder)
+    if bucket:
+        bucket.replace(new, damaged)
     return len(damaged), rows
 
 
@@ -84,10 +84,10 @@ def import_documents(files: Iterable[Path]) -> int:
 
 def push() -> tuple[int, str]:
     """Upload what a killed process left in the spool: (segments, the bucket's address)."""
-    mirror = default_mirror()
-    if mirror is None:
+    bucket = default_bucket()
+    if bucket is None:
         raise ConfigError("push is for a store in a bucket; set COSMO_STORE=s3://bucket/prefix")
-    return mirror.push(), mirror.address
+    return bucket.push(), bucket.address
 
 
 def unused(files: Iterable[Path]) -> tuple[int, int]:
@@ -96,7 +96,7 @@ def unused(files: Iterable[Path]) -> tuple[int, int]:
     wanted = wanted_by(files)
     with CompletionStore(folder) as store:
         total = store.contents().completions
-    keys = (key for path in files_in(folder) for part in maintenance.keys_in(path) for key in maintenance.split(part))
+    keys = (key for path in files_in(folder) for part in keys_in(path) for key in split_keys(part))
     return sum(not wanted(key) for key in keys), total
 
 

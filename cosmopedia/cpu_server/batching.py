@@ -1,43 +1,22 @@
-"""The model threads of the CPU server: jobs wait in one queue, join a running batch as slots fall free, and leave it.
+"""The model threads of the CPU server: requests wait in a queue, join a running batch as slots become free, leave it.
 
-Each thread is a lane with a decoder and a batch of its own, which no other thread touches. Two lanes on a core each
-decode faster than one batch on both cores, whose operators wait for each other hundreds of times a step. A job's
-callbacks are called from its lane.
+Each thread has a decoder and a batch of its own, which no other thread touches. Two threads with a core each decode
+faster than one batch on both cores, whose operators wait for each other hundreds of times per step. A request's
+`on_end` is called from its thread.
 """
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from cosmopedia.cpu_server.decoding import Decoder
-from cosmopedia.cpu_server.sampling import Grammar, GrammarError, SamplingParams, choose, shares
+from cosmopedia.cpu_server.sampling import Grammar, GrammarError, SamplingParams, choose
 
 STOP_SECONDS = 2.0  # for the step that runs when the server is told to stop
-NO_LANE = "the model thread has ended"
-
-
-class TokenText:
-    """The text that each token adds; "" while a character is not complete (TGI's way of decoding a stream)."""
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer, self._ids, self._start, self._read = tokenizer, [], 0, 0
-
-    def add(self, token: int) -> str:
-        self._ids.append(token)
-        before = self._decode(self._ids[self._start : self._read])
-        after = self._decode(self._ids[self._start :])
-        if len(after) <= len(before) or after.endswith("\ufffd"):
-            return ""
-        self._start, self._read = self._read, len(self._ids)
-        return after[len(before) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+NO_WORKER = "the model thread has ended"
 
 
 @dataclass(eq=False)
@@ -46,109 +25,111 @@ class DecodeRequest:
 
     prompt: list[int]
     max_new_tokens: int
-    choice: SamplingParams
-    stop: list[str]
-    whole: bool  # log-probabilities of the prompt's tokens are wanted
-    on_token: Callable[[int, float, str], object] | None  # id, log-probability, text
+    sampling: SamplingParams
     on_end: Callable[["DecodeRequest"], object]
     grammar: Grammar | None = None
-    inside: bool = False  # vLLM's way to stop: a stop sequence counts wherever it is, and before the length
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    prefill: list[float | None] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
     cancelled: bool = False
-    queued_at: float = field(default_factory=time.monotonic)
-    started_at: float = 0.0
-    ended_at: float = 0.0
-    text: TokenText | None = None
-    tail: str = ""
+    ended: bool = False
+
+    def end(self, error: str | None = None) -> None:
+        """It is over."""
+        self.error = self.error or error
+        self.ended = True
+        self.on_end(self)
 
 
 class Batcher:
-    """Runs jobs on decoders that share a model, each with `threads` cores."""
+    """Runs requests on decoders that share a model, each with `threads` cores; `ends` are the ids that end a text."""
 
-    def __init__(self, decoders: list[Decoder], tokenizer: Any, ends: set[int], threads: int):
+    def __init__(self, decoders: list[Decoder], ends: set[int], threads: int):
         self.waiting: deque[DecodeRequest] = deque()
-        self.change, self.stopped = threading.Condition(), False
+        self.change = threading.Condition()
+        self.stopped = False
         self._taken = 0
-        self._lanes = [DecodeWorker(self, decoder, tokenizer, ends, threads) for decoder in decoders]
-        self._living = list(self._lanes)  # before a lane starts, which asks for it
-        for lane in self._lanes:
-            lane.start()
+        self._workers = [DecodeWorker(self, decoder, ends, threads) for decoder in decoders]
+        self._living = list(self._workers)  # before a worker starts, which reads it
+        for worker in self._workers:
+            worker.start()
 
-    def submit(self, job: DecodeRequest) -> None:
+    def submit(self, request: DecodeRequest) -> None:
+        """Queue a request."""
         with self.change:
-            if lives := bool(self._living):
-                self.waiting.append(job)
+            alive = bool(self._living)
+            if alive:
+                self.waiting.append(request)
                 self.change.notify_all()
-        if not lives:
-            _end(job, NO_LANE)
+        if not alive:
+            request.end(NO_WORKER)
 
-    def cancel(self, job: DecodeRequest) -> None:
-        """End a job early: now when it waits, after the step that runs when it is decoded; of no effect once ended."""
+    def cancel(self, request: DecodeRequest) -> None:
+        """End a request early: now if it waits, after the current step if it is decoded. No effect once it ended."""
         with self.change:
-            job.cancelled = True
-            if waits := job in self.waiting:
-                self.waiting.remove(job)
+            request.cancelled = True
+            waits = request in self.waiting
+            if waits:
+                self.waiting.remove(request)
         if waits:
-            _end(job)
+            request.end()
 
     def stop(self) -> None:
-        """End the lanes after the step that they are in."""
+        """End the workers after their current step."""
         with self.change:
             self.stopped = True
             self.change.notify_all()
-        for lane in self._lanes:
-            lane.join(STOP_SECONDS)
+        for worker in self._workers:
+            worker.join(STOP_SECONDS)
 
     def alive(self) -> bool:
-        return len(self._living) == len(self._lanes)
+        """Whether every worker lives."""
+        return len(self._living) == len(self._workers)
 
     def load(self) -> tuple[int, int]:
-        """(jobs that wait, jobs that a lane has taken) at one moment."""
+        """(requests that wait, requests that a worker has taken) at one moment."""
         with self.change:
             return len(self.waiting), self._taken
 
-    def take(self, lane: "DecodeWorker") -> list[DecodeRequest]:
-        """Jobs that join a lane now: at most its room, and no more than evens the lanes out; call under `change`."""
-        fair = -(-(self._taken + len(self.waiting)) // len(self._living))
-        count = min(lane.decoder.room(), len(self.waiting), max(fair - len(lane.live), 0))
+    def take(self, worker: "DecodeWorker") -> list[DecodeRequest]:
+        """Requests that join a worker now: at most its room, and no more than its fair share. Call under `change`."""
+        share = -(-(self._taken + len(self.waiting)) // len(self._living))
+        count = min(worker.decoder.room(), len(self.waiting), max(share - len(worker.live), 0))
         self._taken += count
         return [self.waiting.popleft() for _ in range(count)]
 
-    def ended(self, job: DecodeRequest, error: str | None = None) -> None:
-        """A job that a lane had taken is over."""
+    def ended(self, request: DecodeRequest, error: str | None = None) -> None:
+        """A request that a worker had taken is over."""
         with self.change:
             self._taken -= 1
-        _end(job, error)
+        request.end(error)
 
-    def lost(self, lane: "DecodeWorker") -> None:
-        """A lane's thread is at its end; when it was not told to stop, nobody waits for it in vain."""
+    def lost(self, worker: "DecodeWorker") -> None:
+        """A worker's thread has ended; if nobody stopped it, end the requests that only it could serve."""
         orphans: list[DecodeRequest] = []
         with self.change:
             if self.stopped:
                 return
-            self._living.remove(lane)
+            self._living.remove(worker)
             if not self._living:
                 orphans, self.waiting = list(self.waiting), deque()
-        for job in lane.held():
-            self.ended(job, NO_LANE)
-        for job in orphans:
-            _end(job, NO_LANE)
+        for request in worker.unfinished():
+            self.ended(request, NO_WORKER)
+        for request in orphans:
+            request.end(NO_WORKER)
 
 
 class DecodeWorker(threading.Thread):
-    """One decoder and the jobs in it, `live`."""
+    """A model thread: one decoder and the requests in it, `live`."""
 
-    def __init__(self, batcher: Batcher, decoder: Decoder, tokenizer: Any, ends: set[int], threads: int):
+    def __init__(self, batcher: Batcher, decoder: Decoder, ends: set[int], threads: int):
         super().__init__(name="model", daemon=True)
         self.live: list[DecodeRequest] = []
         self.joining: list[DecodeRequest] = []
         self.decoder = decoder
-        self._batcher, self._tokenizer, self._ends, self._threads = batcher, tokenizer, ends, threads
-        self._seen = np.zeros((0, decoder.vocabulary), dtype=bool)
+        self._batcher, self._ends, self._threads = batcher, ends, threads
+        self._seen = np.zeros((0, decoder.vocabulary), dtype=bool)  # tokens of prompt and text of each live request
 
     def run(self) -> None:
         try:
@@ -156,9 +137,9 @@ class DecodeWorker(threading.Thread):
         finally:
             self._batcher.lost(self)
 
-    def held(self) -> list[DecodeRequest]:
-        """The jobs that are in the lane or about to join, and not over."""
-        return [job for job in (*self.live, *self.joining) if not job.ended_at]
+    def unfinished(self) -> list[DecodeRequest]:
+        """The requests that are in the batch or about to join, and not over."""
+        return [request for request in (*self.live, *self.joining) if not request.ended]
 
     def _work(self) -> None:
         import torch
@@ -179,103 +160,69 @@ class DecodeWorker(threading.Thread):
                     self._join(self.joining)
                 self._leave()
                 if self.live:
-                    self._advance(self.decoder.step([job.tokens[-1] for job in self.live]), self.live, 0)
+                    self._advance(self.decoder.step([request.tokens[-1] for request in self.live]), self.live, 0)
                     self._leave()
             except Exception as error:  # the batch is lost, the server is not; TGI answers such requests with 424
                 self._fail(f"{type(error).__name__}: {error}")
 
-    def _join(self, jobs: list[DecodeRequest]) -> None:
-        for job in jobs:
-            job.started_at = time.monotonic()
-            if job.stop or job.on_token:
-                job.text = TokenText(self._tokenizer)
-        logits = self.decoder.admit([job.prompt for job in jobs], [job.whole for job in jobs])
+    def _join(self, requests: list[DecodeRequest]) -> None:
+        logits = self.decoder.admit([request.prompt for request in requests])
         first = len(self.live)
-        self.live, self.joining = [*self.live, *jobs], []
+        self.live, self.joining = [*self.live, *requests], []
         if len(self._seen) < len(self.live):
             more = np.zeros((len(self.live) - len(self._seen), self.decoder.vocabulary), dtype=bool)
             self._seen = np.concatenate([self._seen, more])
-        for number, (job, scores) in enumerate(zip(jobs, logits, strict=True), first):
+        for number, request in enumerate(requests, first):
             self._seen[number] = False
-            self._seen[number, job.prompt] = True
-            if job.whole:
-                job.prefill = prompt_logprobs(job.prompt, scores)
-        self._advance(np.stack([scores[-1] for scores in logits]), jobs, first)
+            self._seen[number, request.prompt] = True
+        self._advance(logits, requests, first)
 
-    def _advance(self, logits: np.ndarray, jobs: list[DecodeRequest], first: int) -> None:
-        """Choose one token for each of `jobs`, which are the live ones from number `first` on."""
-        places = [len(job.tokens) for job in jobs]
-        seen = self._seen[first : first + len(jobs)]
-        ids, logprobs = choose(logits, [job.choice for job in jobs], places, seen, *self._rules(jobs))
-        seen[np.arange(len(jobs)), ids] = True
-        for job, token, logprob in zip(jobs, ids.tolist(), logprobs.tolist(), strict=True):
-            if job.error:
+    def _advance(self, logits: np.ndarray, requests: list[DecodeRequest], first: int) -> None:
+        """Choose one token for each of `requests`, which are the live ones from number `first` on."""
+        positions = [len(request.tokens) for request in requests]
+        seen = self._seen[first : first + len(requests)]
+        sampling = [request.sampling for request in requests]
+        ids, logprobs = choose(logits, sampling, positions, seen, self._allowed(requests))
+        seen[np.arange(len(requests)), ids] = True
+        for request, token, logprob in zip(requests, ids.tolist(), logprobs.tolist(), strict=True):
+            if request.error:
                 continue
-            job.tokens.append(token)
-            job.logprobs.append(logprob)
-            if job.grammar:
-                job.grammar.take(token)
-            text = job.text.add(token) if job.text else ""
-            job.finish_reason = self._finished(job, token, text)
-            if job.on_token:
-                job.on_token(token, logprob, text)
+            request.tokens.append(token)
+            request.logprobs.append(logprob)
+            if request.grammar:
+                request.grammar.take(token)
+            # TGI's order: the length counts before the end of the text.
+            if len(request.tokens) >= request.max_new_tokens:
+                request.finish_reason = "length"
+            elif token in self._ends:
+                request.finish_reason = "eos_token"
 
-    def _rules(self, jobs: list[DecodeRequest]) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-        """`used` and `allowed` for `choose`. A grammar that cannot go on fails its own job alone."""
-        used, allowed = {}, {}
-        for row, job in enumerate(jobs):
-            if job.choice.frequency_penalty:
-                used[row] = shares(job.prompt, job.tokens, self.decoder.vocabulary)
-            if job.grammar:
+    def _allowed(self, requests: list[DecodeRequest]) -> dict[int, np.ndarray]:
+        """What the grammars allow, by position in the batch. A grammar that cannot go on fails only its request."""
+        allowed = {}
+        for row, request in enumerate(requests):
+            if request.grammar:
                 try:
-                    allowed[row] = job.grammar.allowed()
+                    allowed[row] = request.grammar.allowed()
                 except GrammarError as error:
-                    job.error = f"grammar: {error}"
-        return used, allowed
-
-    def _finished(self, job: DecodeRequest, token: int, text: str) -> str | None:
-        """TGI's order: the length counts before the end of text, and a stop sequence must end the text so far."""
-        full = "length" if len(job.tokens) >= job.max_new_tokens else None
-        if full and not job.inside:
-            return full
-        if token in self._ends:
-            return "eos_token"
-        if job.stop:
-            # of the text so far, no more than what can still hold the start of a stop sequence
-            job.tail = (job.tail + text)[-(max(map(len, job.stop)) + len(text)) :]
-            if any(stop in job.tail if job.inside else job.tail.endswith(stop) for stop in job.stop):
-                return "stop_sequence"
-        return full
+                    request.error = f"grammar: {error}"
+        return allowed
 
     def _leave(self) -> None:
         for number in range(len(self.live) - 1, -1, -1):
-            job = self.live[number]
-            if not (job.finish_reason or job.cancelled or job.error):
+            request = self.live[number]
+            if not (request.finish_reason or request.cancelled or request.error):
                 continue
             last = self.live.pop()
             if number < len(self.live):
                 self.live[number] = last
                 self._seen[number] = self._seen[len(self.live)]
             self.decoder.drop(number)
-            self._batcher.ended(job)
+            self._batcher.ended(request)
 
     def _fail(self, error: str) -> None:
-        jobs, self.live, self.joining = self.held(), [], []
-        for job in jobs:
-            self._batcher.ended(job, error)
+        requests, self.live, self.joining = self.unfinished(), [], []
+        for request in requests:
+            self._batcher.ended(request, error)
         while self.decoder.count:
             self.decoder.drop(self.decoder.count - 1)
-
-
-def _end(job: DecodeRequest, error: str | None = None) -> None:
-    job.error = job.error or error
-    job.ended_at = time.monotonic()
-    job.on_end(job)
-
-
-def prompt_logprobs(prompt: list[int], logits: np.ndarray) -> list[float | None]:
-    """Log-probability of each prompt token; the first has none."""
-    scores = logits[:-1].astype(np.float64)
-    peaks = scores.max(axis=-1)
-    totals = peaks + np.log(np.exp(scores - peaks[:, None]).sum(axis=-1))
-    return [None, *(scores[np.arange(len(prompt) - 1), prompt[1:]] - totals).tolist()]

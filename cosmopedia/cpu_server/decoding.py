@@ -1,4 +1,4 @@
-"""Decoders: a transformers model that runs many sequences of different lengths together, one token a step.
+"""Decoders: a transformers model that runs many sequences of different lengths together, one token per step.
 
 `LlamaDecoder` is a lean forward for the Llama family, with the weights and logits of the transformers model: for
 a model of a few million parameters, transformers' own forward spends most of a step in Python. Sequences join and
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 LLAMA_LIKE = ("LlamaForCausalLM", "MistralForCausalLM")
 GROWTH = 128  # positions by which the cache grows
-LANE_SEQUENCES = 8  # at least, that a lane decodes together
+WORKER_SEQUENCES = 8  # that a worker decodes together, at least
 
 
 class Decoder(Protocol):
-    """Live sequences have the numbers 0, 1, ... `count - 1`; logits are float32."""
+    """Live sequences are numbered 0, 1, ... `count - 1`; logits are float32."""
 
     count: int
     vocabulary: int
@@ -33,9 +33,8 @@ class Decoder(Protocol):
         """How many sequences may join now."""
         ...
 
-    def admit(self, prompts: list[list[int]], whole: list[bool]) -> list[np.ndarray]:
-        """Let sequences join; the logits after each one's last token, or (`whole`) after every token of its prompt,
-        [tokens, vocabulary]."""
+    def admit(self, prompts: list[list[int]]) -> np.ndarray:
+        """Let sequences join; the logits after each one's prompt, [prompts, vocabulary]."""
         ...
 
     def step(self, tokens: list[int]) -> np.ndarray:
@@ -48,7 +47,7 @@ class Decoder(Protocol):
 
 
 class LlamaWeights:
-    """The weights of a transformers Llama, projections that read the same input joined; the model is used up."""
+    """The weights of a transformers Llama, projections of the same input joined; the model cannot be used after."""
 
     def __init__(self, model: "PreTrainedModel"):
         import torch
@@ -56,8 +55,8 @@ class LlamaWeights:
         config: Any = model.config
         body: Any = model.model
         self.vocabulary, self.epsilon = config.vocab_size, config.rms_norm_eps
-        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
-        self.head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.embed, self.norm, self.out = body.embed_tokens.weight, body.norm.weight, model.lm_head.weight  # type: ignore[union-attr]
         self.layers = []
         for layer in body.layers:
@@ -79,7 +78,7 @@ class LlamaWeights:
                 del part.weight
         with torch.inference_mode():
             cos, sin = body.rotary_emb(self.embed, torch.arange(config.max_position_embeddings)[None])
-            half = self.head // 2
+            half = self.head_size // 2
             self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
 
 
@@ -98,8 +97,8 @@ class LlamaDecoder:
     def room(self) -> int:
         return self.slots - self.count
 
-    def admit(self, prompts: list[list[int]], whole: list[bool]) -> list[np.ndarray]:
-        return [self._prefill(prompt, all_of_it) for prompt, all_of_it in zip(prompts, whole, strict=True)]
+    def admit(self, prompts: list[list[int]]) -> np.ndarray:
+        return np.stack([self._prefill(prompt) for prompt in prompts])
 
     def step(self, tokens: list[int]) -> np.ndarray:
         import torch
@@ -107,23 +106,24 @@ class LlamaDecoder:
 
         n = self.count
         with torch.inference_mode():
-            places = self._lengths[:n]
-            longest = int(places.max()) + 1
+            positions = self._lengths[:n]
+            longest = int(positions.max()) + 1
             self._grow(longest)
             rows = torch.arange(n)
-            mask = torch.where(torch.arange(longest) <= places[:, None], 0.0, -torch.inf).to(self.weights.embed.dtype)
-            cos, sin = self.weights.cos[places][:, None], self.weights.sin[places][:, None]
+            past = torch.arange(longest) <= positions[:, None]
+            mask = torch.where(past, 0.0, -torch.inf).to(self.weights.embed.dtype)
+            cos, sin = self.weights.cos[positions][:, None], self.weights.sin[positions][:, None]
             hidden = F.embedding(torch.tensor(tokens), self.weights.embed)
             for layer, keys, values in zip(self.weights.layers, self._keys, self._values, strict=True):
                 query, key, value = self._project(hidden, layer, cos, sin)
-                keys[rows, :, places] = key
-                values[rows, :, places] = value
+                keys[rows, :, positions] = key
+                values[rows, :, positions] = value
                 mixed = F.scaled_dot_product_attention(
                     query[:, :, None],
                     keys[:n, :, :longest],
                     values[:n, :, :longest],
                     attn_mask=mask[:, None, None],
-                    enable_gqa=self.weights.heads != self.weights.groups,
+                    enable_gqa=self.weights.heads != self.weights.kv_heads,
                 )
                 hidden = self._feed(hidden, mixed.reshape(n, -1), layer)
             self._lengths[:n] += 1
@@ -141,7 +141,7 @@ class LlamaDecoder:
                 self._lengths[number] = length
         self.count = last
 
-    def _prefill(self, prompt: list[int], whole: bool) -> np.ndarray:
+    def _prefill(self, prompt: list[int]) -> np.ndarray:
         import torch
         import torch.nn.functional as F
 
@@ -159,12 +159,12 @@ class LlamaDecoder:
                     key[None],
                     value[None],
                     is_causal=True,
-                    enable_gqa=self.weights.heads != self.weights.groups,
+                    enable_gqa=self.weights.heads != self.weights.kv_heads,
                 )
                 hidden = self._feed(hidden, mixed[0].transpose(0, 1).reshape(length, -1), layer)
             self._lengths[slot] = length
             self.count += 1
-            return self._logits(hidden if whole else hidden[-1:])
+            return self._logits(hidden[-1:])[0]
 
     def _project(self, hidden: "torch.Tensor", layer: tuple, cos: "torch.Tensor", sin: "torch.Tensor") -> tuple:
         """Rotated queries and keys, and values; [tokens, heads, head size] each."""
@@ -172,13 +172,13 @@ class LlamaDecoder:
 
         norm, weight, bias = layer[:3]
         joint = F.linear(F.rms_norm(hidden, norm.shape, norm, self.weights.epsilon), weight, bias)
-        joint = joint.view(len(hidden), self.weights.heads + 2 * self.weights.groups, self.weights.head)
-        turning = joint[:, : self.weights.heads + self.weights.groups]
-        turned = turning * cos + turning.roll(self.weights.head // 2, dims=-1) * sin
+        joint = joint.view(len(hidden), self.weights.heads + 2 * self.weights.kv_heads, self.weights.head_size)
+        rotary = joint[:, : self.weights.heads + self.weights.kv_heads]
+        rotated = rotary * cos + rotary.roll(self.weights.head_size // 2, dims=-1) * sin
         return (
-            turned[:, : self.weights.heads],
-            turned[:, self.weights.heads :],
-            joint[:, self.weights.heads + self.weights.groups :],
+            rotated[:, : self.weights.heads],
+            rotated[:, self.weights.heads :],
+            joint[:, self.weights.heads + self.weights.kv_heads :],
         )
 
     def _feed(self, hidden: "torch.Tensor", mixed: "torch.Tensor", layer: tuple) -> "torch.Tensor":
@@ -207,19 +207,20 @@ class LlamaDecoder:
         if length <= have:
             return
         size = -(-length // GROWTH) * GROWTH
-        for store in (self._keys, self._values):
-            old, store[:] = list(store), []
+        for cache in (self._keys, self._values):
+            old = list(cache)
+            cache.clear()
             for layer in range(len(self.weights.layers)):
                 new = torch.zeros(
-                    self.slots, self.weights.groups, size, self.weights.head, dtype=self.weights.embed.dtype
+                    self.slots, self.weights.kv_heads, size, self.weights.head_size, dtype=self.weights.embed.dtype
                 )
                 if old:
                     new[:, :, :have] = old[layer]
-                store.append(new)
+                cache.append(new)
 
 
 class StaticDecoder:
-    """Any causal model of transformers: left-padded batches, all admitted at once."""
+    """Any causal model of transformers, in left-padded batches that are admitted all at once."""
 
     def __init__(self, model: "PreTrainedModel", slots: int):
         self.count, self.slots, self.vocabulary = 0, slots, model.config.get_text_config().vocab_size
@@ -229,7 +230,7 @@ class StaticDecoder:
     def room(self) -> int:
         return 0 if self.count else self.slots
 
-    def admit(self, prompts: list[list[int]], whole: list[bool]) -> list[np.ndarray]:
+    def admit(self, prompts: list[list[int]]) -> np.ndarray:
         import torch
         from transformers import DynamicCache
 
@@ -237,15 +238,13 @@ class StaticDecoder:
         self._mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         self.count, self._cache = len(prompts), DynamicCache()
         ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-        logits = self._forward(ids, (self._mask.cumsum(-1) - 1).clamp(min=0))
-        starts = [longest - len(p) if w else longest - 1 for p, w in zip(prompts, whole, strict=True)]
-        return [row[start:] for row, start in zip(logits, starts, strict=True)]
+        return self._forward(ids, (self._mask.cumsum(-1) - 1).clamp(min=0))
 
     def step(self, tokens: list[int]) -> np.ndarray:
         import torch
 
         self._mask = torch.cat([self._mask, torch.ones(self.count, 1, dtype=torch.long)], dim=1)
-        return self._forward(torch.tensor(tokens)[:, None], self._mask.sum(-1, keepdim=True) - 1)[:, 0]
+        return self._forward(torch.tensor(tokens)[:, None], self._mask.sum(-1, keepdim=True) - 1)
 
     def drop(self, number: int) -> None:
         import torch
@@ -258,6 +257,7 @@ class StaticDecoder:
             self._mask = self._mask[rows]
 
     def _forward(self, ids: "torch.Tensor", positions: "torch.Tensor") -> np.ndarray:
+        """The logits after each sequence's last token."""
         import torch
 
         with torch.inference_mode():
@@ -268,37 +268,35 @@ class StaticDecoder:
                 past_key_values=self._cache,
                 use_cache=True,
             )
-        return output.logits.float().numpy()
+        return output.logits[:, -1].float().numpy()
 
 
 def load_model(folder: str, model_id: str, revision: str) -> tuple[Any, Any, set[int], int]:
     """(model, tokenizer, ids that end a text, positions in all) of a model folder.
 
     A folder without weights (a hub model's) gets them from the hub, as does a `folder` that is a hub id itself.
-    `ConfigError` when they cannot be had.
+    `ConfigError` when they cannot be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = Path(folder).is_dir()
-    whole = local and any(Path(folder).glob("*.safetensors"))
-    source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
-    if not whole:
-        source = {"pretrained_model_name_or_path": model_id if local else folder, "revision": revision}
+    pinned: Any = {"revision": revision}  # of what the hub is asked for
+    weights = (folder, {}) if any(Path(folder).glob("*.safetensors")) else (model_id if local else folder, pinned)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**({"pretrained_model_name_or_path": folder} if local else source))
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, **({} if local else pinned))
+        model = AutoModelForCausalLM.from_pretrained(weights[0], **weights[1], dtype=torch.float32).eval()
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{folder}: model {model_id} at {revision} cannot be loaded: {reason}") from None
     if not tokenizer.is_fast:
         raise ConfigError(f"{folder} has no fast tokenizer (tokenizer.json), which this server needs")
     length = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    note = Path(folder) / "generator.json"
-    if note.is_file():
-        length = min(length, json.loads(note.read_text())["max_length"])
-    named: Any = model.generation_config and model.generation_config.eos_token_id
-    ends: set[int] = {named} if isinstance(named, int) else set(named or ())
+    manifest = Path(folder) / "generator.json"
+    if manifest.is_file():
+        length = min(length, json.loads(manifest.read_text())["max_length"])
+    eos: Any = model.generation_config and model.generation_config.eos_token_id
+    ends: set[int] = {eos} if isinstance(eos, int) else set(eos or ())
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
     return model, tokenizer, ends, length
@@ -311,16 +309,16 @@ def torch_threads() -> int:
     return torch.get_num_threads()
 
 
-def plan_lanes(threads: int, batch_size: int) -> tuple[int, int]:
-    """(lanes, threads of each): a lane for every core while each has at least eight sequences to decode together."""
-    lanes = max(1, min(threads, batch_size // LANE_SEQUENCES))
-    return lanes, max(1, threads // lanes)
+def plan_workers(threads: int, batch_size: int) -> tuple[int, int]:
+    """(workers, threads of each): one worker per core, as long as each has eight sequences to decode together."""
+    workers = max(1, min(threads, batch_size // WORKER_SEQUENCES))
+    return workers, max(1, threads // workers)
 
 
-def make_decoders(model: Any, lanes: int, batch_size: int) -> list[Decoder]:
-    """Decoders over one set of weights, with `batch_size` slots together; one alone for other architectures."""
+def make_decoders(model: Any, workers: int, batch_size: int) -> list[Decoder]:
+    """A decoder per worker over one set of weights, with `batch_size` slots in all; one for other architectures."""
     plain = not getattr(model.config, "sliding_window", None)
     if (model.config.architectures or [""])[0] not in LLAMA_LIKE or not plain:
         return [StaticDecoder(model, batch_size)]
     weights = LlamaWeights(model)
-    return [LlamaDecoder(weights, batch_size // lanes + (lane < batch_size % lanes)) for lane in range(lanes)]
+    return [LlamaDecoder(weights, batch_size // workers + (i < batch_size % workers)) for i in range(workers)]

@@ -14,7 +14,8 @@ from typing import Any
 from cosmopedia.execution.budget import NO_BUDGET, Budget, Forecast, forecast, refuse, spent, write_rate
 from cosmopedia.execution.compute import Serving, load_compute
 from cosmopedia.execution.progress import Progress
-from cosmopedia.generation.complete import CACHED, CompletionRun, GenerationModel, LookUp
+from cosmopedia.generation.complete import CACHED, CompletionRun, LookUp
+from cosmopedia.generation.model import GenerationModel
 
 SAMPLED = 256  # completions of the store whose mean length forecasts the others'
 

@@ -1,1 +1,1 @@
-"""What a request is and what a completion is: ids and keys, chat templates, the wire formats, the look-up."""
+"""What a request is and what a completion is: keys, the model and its chat template, the HTTP APIs, the look-up."""

@@ -1,8 +1,8 @@
-"""The two HTTP APIs that completions are asked through: TGI's `/generate`, and OpenAI-style `/v1/completions`.
+"""The two HTTP APIs that completions come through: TGI's `/generate`, and OpenAI-style `/v1/completions`.
 
-An adapter says where a request goes, what its body holds, what a good answer holds, in which words the server
-complains, and under which names it tells its load. What a status means is the same for both and stands in `client`.
-TGI's parameters, answer and errors are the types of the `text-generation` package.
+An adapter knows where a request goes, what its body holds, how to read an answer and an error, and the names of the
+server's gauges. What a status means is the same for both and is in cosmopedia/execution/client/http.py. TGI's
+parameters, answer and errors are the types of the `text-generation` package.
 """
 
 import re
@@ -34,34 +34,34 @@ class Load(NamedTuple):
 
 
 class Malformed(Exception):
-    """An answer of status 200 with no completion in it."""
+    """An answer with status 200 and no completion in it."""
 
 
 class Api(Protocol):
-    """How one kind of server is spoken to."""
+    """How to talk to one kind of server."""
 
     name: str
     path: str
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The JSON body that asks for a completion."""
+        """The JSON body of a request."""
         ...
 
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
-        """The completion in an answer of status 200. `Malformed` when there is none."""
+        """The completion in an answer with status 200. `Malformed` when there is none."""
         ...
 
     def complaint(self, payload: Any) -> str | None:
-        """The server's own words about a failure."""
+        """The server's own words about a failure, if it says any."""
         ...
 
     def load(self, metrics: str) -> Load | None:
-        """The load in the text of `/metrics`; None when the gauges are not there."""
+        """The load in the text of `/metrics`; None without these gauges."""
         ...
 
 
 class TgiApi:
-    """Text Generation Inference. `top_p` 1 is refused there, so it is left out then."""
+    """Text Generation Inference. It refuses `top_p` 1, which is therefore left out."""
 
     name, path = "tgi", "/generate"
 
@@ -81,16 +81,17 @@ class TgiApi:
         return {"inputs": request.prompt, "parameters": {**self._parameters, "seed": request.seed}}
 
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
-        """The per-token details, 70 bytes a token, are not looked at."""
+        """The per-token details, 70 bytes per token, are not read."""
         try:
             details = {**payload["details"], "prefill": [], "tokens": [], "best_of_sequences": None}
             details["top_tokens"] = None
-            found = Response.model_validate({"generated_text": payload["generated_text"], "details": details})
+            response = Response.model_validate({"generated_text": payload["generated_text"], "details": details})
         except (TypeError, KeyError, pydantic.ValidationError) as error:
             raise Malformed(f"{error!r:.200}") from None
-        counted = headers.get("x-prompt-tokens", "")
-        reason, tokens = found.details.finish_reason.value, found.details.generated_tokens
-        return Answer(found.generated_text, reason, tokens, int(counted) if counted.isdecimal() else None)
+        header = headers.get("x-prompt-tokens", "")
+        prompt_tokens = int(header) if header.isdecimal() else None
+        reason, tokens = response.details.finish_reason.value, response.details.generated_tokens
+        return Answer(response.generated_text, reason, tokens, prompt_tokens)
 
     def complaint(self, payload: Any) -> str | None:
         if isinstance(payload, dict) and isinstance(payload.get("error"), str):
@@ -104,8 +105,8 @@ class TgiApi:
 class OpenAiApi:
     """`/v1/completions` of vLLM, SGLang, TGI and Hugging Face Inference Endpoints. `model` is the name served.
 
-    `top_k` and `repetition_penalty` are extensions that vLLM and SGLang know. They are sent also where there is no
-    limit and no penalty: what is left out, vLLM takes from the model's generation_config.json.
+    `top_k` and `repetition_penalty` are extensions that vLLM and SGLang know. They are sent even without a limit or a
+    penalty: vLLM takes what is left out from the model's generation_config.json.
     """
 
     name, path = "openai", "/v1/completions"
@@ -119,7 +120,7 @@ class OpenAiApi:
             "top_k": sampling.top_k or -1,
             "repetition_penalty": sampling.repetition_penalty or 1.0,
         }
-        self._most = sampling.max_new_tokens
+        self._max_tokens = sampling.max_new_tokens
 
     def body(self, request: Request) -> dict[str, Any]:
         return {**self._body, "prompt": request.prompt, "seed": request.seed}
@@ -134,8 +135,8 @@ class OpenAiApi:
         names = {"length": "length", "stop": "stop_sequence" if isinstance(stop, str) else "eos_token"}
         if reason not in names or not isinstance(text, str) or type(tokens) is not int:
             raise Malformed(f"finish_reason {reason!r}, completion_tokens {tokens!r}")
-        if reason == "length" and tokens < self._most:  # vLLM cuts at its --max-model-len and says nothing
-            raise Malformed(f"cut after {tokens} of {self._most} tokens")
+        if reason == "length" and tokens < self._max_tokens:  # vLLM cuts silently at its --max-model-len
+            raise Malformed(f"cut after {tokens} of {self._max_tokens} tokens")
         return Answer(text, names[reason], tokens, prompt_tokens if type(prompt_tokens) is int else None)
 
     def complaint(self, payload: Any) -> str | None:
@@ -155,7 +156,7 @@ class OpenAiApi:
 
 
 def _load(metrics: str, running: Iterable[str], waiting: Iterable[str]) -> Load | None:
-    """Gauges summed over their labels (one a data-parallel engine)."""
+    """Gauges summed over their labels (one per data-parallel engine)."""
     sums: dict[str, float] = {}
     for name, value in _SAMPLE.findall(metrics):
         if name in running or name in waiting:
@@ -163,6 +164,5 @@ def _load(metrics: str, running: Iterable[str], waiting: Iterable[str]) -> Load 
                 sums[name] = sums.get(name, 0.0) + float(value)
             except ValueError:
                 return None
-    found = [sum(sums[name] for name in names if name in sums) for names in (running, waiting)]
-    known = any(name in sums for name in running) and any(name in sums for name in waiting)
-    return Load(*found) if known else None
+    parts = [[sums[name] for name in names if name in sums] for names in (running, waiting)]
+    return Load(*map(sum, parts)) if all(parts) else None

@@ -1,8 +1,8 @@
 """The generation model's tokenizer, as far as a client needs it: the chat template, and how long a prompt is.
 
 In: a model folder's tokenizer.json, tokenizer_config.json and chat_template.jinja, as `save_pretrained` writes them.
-transformers does the same and more; it takes five times the time for a prompt and 20 MB more memory, in a process that
-renders each of 30 million prompts and never sees a tensor. A test holds the two against each other.
+transformers does the same and more; it takes five times as long per prompt and 20 MB more memory, in a process that
+renders each of 30 million prompts and never sees a tensor. A test compares the two.
 """
 
 import json
@@ -23,7 +23,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 
 
 class ChatTokenizer:
-    """Renders and counts. `DataError` when the folder holds no fast tokenizer or no chat template."""
+    """Renders and counts prompts. `DataError` when the folder holds no fast tokenizer or no chat template."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -34,15 +34,16 @@ class ChatTokenizer:
             raise DataError(f"{folder} holds no tokenizer: {error}; run the generator stage again") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        named = {**self._json("special_tokens_map.json"), **config}
-        self._special = {name: _content(named[name]) for name in SPECIAL if named.get(name) is not None}
+        tokens = {**self._json("special_tokens_map.json"), **config}
+        special = {name: _content(tokens[name]) for name in SPECIAL if tokens.get(name) is not None}
         try:
-            self._render = _function_of(self._source(config), self._special)
+            self._render = _function_of(self._template(config), special)
         except TemplateError as error:
-            raise DataError(f"{folder}: the chat template is no Jinja template: {error}") from None
-        start = self._special.get("bos_token", "")
-        adds_it = bool(start) and self._tokenizer.encode("").ids[:1] == [self._tokenizer.token_to_id(start)]
-        self._doubled = start if adds_it else ""
+            raise DataError(f"{folder}: the chat template is not a Jinja template: {error}") from None
+        # A start token that the server adds too must not be sent.
+        start = special.get("bos_token", "")
+        added = bool(start) and self._tokenizer.encode("").ids[:1] == [self._tokenizer.token_to_id(start)]
+        self._added_start = start if added else ""
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -51,44 +52,46 @@ class ChatTokenizer:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise DataError(f"{path} is no JSON ({error}); run the generator stage again") from None
+            raise DataError(f"{path} is not JSON ({error}); run the generator stage again") from None
         return content if isinstance(content, dict) else {}
 
-    def _source(self, config: dict[str, Any]) -> str:
-        path, found = self.folder / "chat_template.jinja", config.get("chat_template")
+    def _template(self, config: dict[str, Any]) -> str:
+        path = self.folder / "chat_template.jinja"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-        if isinstance(found, list):  # several by name
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
-        if not found:
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several, with names
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if not template:
             raise DataError(f"{self.folder}: the tokenizer has no chat template; choose an instruction-tuned model")
-        return found
+        return template
 
     def render(self, prompt: str) -> str:
-        """One user turn in the chat template, with what makes the model answer.
+        """One user turn in the chat template, up to where the model's answer begins.
 
-        Without the start token where the server puts it there too: it adds special tokens to what it is sent.
+        Without the start token if the server adds it: it puts special tokens around what it is sent.
         """
         turns = [{"role": "user", "content": prompt}]
         try:
             text = self._render(turns)
         except TemplateError as error:
             raise DataError(f"{self.folder}: the chat template refuses a user's turn: {error}") from None
-        return text.removeprefix(self._doubled) if self._doubled else text
+        return text.removeprefix(self._added_start)
 
     def count(self, rendered: list[str]) -> list[int]:
-        """Tokens of rendered prompts, special tokens that the server adds included."""
-        return [len(found.ids) for found in self._tokenizer.encode_batch(rendered)]
+        """Tokens of rendered prompts, including the special tokens that the server adds."""
+        return [len(encoding.ids) for encoding in self._tokenizer.encode_batch(rendered)]
 
 
 def _function_of(source: str, special: dict[str, str]) -> Callable[[list[dict[str, str]]], str]:
-    """The template as a function of the messages: a macro, since most of the time goes into a context for each prompt.
+    """The template as a function of the messages.
 
-    `+` keeps the line ends beside the macro's own tags; the last line end is dropped, as Jinja does with a template's.
+    It becomes a macro, because making a context for each prompt would take most of the time. `+` keeps the line ends
+    next to the macro's own tags; the last line end is dropped, as Jinja does with a template's.
     """
-    whole = "{% macro chat(messages) +%}" + source.removesuffix("\n") + "{%+ endmacro %}"
-    known = {**special, "tools": None, "documents": None, "add_generation_prompt": True}
-    return _environment().from_string(whole).make_module(known).chat  # type: ignore[attr-defined]
+    macro = "{% macro chat(messages) +%}" + source.removesuffix("\n") + "{%+ endmacro %}"
+    variables = {**special, "tools": None, "documents": None, "add_generation_prompt": True}
+    return _environment().from_string(macro).make_module(variables).chat  # type: ignore[attr-defined]
 
 
 def _content(token: Any) -> str:
@@ -96,7 +99,7 @@ def _content(token: Any) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}`, with which templates mark what the model wrote: its content as it is."""
+    """`{% generation %}`, with which templates mark what the model wrote: renders its content unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -106,7 +109,7 @@ class _Generation(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates may count on: transformers' own settings."""
+    """What chat templates rely on: transformers' own settings."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )

@@ -1,9 +1,9 @@
 """Completions for a stage: from the completion store where it has them, else from whoever sends the rest.
 
 In: requests, `models/generator/`, the store, and a callable that gets completed what the store lacks. Out: for each
-request, in the order given, a completion or a failure with its reason. `complete` walks over the requests several
+request, in the order given, a completion or a failure with its reason. `complete` iterates over the requests several
 times (look up, send, hand out), so that neither their texts nor their keys need be in memory: give it something that
-can be walked over again.
+can be iterated over again.
 """
 
 import json
@@ -13,14 +13,15 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from cosmopedia.errors import ConfigError, DataError, InternalError
+from cosmopedia.errors import ConfigError, InternalError
+from cosmopedia.files import write_text
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import (
     Completion,
     Failure,
@@ -31,73 +32,16 @@ from cosmopedia.generation.requests import (
     sampling_seed,
 )
 from cosmopedia.lineage import store_root
-from cosmopedia.params import Params, check
 from cosmopedia.store.store import CompletionStore
-
-if TYPE_CHECKING:
-    from cosmopedia.generation.chat import ChatTokenizer
 
 T = TypeVar("T")
 
-PREPARED = 64  # prompts that are tokenised together
+TOKENISED = 64  # prompts that are tokenised together
 LOOKED_UP = 1024  # keys that are looked up together
-CACHED, MISSING, TOO_LONG = 0, 1, 2
+CACHED, MISSING, TOO_LONG = range(3)  # states of a request
 
 
-class _Manifest(Params):
-    """models/generator/generator.json."""
-
-    model: str
-    revision: str
-    weights: str
-    quantisation: str | None
-    max_length: int
-
-
-@dataclass(frozen=True)
-class GenerationModel:
-    """The model that writes: its identity, its length limit (prompt + new tokens) and its tokenizer."""
-
-    folder: Path
-    model: str
-    revision: str
-    quantisation: str | None
-    max_length: int
-
-    @classmethod
-    def read(cls, folder: Path | str = "models/generator") -> "GenerationModel":
-        """From `generator.json`. `DataError` when it is missing or not whole."""
-        path = Path(folder) / "generator.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{path} is missing; run the generator stage (dvc repro generator), or dvc pull") from None
-        except ValueError as error:
-            raise DataError(f"{path} is no JSON ({error}); run the generator stage again") from None
-        found = check(content, _Manifest, str(path))
-        return cls(Path(folder), found.model, found.revision, found.quantisation, found.max_length)
-
-    @cached_property
-    def identity(self) -> str:
-        """What stands for the model in a completion's key."""
-        return json.dumps([self.model, self.revision, self.quantisation])
-
-    @cached_property
-    def _chat(self) -> "ChatTokenizer":
-        from cosmopedia.generation.chat import ChatTokenizer
-
-        return ChatTokenizer(self.folder)
-
-    def render(self, prompt: str) -> str:
-        """The prompt in the model's chat template, as it is sent."""
-        return self._chat.render(prompt)
-
-    def count_tokens(self, rendered: list[str]) -> list[int]:
-        """Tokens of rendered prompts, special tokens that the server adds included."""
-        return self._chat.count(rendered)
-
-
-class _Keys:
+class KeyFile:
     """The 16-byte keys of the requests, in their order, in a file without a name: 480 MB for 30 million."""
 
     def __init__(self) -> None:
@@ -106,21 +50,22 @@ class _Keys:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
     def write(self, keys: list[bytes]) -> None:
+        """Append some."""
         self._file.write(b"".join(keys))
 
     def __iter__(self) -> Iterator[str]:
-        """Each key as 32 hex characters. Several walks may go on at once."""
+        """Each key as 32 hex characters; several iterators may be in use at once."""
         self._file.flush()
-        at = 0
-        while block := os.pread(self._file.fileno(), 16 * LOOKED_UP, at):
-            at += len(block)
+        offset = 0
+        while block := os.pread(self._file.fileno(), 16 * LOOKED_UP, offset):
+            offset += len(block)
             for start in range(0, len(block), 16):
                 yield block[start : start + 16].hex()
 
 
 @dataclass
 class CompletionRun:
-    """The end of `complete`: counts, and the results on demand."""
+    """What `complete` returns: counts, and the results when they are iterated over."""
 
     stage: str
     total: int
@@ -151,7 +96,7 @@ class CompletionRun:
         return self.new + self.failed - self.reasons["too_long"]
 
     def record(self) -> dict[str, Any]:
-        """What this run sent and reused; it differs between runs of equal results."""
+        """What this run sent and reused; differs between runs with equal results."""
         return {
             "requests": self.total,
             "from_store": self.cached,
@@ -163,15 +108,13 @@ class CompletionRun:
 
     def write_record(self) -> None:
         """`<store root>/runs/<stage>.json`."""
-        path = store_root() / "runs" / f"{self.stage}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
+        write_text(store_root() / "runs" / f"{self.stage}.json", json.dumps(self.record(), indent=2) + "\n")
 
 
 class PromptRequests:
-    """Requests for prompts, `samples` each, that can be walked over again and again.
+    """Requests for prompts, `samples` each, that can be iterated over again and again.
 
-    pilot and generate both ask through this class, so that the same prompt has the same key in both.
+    pilot and generate both use this class, so that the same prompt has the same key in both.
     """
 
     def __init__(self, prompts: Iterable[tuple[str, str]], model: GenerationModel, seed: int, samples: int):
@@ -187,7 +130,7 @@ class PromptRequests:
 
 
 class StageRequests(NamedTuple):
-    """What a stage asks a model."""
+    """The requests of a stage, and the model that it sends them to."""
 
     stage: str
     requests: Iterable[Request]
@@ -196,7 +139,7 @@ class StageRequests(NamedTuple):
 
 
 class LookUp:
-    """What a run would reuse and send: a state for each request, and their keys."""
+    """What a run would reuse and what it would send: a state and a key per request."""
 
     def __init__(
         self, requests: Iterable[Request], model: GenerationModel, sampling: Sampling, store: CompletionStore
@@ -205,14 +148,15 @@ class LookUp:
         self.room = model.max_length - sampling.max_new_tokens
         if self.room <= 0:
             raise ConfigError(
-                f"max_new_tokens is {sampling.max_new_tokens}, but {model.model} holds {model.max_length} tokens in"
-                " all; choose a smaller max_new_tokens"
+                f"max_new_tokens is {sampling.max_new_tokens}, but {model.model} takes {model.max_length} tokens,"
+                " prompt included; choose a smaller max_new_tokens"
             )
-        self.walk()
+        self.refresh()
 
-    def walk(self) -> None:
-        """Look at every request (again)."""
-        self.states, self.keys = bytearray(), _Keys()
+    def refresh(self) -> None:
+        """Look every request up, again if the store has grown."""
+        self.states = bytearray()
+        self.keys = KeyFile()
         self.too_long: list[Failure] = []
         missing = array("Q")
         for batch in _batches(self.requests, LOOKED_UP):
@@ -223,20 +167,19 @@ class LookUp:
             ]
             raw = [bytes.fromhex(key) for key in keys]
             self.keys.write(raw)
-            states = [CACHED if here else MISSING for here in self.store.present(raw)]
-            self._find_too_long(prompts, keys, states)
+            states = [CACHED if present else MISSING for present in self.store.present(raw)]
+            self._mark_too_long(prompts, keys, states)
             missing.extend(int(key[:16], 16) for key, state in zip(keys, states, strict=True) if state == MISSING)
             self.states.extend(states)
-        ranked = np.frombuffer(missing, np.uint64)
-        ranked.sort()  # in place: eight bytes a request, and no copy
-        repeated = ranked[1:][ranked[1:] == ranked[:-1]]
-        self._repeated = {int(prefix) for prefix in repeated}  # of keys that are asked for more than once
+        prefixes = np.frombuffer(missing, np.uint64)
+        prefixes.sort()  # in place: eight bytes per request, and no copy
+        self._repeated = set(prefixes[1:][prefixes[1:] == prefixes[:-1]].tolist())  # of keys that occur more than once
 
-    def _find_too_long(self, prompts: list[str], keys: list[str], states: list[int]) -> None:
+    def _mark_too_long(self, prompts: list[str], keys: list[str], states: list[int]) -> None:
         """Missing prompts that leave no room for `max_new_tokens` are failures, and are never sent."""
         # A token is at least a byte, so a short text needs no counting; 8 leaves room for special tokens.
         long = [n for n, p in enumerate(prompts) if states[n] == MISSING and len(p.encode()) + 8 > self.room]
-        for batch in _batches(long, PREPARED):
+        for batch in _batches(long, TOKENISED):
             counts = self.model.count_tokens([prompts[number] for number in batch])
             for number, count in zip(batch, counts, strict=True):
                 if count > self.room:
@@ -253,7 +196,7 @@ class LookUp:
         return self.states.count(MISSING)
 
     def pending(self) -> Iterator[PendingRequest]:
-        """What is to be sent, each key once."""
+        """The requests to send, each key once."""
         seen: set[str] = set()
         for request, key, state in zip(self.requests, self.keys, self.states, strict=True):
             if state == MISSING and key not in seen:
@@ -275,15 +218,16 @@ def complete(
 
     `send` gets what the store lacks completed (execution/sending.py): it appends completions to the store, and puts
     counts and failures into the run. `import_from` are documents (data/generate/*.parquet) of an earlier run, for a
-    clone whose store lacks them; they are looked at only if something is missing. What `send` raises comes through;
-    what was completed until then is in the store.
+    clone whose store lacks them; they are read only if something is missing. What `send` raises is raised here; what
+    was completed until then is in the store.
     """
     if iter(requests) is requests:
         requests = list(requests)
     lookup = LookUp(requests, model, sampling, store)
-    if lookup.missing and (imported := store.import_documents(import_from)):
+    imported = store.import_documents(import_from) if lookup.missing else 0
+    if imported:
         print(f"{stage}: {imported} completions imported from earlier documents into the store", flush=True)
-        lookup.walk()
+        lookup.refresh()
     run = CompletionRun(stage, len(lookup.states), requests, store, lookup.keys)
     run.cached = lookup.states.count(CACHED)
     run.failures = {failure.key: failure for failure in lookup.too_long}

@@ -1,4 +1,4 @@
-"""What is asked of a model and what comes back: sampling, request, completion, failure, and the key that names it."""
+"""What is sent to a model and what comes back: sampling, request, completion, failure, and the key of a request."""
 
 import json
 from collections.abc import Callable
@@ -15,34 +15,34 @@ class Sampling(Params):
     """Sampling parameters, in TGI's words; part of a completion's key. Sampling is always on."""
 
     temperature: float = Field(gt=0)
-    top_p: float = Field(gt=0, le=1)  # 1: no nucleus; TGI refuses the value 1, so it is then not sent
+    top_p: float = Field(gt=0, le=1)  # 1: no nucleus; TGI refuses the value 1, so it is not sent then
     top_k: int | None = Field(ge=1)  # None: no limit
     repetition_penalty: float | None = Field(gt=0)  # None: no penalty
     max_new_tokens: int = Field(ge=1)
 
     @cached_property
     def canonical(self) -> str:
-        """One JSON text for equal parameters: keys sorted, `1` and `1.0` alike."""
+        """Parameters as JSON, the same text for equal ones: keys sorted, `1` written as `1.0`."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
 
-def _as_it_is(text: str) -> str:
+def _unchanged(text: str) -> str:
     return text
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion to ask for. `id` is the caller's name for it; `render` puts `text` into the chat template."""
+    """One completion that is wanted. `id` is the caller's name for it; `render` puts `text` into the chat template."""
 
     id: str
     text: str
     seed: int
     sample_index: int
-    render: Callable[[str], str] = _as_it_is
+    render: Callable[[str], str] = _unchanged
 
     @property
     def prompt(self) -> str:
-        """The text as it is sent. Rendered at each access: most walks need the other fields alone."""
+        """The text as it is sent. Rendered at each access: most loops need only the other fields."""
         return self.render(self.text)
 
 
@@ -60,7 +60,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no completion. It is not stored, so the next run asks again."""
+    """Why there is no completion. It is not stored, so the next run tries again."""
 
     key: str
     reason: str  # "too_long", "empty", "validation", "http_<status>", "server_error", "timeout", "connection"
@@ -69,22 +69,23 @@ class Failure:
 
 
 def completion_key(request: Request, identity: str, sampling: Sampling, prompt: str | None = None) -> str:
-    """The store's key: 32 hex characters over everything that decides the text. `prompt`: rendered, if it is already.
+    """The store's key: 32 hex characters over everything that decides the text.
 
-    `identity` names model, revision and quantisation. Engine and place are left out: they do not define the text.
+    `identity` names model, revision and quantisation; `prompt` is the rendered one, if the caller has it. Engine and
+    endpoint are left out: they do not define the text.
     """
     rendered = request.prompt if prompt is None else prompt
     return content_hash(rendered, identity, sampling.canonical, request.seed, request.sample_index)
 
 
 def sampling_seed(seed: int, prompt_id: str, sample_index: int) -> int:
-    """A seed in [0, 2**63) for one sample of one prompt; it does not move when other prompts change."""
+    """A seed in [0, 2**63) for one sample of one prompt; it stays the same when other prompts change."""
     return draw_u64(seed, "sampling", prompt_id, sample_index) >> 1
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
-    """A request that is to be sent, with its key. `prompt_tokens` is None when only the server knows."""
+    """A request to send, with its key. `prompt_tokens` is None when only the server knows."""
 
     request: Request
     key: str

@@ -1,1 +1,1 @@
-"""The completion store: append-only segments, parquet files, a bucket, maintenance."""
+"""The completion store: its index, append-only segments, parquet files, a bucket, maintenance."""

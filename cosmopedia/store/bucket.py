@@ -1,8 +1,8 @@
-"""The completion store in a bucket: COSMO_STORE=s3://bucket/prefix, mirrored to a local folder.
+"""The completion store in a bucket: COSMO_STORE=s3://bucket/prefix, copied to a local folder.
 
 Completions are durable on this machine's disk within half a second and in the bucket within half a minute: a writer's
 segment grows in `spool/` and is uploaded, whole and never changed again, every 30 s or 64 MB. Look-ups read the local
-mirror. A segment that a killed process left in the spool is uploaded by the next one. Credentials and the endpoint are
+copy. A segment that a killed process left in the spool is uploaded by the next one. Credentials and the endpoint are
 those of the AWS tools (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...); any fsspec address works.
 """
 
@@ -16,28 +16,30 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.errors import ClusterError
-from cosmopedia.store.parquet_files import closed, files_in
+from cosmopedia.files import replacing
+from cosmopedia.store.folder import closed, files_in
 
 UPLOAD_SECONDS = 30.0  # what the loss of this machine can cost
 UPLOAD_BYTES = 64 << 20
-SETTLE_SECONDS = 60.0  # a local file this young is not judged by a listing that may be older
+SETTLE_SECONDS = 60.0  # a local file this young may be missing from a listing that was made before
 
 
-class Mirror:
-    """A bucket's prefix and its local copy: `folder` holds what is in the bucket, `spool` what is not yet."""
+class Bucket:
+    """A prefix of a bucket and its local copy: `folder` holds what is in the bucket, `spool` what is not yet."""
 
     def __init__(self, address: str, root: Path):
         self.address = address.rstrip("/")
         self.folder = root / "mirror" / hashlib.sha256(self.address.encode()).hexdigest()[:16]
         self.spool = self.folder / "spool"
         self._uploading: threading.Thread | None = None
-        with self._blamed("opened"):
+        with self._errors_named("opened"):
             from fsspec.core import url_to_fs
 
             self._files, self._prefix = url_to_fs(f"{self.address}/completions")
 
     @contextlib.contextmanager
-    def _blamed(self, what: str) -> Iterator[None]:
+    def _errors_named(self, action: str) -> Iterator[None]:
+        """Turns what goes wrong into a `ClusterError`: "the completion store at ... cannot be <action>"."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.spool.mkdir(exist_ok=True)
@@ -45,50 +47,48 @@ class Mirror:
         except (OSError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ClusterError(
-                f"the completion store at {self.address} cannot be {what}: {reason}; look at the address, the"
-                f" credentials and the network. What was completed is in {self.folder}; `cosmo"
-                " store push` uploads it"
+                f"the completion store at {self.address} cannot be {action}: {reason}; check the address, the"
+                f" credentials and the network. What was completed is in {self.folder}; `cosmo store push` uploads it"
             ) from None
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs"):
                 raise
             raise ClusterError(
-                f"the completion store at {self.address} cannot be {what}: {type(error).__name__}:"
-                f" {' '.join(str(error).split())[:300]}; look at AWS_PROFILE or the keys, and at AWS_ENDPOINT_URL"
+                f"the completion store at {self.address} cannot be {action}: {type(error).__name__}:"
+                f" {' '.join(str(error).split())[:300]}; check AWS_PROFILE or the keys, and AWS_ENDPOINT_URL"
             ) from None
 
-    def listing(self) -> dict[str, int]:
-        """Name -> bytes of what the bucket holds."""
-        with self._blamed("listed"):
+    def sizes(self) -> dict[str, int]:
+        """Name -> bytes of each file in the bucket."""
+        with self._errors_named("listed"):
             self._files.invalidate_cache()
             try:
-                found: list[Any] = self._files.ls(self._prefix, detail=True)
+                entries: list[Any] = self._files.ls(self._prefix, detail=True)
             except FileNotFoundError:
                 bucket = self._prefix.split("/")[0]
                 if self.address.startswith("s3") and not self._files.exists(bucket):
                     raise OSError(f"there is no bucket {bucket}") from None
                 return {}
-        return {Path(item["name"]).name: item["size"] for item in found if item["type"] == "file"}
+        return {Path(entry["name"]).name: entry["size"] for entry in entries if entry["type"] == "file"}
 
     def pull(self) -> int:
         """Bring the local copy up to date; returns how many files were fetched."""
         began = time.time()
-        there, here = self.listing(), {path.name: path for path in files_in(self.folder)}
-        missing = [name for name in sorted(there) if name not in here and name.endswith((".seg", ".parquet"))]
+        sizes = self.sizes()
+        local = {path.name: path for path in files_in(self.folder)}
+        missing = [name for name in sorted(sizes) if name not in local and name.endswith((".seg", ".parquet"))]
         for name in missing:
-            draft = self.folder / f"{name}.{began}.draft"
-            with self._blamed("fetched"):
+            with self._errors_named("fetched"), replacing(self.folder / name) as draft:
                 self._files.get_file(f"{self._prefix}/{name}", str(draft))
-                if draft.stat().st_size != there[name]:
-                    raise OSError(f"{name}: expected {there[name]} bytes, got {draft.stat().st_size}")
-                draft.rename(self.folder / name)
-        for name, path in here.items():  # compacted elsewhere
-            if name not in there and path.stat().st_mtime < began - SETTLE_SECONDS:
+                if draft.stat().st_size != sizes[name]:
+                    raise OSError(f"{name}: expected {sizes[name]} bytes, got {draft.stat().st_size}")
+        for name, path in local.items():  # compacted elsewhere
+            if name not in sizes and path.stat().st_mtime < began - SETTLE_SECONDS:
                 path.unlink(missing_ok=True)
         return len(missing)
 
-    def wants(self, size: int, since: float) -> bool:
-        """Whether a segment of `size` bytes, begun at `since` (monotonic seconds), should be uploaded now."""
+    def upload_is_due(self, size: int, since: float) -> bool:
+        """Whether to upload a segment of `size` bytes, begun at `since` (monotonic seconds), now."""
         return size >= UPLOAD_BYTES or time.monotonic() - since >= UPLOAD_SECONDS
 
     def push_later(self, path: Path) -> None:
@@ -115,18 +115,18 @@ class Mirror:
 
     def _upload(self, path: Path) -> None:
         target = f"{self._prefix}/{path.name}"
-        with self._blamed("written to"):
+        with self._errors_named("written to"):
             size = path.stat().st_size
             self._files.put_file(str(path), target)
-            found = self._files.info(target)["size"]
-            if found != size:
-                raise OSError(f"{path.name}: sent {size} bytes, {found} arrived")
+            arrived = self._files.info(target)["size"]
+            if arrived != size:
+                raise OSError(f"{path.name}: sent {size} bytes, {arrived} arrived")
             with contextlib.suppress(FileNotFoundError):
                 path.rename(self.folder / path.name)
 
     def replace(self, new: list[Path], old: list[Path]) -> None:
-        """Upload new packs (which lie in `folder` already), then remove from the bucket what they replace."""
-        with self._blamed("written to"):
+        """Upload new files of `folder`, then remove from the bucket what they replace."""
+        with self._errors_named("written to"):
             for path in new:
                 self._files.put_file(str(path), f"{self._prefix}/{path.name}")
             for path in old:

@@ -1,12 +1,11 @@
-"""Segments: the append-only files of the completion store, one a writing process.
+"""Segments: the append-only files of the completion store, one per writing process.
 
 A segment is a magic word and frames. A frame holds up to 64 completions: 16-byte keys, then their texts in one zstd
-block, each part under a checksum. A crash while appending leaves a prefix of a frame at the end of a segment: it was
+block, each part with a checksum. A crash while appending leaves a prefix of a frame at the end of a segment: it was
 never done, and is ignored. Anything else that does not add up is damage, and is reported with the segment's name.
-A writer holds a lock on its segment, so that nothing is done to a segment that still grows.
+A writer holds a lock on its segment, so that nobody compacts a segment that still grows.
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -21,11 +20,12 @@ from typing import BinaryIO, NamedTuple
 import zstandard
 
 from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.files import lock
 from cosmopedia.generation.requests import Completion
 
 SEGMENT_MAGIC = b"COSMOSG1"
 FRAME_MAGIC = b"FRM1"
-FRAME_ROWS = 64  # completions a frame: 250 kB of text, a third of a millisecond to decompress
+FRAME_ROWS = 64  # completions per frame: 250 kB of text, a third of a millisecond to decompress
 IDLE_SECONDS = 600.0  # a segment that changed since is left alone even without a lock: some file systems have none
 
 # magic, rows, bytes of payload, tokens, checksum of the keys, checksum of keys + payload; then CRC-32 of these
@@ -34,8 +34,8 @@ _CRC = struct.Struct("<I")
 HEAD_BYTES = _HEAD.size + _CRC.size
 
 
-class Gone(Exception):
-    """A file of the store was there and is no more: another process has compacted it."""
+class FileRemoved(Exception):
+    """A file of the store was there and no longer is: another process has compacted it."""
 
 
 class Frame(NamedTuple):
@@ -45,35 +45,23 @@ class Frame(NamedTuple):
     end: int
     tokens: int
     keys: bytes
-    check: bytes
-
-    @property
-    def rows(self) -> int:
-        return len(self.keys) // 16
-
-    def row_of(self, key: bytes) -> int | None:
-        """The key's position, or None."""
-        at = self.keys.find(key)
-        while at >= 0 and at % 16:
-            at = self.keys.find(key, at + 1)
-        return at // 16 if at >= 0 else None
+    checksum: bytes
 
 
 class SegmentWriter:
     """Appends bytes durably to a new segment that belongs to this process alone; `size` is what is durable."""
 
     def __init__(self, folder: Path):
-        self.path, self.size = folder / new_name(".seg"), 0
+        self.path = folder / new_name(".seg")
+        self.size = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
             self._write(SEGMENT_MAGIC)
-            directory = os.open(folder, os.O_RDONLY)
-            os.fsync(directory)
-            os.close(directory)
+            fsync(folder)
         except OSError as error:
-            raise self._full(error) from None
+            raise self._cannot_write(error) from None
 
     def append(self, content: bytes) -> int:
         """Write, fsync, and return the offset of the first byte."""
@@ -82,7 +70,7 @@ class SegmentWriter:
             self._write(content)
         except OSError as error:
             os.ftruncate(self._file, start)
-            raise self._full(error) from None
+            raise self._cannot_write(error) from None
         return start
 
     def _write(self, content: bytes) -> None:
@@ -92,7 +80,7 @@ class SegmentWriter:
         os.fsync(self._file)
         self.size += len(content)
 
-    def _full(self, error: OSError) -> ClusterError:
+    def _cannot_write(self, error: OSError) -> ClusterError:
         return ClusterError(
             f"the completion store cannot write to {self.path} ({error.strerror}); make room or set COSMO_STORE to"
             " another folder, then run again: every completion that was stored before is kept"
@@ -103,31 +91,31 @@ class SegmentWriter:
 
 
 def encode(completions: list[Completion], compressor: zstandard.ZstdCompressor) -> bytes:
-    """One frame. The text's checksum covers the keys too, so that a text can never answer to another key."""
+    """One frame. The text's checksum covers the keys too, so that no key can ever get another key's text."""
     keys = b"".join(bytes.fromhex(c.key) for c in completions)
     rows = [[c.text, c.finish_reason, c.tokens, c.prompt_tokens, c.engine] for c in completions]
     payload = compressor.compress(json.dumps(rows, separators=(",", ":")).encode())
     tokens = sum(c.tokens for c in completions)
-    head = _HEAD.pack(FRAME_MAGIC, len(completions), len(payload), tokens, _check(keys), _check(keys, payload))
+    head = _HEAD.pack(FRAME_MAGIC, len(completions), len(payload), tokens, checksum(keys), checksum(keys, payload))
     return b"".join([head, _CRC.pack(zlib.crc32(head)), keys, payload])
 
 
-def decode(stream: BinaryIO, path: Path, frame: Frame, decompressor: zstandard.ZstdDecompressor) -> list:
+def decode(stream: BinaryIO, path: Path, frame: Frame) -> list:
     """A frame's rows: [text, finish_reason, tokens, prompt_tokens, engine]. `DataError` when the checksum fails."""
     stream.seek(frame.start + HEAD_BYTES + len(frame.keys))
     payload = stream.read(frame.end - stream.tell())
-    if _check(frame.keys, payload) != frame.check:
-        raise DataError(damage(path, frame.start, "the texts' checksum does not match"))
-    return json.loads(decompressor.decompress(payload))
+    if checksum(frame.keys, payload) != frame.checksum:
+        raise DataError(damage(path, "the texts do not match their checksum", frame.start))
+    return json.loads(zstandard.ZstdDecompressor().decompress(payload))
 
 
 def read_frames(path: Path, start: int = 0) -> Iterator[Frame]:
-    """The frames of a segment from a byte offset on, without their texts; a torn tail ends it."""
+    """The frames of a segment from a byte offset on, without their texts, up to a torn tail."""
     with open_file(path) as stream:
         if start == 0:
             magic = stream.read(len(SEGMENT_MAGIC))
             if magic != SEGMENT_MAGIC[: len(magic)] and magic.strip(b"\0"):
-                raise DataError(damage(path, 0, "it does not begin as a segment of the completion store"))
+                raise DataError(damage(path, "it does not begin as a segment of the completion store", 0))
             start = len(SEGMENT_MAGIC)
         while (frame := read_frame(stream, path, start)) is not None:
             yield frame
@@ -144,15 +132,15 @@ def read_frame(stream: BinaryIO, path: Path, start: int) -> Frame | None:
     if zlib.crc32(head[: _HEAD.size]) != _CRC.unpack_from(head, _HEAD.size)[0] or head[:4] != FRAME_MAGIC:
         if not head.strip(b"\0") and _zeros_to_end(stream):
             return None
-        raise DataError(damage(path, start, "the frame's header does not match its checksum"))
-    _, rows, payload, tokens, keys_check, check = _HEAD.unpack_from(head)
+        raise DataError(damage(path, "the frame's header does not match its checksum", start))
+    _, rows, payload, tokens, keys_checksum, frame_checksum = _HEAD.unpack_from(head)
     end = start + HEAD_BYTES + 16 * rows + payload
     if end > size:
         return None
     keys = stream.read(16 * rows)
-    if _check(keys) != keys_check:
-        raise DataError(damage(path, start, "the keys' checksum does not match"))
-    return Frame(start, end, tokens, keys, check)
+    if checksum(keys) != keys_checksum:
+        raise DataError(damage(path, "the keys do not match their checksum", start))
+    return Frame(start, end, tokens, keys, frame_checksum)
 
 
 def _zeros_to_end(stream: BinaryIO) -> bool:
@@ -162,7 +150,8 @@ def _zeros_to_end(stream: BinaryIO) -> bool:
     return True
 
 
-def _check(*parts: bytes) -> bytes:
+def checksum(*parts: bytes) -> bytes:
+    """BLAKE2b of 8 bytes."""
     digest = blake2b(digest_size=8)
     for part in parts:
         digest.update(part)
@@ -170,23 +159,33 @@ def _check(*parts: bytes) -> bytes:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """`Gone` when the file is no more."""
+    """The file, to read. `FileRemoved` when it is not there any more."""
     try:
         return path.open("rb")
     except FileNotFoundError:
-        raise Gone(str(path)) from None
+        raise FileRemoved(str(path)) from None
 
 
-def damage(path: Path, offset: int, what: str) -> str:
-    """The sentence for a damaged segment."""
+def fsync(path: Path) -> None:
+    """Wait until a closed file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(path: Path, reason: object, offset: int | None = None) -> str:
+    """The sentence for a damaged file of the store."""
+    place = "" if offset is None else f" at byte {offset}"
     return (
-        f"{path} is damaged at byte {offset} ({what}); run `cosmo store repair`, which keeps what"
-        " is whole and sets the segment aside, then run again: only what was lost is generated anew"
+        f"{path} is damaged{place} ({' '.join(str(reason).split())[:200]}); run `cosmo store repair`, which keeps what"
+        " is whole and sets the file aside, then run again: only what was lost is generated anew"
     )
 
 
 def new_name(suffix: str) -> str:
-    """A file name that no other process takes, in the order of time."""
+    """A file name that no other process takes; names sort by time."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
 
 
@@ -195,9 +194,6 @@ def in_use(path: Path) -> bool:
     another machine (whose locks a network file system may not show)."""
     with open_file(path) as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return not lock(stream)
         except OSError:
             return time.time() - os.fstat(stream.fileno()).st_mtime < IDLE_SECONDS
-    return False

@@ -18,7 +18,8 @@ from cosmopedia.errors import run_stage
 from cosmopedia.execution.budget import Budget
 from cosmopedia.execution.sending import Send
 from cosmopedia.files import write_text
-from cosmopedia.generation.complete import CompletionRun, GenerationModel, PromptRequests, complete
+from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
 from cosmopedia.params import Params, load
 from cosmopedia.store.store import CompletionStore

@@ -1,6 +1,7 @@
 """The requests of generate in this checkout, for `cosmo store`; the pilot's are among them."""
 
-from cosmopedia.generation.complete import GenerationModel, StageRequests
+from cosmopedia.generation.complete import StageRequests
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.params import load
 from stages.generate.__main__ import GenerateParams, all_requests
 

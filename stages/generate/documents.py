@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.generation.complete import GenerationModel
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Request, Sampling
 from cosmopedia.tables.contracts import DOCUMENT, FAILED, PROMPT
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_rows, write_table

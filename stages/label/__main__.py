@@ -14,7 +14,8 @@ from pydantic import Field
 
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.sending import Send
-from cosmopedia.generation.complete import GenerationModel, PromptRequests, complete
+from cosmopedia.generation.complete import PromptRequests, complete
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
 from cosmopedia.params import Params, load
 from cosmopedia.store.store import CompletionStore

@@ -1,6 +1,7 @@
 """The requests of label in this checkout, for `cosmo store`."""
 
-from cosmopedia.generation.complete import GenerationModel, StageRequests
+from cosmopedia.generation.complete import StageRequests
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.params import load
 from stages.label.__main__ import LabelParams, labelling_requests
 

@@ -20,7 +20,8 @@ from pydantic import ConfigDict, Field, field_validator
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.sending import Send
 from cosmopedia.files import write_text
-from cosmopedia.generation.complete import GenerationModel, PromptRequests, complete
+from cosmopedia.generation.complete import PromptRequests, complete
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.params import Params, load
 from cosmopedia.store.store import CompletionStore

@@ -17,7 +17,8 @@ import polars as pl
 from cosmopedia.errors import ClusterError, ConfigError, DataError
 from cosmopedia.execution.client import http as client
 from cosmopedia.execution.compute import EndpointSpec
-from cosmopedia.generation.complete import GenerationModel, PromptRequests
+from cosmopedia.generation.complete import PromptRequests
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
 from cosmopedia.params import check, load, read_yaml, section
 from cosmopedia.records import read_records

@@ -1,4 +1,4 @@
-"""Completions for tests of the store, and other processes that write them."""
+"""Completions for tests of the store, and processes that write them."""
 
 import subprocess
 import sys

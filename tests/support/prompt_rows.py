@@ -1,4 +1,4 @@
-"""A small repository for the stages that ask a model: prompts, a tokenizer without a model, a cluster file."""
+"""A small repository for the stages that use a model: prompts, a tokenizer without weights, a compute file."""
 
 import json
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def prompt_row(source: str, style: str, number: int, text: str | None = None) ->
 
 
 def write_prompts(folder: Path, cells: Mapping[str, int | list[dict]]) -> None:
-    """`<folder>/data/prompts/<cell>.parquet` with so many prompts, or with these rows."""
+    """`<folder>/data/prompts/<cell>.parquet` with the given rows, or as many prompts as the number says."""
     for cell, rows in cells.items():
         source, _, style = cell.partition("-")
         content = [prompt_row(source, style, n) for n in range(rows)] if isinstance(rows, int) else rows
@@ -48,7 +48,7 @@ def write_prompts(folder: Path, cells: Mapping[str, int | list[dict]]) -> None:
 
 
 def write_model(folder: Path, max_length: int = 400) -> None:
-    """models/generator: one token a word, a chat template, no weights."""
+    """models/generator: one token per word, a chat template, no weights."""
     target = folder / "models/generator"
     target.mkdir(parents=True)
     tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "<unk>": 1}, unk_token="<unk>"))
@@ -65,7 +65,7 @@ def write_model(folder: Path, max_length: int = 400) -> None:
 def write_settings(folder: Path, endpoints: list[str], **changes: object) -> None:
     """The repository's own params of pilot and generate; `changes` replace leaves by dotted name.
 
-    With endpoints the cluster is external, without it starts servers itself.
+    With endpoints the servers are external, without them the stage starts its own.
     """
     left = dict(changes)
     for name in ("params.yaml", "profiles/rehearsal.yaml"):
@@ -80,10 +80,10 @@ def write_settings(folder: Path, endpoints: list[str], **changes: object) -> Non
                 node[leaf] = left.pop(dotted)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(yaml.safe_dump(kept), encoding="utf-8")
-    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
-    cluster["serving"] |= {"engine": "external" if endpoints else "cpu", "endpoints": endpoints, "concurrency": 8}
-    cluster["serving"] |= {"startup_timeout_s": 10, "request_timeout_s": 10}
-    cluster["serving"] |= {key.removeprefix("serving."): left.pop(key) for key in list(left) if key[:8] == "serving."}
+    compute = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
+    compute["serving"] |= {"engine": "external" if endpoints else "cpu", "endpoints": endpoints, "concurrency": 8}
+    compute["serving"] |= {"startup_timeout_s": 10, "request_timeout_s": 10}
+    compute["serving"] |= {key.removeprefix("serving."): left.pop(key) for key in list(left) if key[:8] == "serving."}
     (folder / "compute").mkdir(exist_ok=True)
-    (folder / "compute/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    (folder / "compute/local.yaml").write_text(yaml.safe_dump(compute), encoding="utf-8")
     assert not left, f"no such parameter(s): {sorted(left)}"

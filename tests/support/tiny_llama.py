@@ -1,4 +1,4 @@
-"""A Llama of a few thousand weights and a byte-level tokenizer, for tests of what is done with a trained model."""
+"""A Llama of a few thousand weights and a byte-level tokenizer, for tests of what happens to a trained model."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_tokenizer(folder: Path, **changes: object) -> int:
 
 
 def write_model(folder: Path, vocabulary: int, seed: int = 0) -> None:
-    """Random weights, large enough that its choices differ."""
+    """Random weights, large enough that scores differ."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +45,7 @@ def write_model(folder: Path, vocabulary: int, seed: int = 0) -> None:
 
 
 def write_training(folder: Path, vocabulary: int) -> None:
-    """training.json as the train stage writes it."""
+    """`training.json` as the train stage writes it."""
     architecture = {"layers": 2, "heads": 2, "kv_heads": 2, "width": 16}
     facts = {
         "backend": "transformers",

@@ -36,7 +36,8 @@ import yaml
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.servers import tail
-from cosmopedia.generation.complete import CompletionRun, GenerationModel, PromptRequests, complete
+from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.store.store import CompletionStore
 from tests.support.prompt_rows import CHAT, MODEL

@@ -1,4 +1,4 @@
-"""The chat template as a client renders it: what transformers renders, for templates of the kinds that models have."""
+"""A client renders chat templates as transformers does, for the kinds of templates that models have."""
 
 import json
 from pathlib import Path
@@ -42,8 +42,8 @@ PROMPTS = [
 
 def with_template(folder: Path, template: object, **config: object) -> Path:
     path = folder / "models/generator/tokenizer_config.json"
-    found = json.loads(path.read_text())
-    path.write_text(json.dumps({**found, "eos_token": "</s>", "chat_template": template, **config}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "eos_token": "</s>", "chat_template": template, **config}))
     return folder / "models/generator"
 
 
@@ -72,16 +72,16 @@ def test_a_template_in_a_file_of_its_own_or_among_several_is_found(tmp_path: Pat
     assert ChatTokenizer(folder).render("x") == "file x"
 
 
-def test_what_is_wrong_with_a_tokenizer_is_said_with_its_folder(tmp_path: Path) -> None:
+def test_a_broken_tokenizer_is_named_with_its_folder(tmp_path: Path) -> None:
     write_model(tmp_path)
-    for template, complaint in (
+    for template, message in (
         (None, "has no chat template"),
-        ("{% for %}", "is no Jinja template"),
+        ("{% for %}", "is not a Jinja template"),
         ("{{ raise_exception('system first') }}", "refuses a user's turn: system first"),
         ("{{ messages.__class__.__mro__ }}", "refuses a user's turn"),
     ):
         folder = with_template(tmp_path, template)
-        with pytest.raises(DataError, match=complaint) as error:
+        with pytest.raises(DataError, match=message) as error:
             ChatTokenizer(folder).render("x")
         assert str(folder) in str(error.value)
     (folder / "tokenizer.json").unlink()

@@ -14,8 +14,8 @@ from moto.server import ThreadedMotoServer
 from cosmopedia.cli.store import app as store_app
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution import sending
-from cosmopedia.store import bucket as mirror_module
-from cosmopedia.store.bucket import Mirror
+from cosmopedia.store import bucket as bucket_module
+from cosmopedia.store.bucket import Bucket
 from cosmopedia.store.store import CompletionStore
 from stages.generate import __main__ as generate
 from tests.support.command_line import cosmo
@@ -32,12 +32,12 @@ def server() -> Iterator[str]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        found = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        found.start()
-        host, port = found.get_host_and_port()
+        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+        moto.start()
+        host, port = moto.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         yield f"http://{host}:{port}"
-        found.stop()
+        moto.stop()
 
 
 @pytest.fixture
@@ -52,41 +52,41 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def objects(server: str) -> list[str]:
-    found = boto3.client("s3", endpoint_url=server).list_objects_v2(Bucket="completions").get("Contents", [])
-    return sorted(item["Key"] for item in found)
+    contents = boto3.client("s3", endpoint_url=server).list_objects_v2(Bucket="completions").get("Contents", [])
+    return sorted(item["Key"] for item in contents)
 
 
-def machine(folder: Path) -> Mirror:
-    """A machine's mirror: its own disk, the same bucket."""
-    return Mirror(ADDRESS, folder)
+def machine(folder: Path) -> Bucket:
+    """The bucket as one machine sees it, with a disk of its own."""
+    return Bucket(ADDRESS, folder)
 
 
-def test_what_one_machine_stored_another_finds(bucket: str, server: str, tmp_path: Path) -> None:
-    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+def test_what_one_machine_stored_is_found_by_another(bucket: str, server: str, tmp_path: Path) -> None:
+    with CompletionStore(bucket=machine(tmp_path / "a")) as store:
         store.append([completion(n) for n in range(100)])
         store.append([completion(n) for n in range(100, 120)])
         assert [store.get(completion(n).key) for n in range(120)] == [completion(n) for n in range(120)]
     assert [name.startswith("team/completions/") for name in objects(server)] == [True]
-    with CompletionStore(mirror=machine(tmp_path / "b")) as other:
+    with CompletionStore(bucket=machine(tmp_path / "b")) as other:
         assert [other.get(completion(n).key) for n in range(120)] == [completion(n) for n in range(120)]
         other.append([completion(500)])
     assert len(objects(server)) == 2
-    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+    with CompletionStore(bucket=machine(tmp_path / "a")) as store:
         assert store.get(completion(500).key) == completion(500)
 
 
 def test_segments_are_uploaded_while_a_run_goes_on(
     bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror_module, "UPLOAD_BYTES", 2000)
-    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+    monkeypatch.setattr(bucket_module, "UPLOAD_BYTES", 2000)
+    with CompletionStore(bucket=machine(tmp_path / "a")) as store:
         for first in range(0, 200, 20):
             store.append([completion(n) for n in range(first, first + 20)])
             assert all(store.get(completion(n).key) == completion(n) for n in range(first + 20))
-        assert store.mirror is not None and store.mirror._uploading is not None
-        store.mirror._uploading.join()
+        assert store.bucket is not None and store.bucket._uploading is not None
+        store.bucket._uploading.join()
         assert len(objects(server)) >= 1
-    again = CompletionStore(mirror=machine(tmp_path / "b"))
+    again = CompletionStore(bucket=machine(tmp_path / "b"))
     assert again.contents().completions == 200
 
 
@@ -94,9 +94,9 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.support.completions import completion
-from cosmopedia.store.bucket import Mirror
+from cosmopedia.store.bucket import Bucket
 from cosmopedia.store.store import CompletionStore
-store = CompletionStore(mirror=Mirror("s3://completions/team", Path(sys.argv[1])))
+store = CompletionStore(bucket=Bucket("s3://completions/team", Path(sys.argv[1])))
 store.append([completion(n) for n in range(10)])
 print("done", flush=True)
 sys.stdin.read()
@@ -111,24 +111,24 @@ def test_what_a_killed_process_left_is_found_and_uploaded(bucket: str, server: s
     process.kill()
     process.wait()
     assert objects(server) == []
-    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+    with CompletionStore(bucket=machine(tmp_path / "a")) as store:
         assert all(store.get(completion(n).key) == completion(n) for n in range(10))
     assert len(objects(server)) == 1
-    assert CompletionStore(mirror=machine(tmp_path / "b")).contents().completions == 10
+    assert CompletionStore(bucket=machine(tmp_path / "b")).contents().completions == 10
 
 
 def test_compaction_in_the_bucket_reaches_every_machine(
     bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror_module, "SETTLE_SECONDS", -1.0)
+    monkeypatch.setattr(bucket_module, "SETTLE_SECONDS", -1.0)
     for first in (0, 10, 20):
-        with CompletionStore(mirror=machine(tmp_path / "a/.store")) as store:
+        with CompletionStore(bucket=machine(tmp_path / "a/.store")) as store:
             store.append([completion(n) for n in range(first, first + 15)])
-    CompletionStore(mirror=machine(tmp_path / "b/.store")).close()
+    CompletionStore(bucket=machine(tmp_path / "b/.store")).close()
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "a"))
     assert cosmo(store_app, "compact") == "3 segments compacted: 35 completions in 1 parquet files, 10 repeats"
     assert [name.rsplit(".", 1)[1] for name in objects(server)] == ["parquet"]
-    other = CompletionStore(mirror=machine(tmp_path / "b/.store"))
+    other = CompletionStore(bucket=machine(tmp_path / "b/.store"))
     assert other.contents().segments == 0 and other.contents().completions == 35
     assert other.get(completion(7).key) == completion(7)
 
@@ -150,23 +150,23 @@ def test_generate_works_on_a_store_in_a_bucket(
     assert not list(empty_folder.glob("s3*"))
 
 
-def test_a_bucket_that_is_not_there_is_said_clearly(server: str, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_named(server: str, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="s3://nowhere/x cannot be listed: there is no bucket nowhere"):
-        CompletionStore(mirror=Mirror("s3://nowhere/x", tmp_path)).append([completion(1)])
+        CompletionStore(bucket=Bucket("s3://nowhere/x", tmp_path)).append([completion(1)])
 
 
-def test_a_bucket_that_fails_in_the_middle_costs_nothing(
+def test_a_bucket_that_fails_during_a_run_costs_nothing(
     bucket: str, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with CompletionStore(mirror=machine(tmp_path / "a")) as store:
+    with CompletionStore(bucket=machine(tmp_path / "a")) as store:
         store.append([completion(1)])
-        assert store.mirror is not None
+        assert store.bucket is not None
         fails = PermissionError("Access Denied")
-        monkeypatch.setattr(store.mirror._files, "put_file", lambda *_, **__: (_ for _ in ()).throw(fails))
-    assert "Access Denied" in (said := capsys.readouterr().err) and "store push" in said
+        monkeypatch.setattr(store.bucket._files, "put_file", lambda *_, **__: (_ for _ in ()).throw(fails))
+    assert "Access Denied" in (message := capsys.readouterr().err) and "cosmo store push" in message
     monkeypatch.undo()
     monkeypatch.setenv("COSMO_STORE", ADDRESS)
-    again = CompletionStore(mirror=machine(tmp_path / "a"))
+    again = CompletionStore(bucket=machine(tmp_path / "a"))
     assert again.get(completion(1).key) == completion(1)
     again.close()
     assert len(objects(server)) == 1

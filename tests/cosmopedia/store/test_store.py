@@ -11,7 +11,7 @@ from cosmopedia.cli.store import app as store_app
 from cosmopedia.errors import ClusterError, DataError
 from cosmopedia.generation.requests import Completion
 from cosmopedia.store import segments as segments_module
-from cosmopedia.store.maintenance import salvage, verify
+from cosmopedia.store.maintenance import repair, verify
 from cosmopedia.store.store import CompletionStore
 from tests.support.command_line import cosmo
 from tests.support.completions import completion, run_python
@@ -119,7 +119,7 @@ def test_a_flipped_byte_is_reported_with_the_segments_name_and_never_read(tmp_pa
         assert len(verify(damaged.parent)) == 1
 
 
-def test_salvage_keeps_what_is_whole(tmp_path: Path) -> None:
+def test_repair_keeps_what_is_whole(tmp_path: Path) -> None:
     with CompletionStore(tmp_path) as store:
         for n in range(5):
             store.append([completion(n)])
@@ -128,15 +128,15 @@ def test_salvage_keeps_what_is_whole(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[frames[2].start + 3] ^= 1
     path.write_bytes(content)
-    packs, damaged, kept = salvage(tmp_path)
-    assert (len(packs), damaged, kept) == (1, [path], 4)
+    done = repair(tmp_path)
+    assert (len(done.new), done.damaged, done.kept) == (1, [path], 4)
     assert verify(tmp_path) == [] and path.with_suffix(".damaged").exists()
     store = CompletionStore(tmp_path)
     assert [n for n in range(5) if store.get(completion(n).key) == completion(n)] == [0, 1, 3, 4]
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_clearly_and_leaves_a_valid_store(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_a_valid_store(tmp_path: Path) -> None:
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n" + WRITER + "\n"
     writer = run_python(code, tmp_path, 0, 10**4)
     out, err = writer.communicate()
@@ -164,9 +164,9 @@ def test_documents_of_an_earlier_run_fill_the_store_once(tmp_path: Path) -> None
         assert store.import_documents([tmp_path / "web-blogpost.parquet"]) == 0
     again = CompletionStore(tmp_path / "store")
     for row in rows:
-        found = again.get(row["key"])
-        assert found is not None
-        assert (found.text, found.tokens, found.prompt_tokens) == (
+        stored = again.get(row["key"])
+        assert stored is not None
+        assert (stored.text, stored.tokens, stored.prompt_tokens) == (
             row["text"],
             row["text_token_length"],
             row["prompt_tokens"],
@@ -179,7 +179,9 @@ def test_the_command_shows_the_contents(tmp_path: Path, monkeypatch: pytest.Monk
         store.append([completion(n) for n in range(3)])
     contents = json.loads(cosmo(store_app, "show", "--json"))
     assert list(contents.values())[:4] == [3, 60, 1, 0]  # completions, tokens, segments, parquet files
-    assert re.search(r"completions +3 *\n", cosmo(store_app)) and re.search(r"tokens +60 *\n", cosmo(store_app, "show"))
+    assert re.search(r"completions +3 *\n", cosmo(store_app)) and re.search(
+        r"tokens +60 *\n", cosmo(store_app, "show")
+    )
     assert cosmo(store_app, "compact") == "1 segments compacted: 3 completions in 1 parquet files, 0 repeats"
     assert cosmo(store_app, "verify").startswith("1 files in")
     assert list(json.loads(cosmo(store_app, "show", "--json")).values())[:4] == [3, 60, 0, 1]

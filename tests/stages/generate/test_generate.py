@@ -15,7 +15,7 @@ import pytest
 
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution import sending
-from cosmopedia.generation.complete import GenerationModel
+from cosmopedia.generation.model import GenerationModel
 from cosmopedia.lineage import hash_files
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import DOCUMENT, FAILED

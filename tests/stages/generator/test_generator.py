@@ -1,4 +1,4 @@
-"""The generator's promises: the same bytes again, any Unicode, a clear word on a bad row, a form that servers read."""
+"""The generator's promises: the same bytes again, any Unicode, bad rows named, a folder that servers can read."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from cosmopedia.errors import ConfigError, DataError
-from stages.generator.__main__ import GeneratorParams, describe, train
-from stages.generator.tiny_llama import Demonstration, encode, plan_batches, read_demonstrations, train_tokenizer
+from stages.generator.__main__ import save_hub_model
+from stages.generator.demonstrations import Demonstration, encode, plan_batches, read_demonstrations, train_tokenizer
+from stages.generator.tiny_llama import TinyLlama, train
 
 ROWS = [
     {"prompt": f"Write a line about {thing}.", "text": f"The {thing} is {kind}, and the {thing} was always {kind}."}
@@ -21,8 +22,8 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def small(demonstrations: Path, **changes: Any) -> GeneratorParams:
-    training = {
+def small(demonstrations: Path, **changes: Any) -> TinyLlama:
+    settings = {
         "demonstrations": str(demonstrations),
         "seed": 3,
         "vocabulary": 300,
@@ -41,22 +42,19 @@ def small(demonstrations: Path, **changes: Any) -> GeneratorParams:
         "weight_decay": 0.0,
         **changes,
     }
-    return GeneratorParams.model_validate(
-        {"model": "tiny", "revision": None, "quantisation": None, "max_length": 128, "train": training}
-    )
+    return TinyLlama.model_validate(settings)
 
 
-def build(params: GeneratorParams, out: Path) -> tuple[str, dict[str, Any], list[float]]:
+def build(settings: TinyLlama, out: Path) -> tuple[str, dict[str, Any], list[float]]:
     out.mkdir()
-    assert params.train is not None
-    return train(params, params.train, out)
+    return train(settings, 128, out)
 
 
 @pytest.mark.slow
 def test_training_learns_and_gives_the_same_bytes_again(tmp_path: Path) -> None:
-    params = small(write_rows(tmp_path / "rows.jsonl", ROWS))
-    revision, metrics, losses = build(params, tmp_path / "one")
-    again, *_ = build(params, tmp_path / "two")
+    settings = small(write_rows(tmp_path / "rows.jsonl", ROWS))
+    revision, metrics, losses = build(settings, tmp_path / "one")
+    again, *_ = build(settings, tmp_path / "two")
     assert again == revision and len(revision) == 64
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
@@ -78,8 +76,8 @@ def test_transformers_reads_the_folder_and_the_template_is_the_form_that_was_tra
     assert rendered == "<s>[INST] Why? [/INST]Because.</s>"
     (example,) = encode([Demonstration("", "Why?", "Because.")], tokenizer, 128)
     assert tokenizer(rendered)["input_ids"] == example.ids
-    asked = tokenizer.apply_chat_template(turns[:1], tokenize=True, add_generation_prompt=True)
-    assert asked == example.ids[: example.start]
+    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=True, add_generation_prompt=True)
+    assert prompt == example.ids[: example.start]
 
 
 def test_any_unicode_text_survives_the_tokenizer() -> None:
@@ -91,9 +89,9 @@ def test_any_unicode_text_survives_the_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "a", "text": ""}', "wanted a text under 'text', found ''"),
-        ('{"prompt": "a"}', "wanted a text under 'text', found no such key"),
-        ('{"prompt": 7, "text": "b"}', "wanted a text under 'prompt', found 7"),
+        ('{"prompt": "a", "text": ""}', "wanted a text under 'text', got ''"),
+        ('{"prompt": "a"}', "wanted a text under 'text', got no such key"),
+        ('{"prompt": 7, "text": "b"}', "wanted a text under 'prompt', got 7"),
         ('{"prompt": "a", ', "no JSON"),
         ('["a", "b"]', "wanted a JSON object, found list"),
     ],
@@ -125,7 +123,7 @@ def test_a_hub_model_leaves_tokenizer_and_config_and_needs_a_chat_template(tmp_p
 
     build(small(write_rows(tmp_path / "rows.jsonl", ROWS), epochs=1), tmp_path / "hub")
     (tmp_path / "out").mkdir()
-    describe(str(tmp_path / "hub"), "main", tmp_path / "out")
+    save_hub_model(str(tmp_path / "hub"), "main", tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= names and "model.safetensors" not in names
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hub")
@@ -133,4 +131,4 @@ def test_a_hub_model_leaves_tokenizer_and_config_and_needs_a_chat_template(tmp_p
     (tmp_path / "hub" / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(tmp_path / "hub")
     with pytest.raises(ConfigError, match="no chat template"):
-        describe(str(tmp_path / "hub"), "main", tmp_path / "out")
+        save_hub_model(str(tmp_path / "hub"), "main", tmp_path / "out")

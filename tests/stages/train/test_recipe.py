@@ -80,5 +80,7 @@ def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> N
     assert "at 512 tokens/s (measured here)" in forecast.describe(recipe, 1)
     forecast._rates().write_text("no json")
     assert "40% of" in forecast.describe(recipe, 1)
+
+
 def test_the_recipe_of_the_tests_is_a_recipe() -> None:
     assert recipe_of().tokens == RECIPE["steps"] * RECIPE["batch"] * RECIPE["sequence"]

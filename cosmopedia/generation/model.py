@@ -1,0 +1,66 @@
+"""The generation model as a client sees it: what it is called, how long its texts may be, its chat template."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosmopedia.errors import DataError
+from cosmopedia.params import Params, check
+
+if TYPE_CHECKING:
+    from cosmopedia.generation.chat import ChatTokenizer
+
+
+class _Manifest(Params):
+    """models/generator/generator.json."""
+
+    model: str
+    revision: str
+    weights: str
+    quantisation: str | None
+    max_length: int
+
+
+@dataclass(frozen=True)
+class GenerationModel:
+    """The model that writes: its identity, its length limit (prompt + new tokens) and its tokenizer."""
+
+    folder: Path
+    model: str
+    revision: str
+    quantisation: str | None
+    max_length: int
+
+    @classmethod
+    def read(cls, folder: Path | str = "models/generator") -> "GenerationModel":
+        """From `generator.json`. `DataError` when it is missing or broken."""
+        path = Path(folder) / "generator.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing; run the generator stage (dvc repro generator), or dvc pull") from None
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON ({error}); run the generator stage again") from None
+        manifest = check(content, _Manifest, str(path))
+        return cls(Path(folder), manifest.model, manifest.revision, manifest.quantisation, manifest.max_length)
+
+    @cached_property
+    def identity(self) -> str:
+        """What names the model in a completion's key."""
+        return json.dumps([self.model, self.revision, self.quantisation])
+
+    @cached_property
+    def _chat(self) -> "ChatTokenizer":
+        from cosmopedia.generation.chat import ChatTokenizer
+
+        return ChatTokenizer(self.folder)
+
+    def render(self, prompt: str) -> str:
+        """The prompt in the model's chat template, as it is sent."""
+        return self._chat.render(prompt)
+
+    def count_tokens(self, rendered: list[str]) -> list[int]:
+        """Tokens of rendered prompts, including the special tokens that the server adds."""
+        return self._chat.count(rendered)
