@@ -179,7 +179,9 @@ def test_the_command_shows_the_contents(tmp_path: Path, monkeypatch: pytest.Monk
         store.append([completion(n) for n in range(3)])
     contents = json.loads(cosmo(store_app, "show", "--json"))
     assert list(contents.values())[:4] == [3, 60, 1, 0]  # completions, tokens, segments, parquet files
-    assert re.search(r"completions +3 *\n", cosmo(store_app)) and re.search(r"tokens +60 *\n", cosmo(store_app, "show"))
+    assert re.search(r"completions +3 *\n", cosmo(store_app)) and re.search(
+        r"tokens +60 *\n", cosmo(store_app, "show")
+    )
     assert cosmo(store_app, "compact") == "1 segments compacted: 3 completions in 1 parquet files, 0 repeats"
     assert cosmo(store_app, "verify").startswith("1 files in")
     assert list(json.loads(cosmo(store_app, "show", "--json")).values())[:4] == [3, 60, 0, 1]
