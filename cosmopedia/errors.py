@@ -18,7 +18,7 @@ class CosmoError(Exception):
 
 
 class ConfigError(CosmoError):
-    """params.yaml, a profile, a template, a cluster file or a command line is wrong."""
+    """params.yaml, a profile, a template, a compute file or a command line is wrong."""
 
     status = 2
 

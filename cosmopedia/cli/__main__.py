@@ -5,6 +5,8 @@ stages/prompts/cosmo_preview.py, which a stage brings. It has a typer `app` and 
 that `cosmo --help` and the shell's completion stay fast.
 """
 
+import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,15 +42,20 @@ class Cosmo(TyperGroup):
         super().__init__(**attributes)
         for path in (*sorted(HERE.glob("*.py")), *sorted(STAGES.glob("*/cosmo_*.py"))):
             name = path.stem.removeprefix("cosmo_")
-            title, colon, summary = path.open(encoding="utf-8").readline().strip('"\n').partition(": ")
-            if colon and title == name:
+            with path.open(encoding="utf-8") as stream:
+                title, _, summary = stream.readline().strip('"\n').partition(": ")
+            if summary and title == name:
                 module = ".".join(path.relative_to(STAGES.parent).with_suffix("").parts)
                 self.add_command(LazyCommand(name, summary[0].upper() + summary[1:], module))
         self.commands = dict(sorted(self.commands.items()))
 
     def invoke(self, ctx: Any) -> Any:
         with errors_as_sentences():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:  # `cosmo plan | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(1)
 
 
 app = typer.Typer(cls=Cosmo, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
