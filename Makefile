@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE # images of containers set it; 300 packages compiled anew at every start of a stage take 2 s
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nanotron doctor repro cluster-repro status test smoke check lint format lock pin clean distclean
+.PHONY: help setup nanotron doctor repro cluster-repro status test smoke check types promises lint format lock pin clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -60,8 +60,13 @@ test: setup nanotron ## all tests; what this machine cannot have is skipped, wit
 smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
 	@python -m pytest tests/repository/test_pipeline.py
 
-check: setup lint ## lint, formatting, types, and the promises about dvc.yaml and the locks
+check: setup ## lint, formatting, types, and the promises about dvc.yaml and the locks
+	@$(MAKE) --no-print-directory -j -Otarget lint types promises
+
+types: setup # the longest of the three, so the others run at the same time
 	@basedpyright
+
+promises: setup
 	@python -m pytest -q tests/repository/test_dvc_yaml.py tests/repository/test_locks.py
 
 lint: setup ## ruff: rules and formatting
