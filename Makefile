@@ -12,7 +12,7 @@ locked = sed -n '/^\# $(1)$$/,/^\# /p' requirements.lock
 install := install -qq --no-deps --require-hashes -r /dev/stdin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nanotron repro test smoke check lint format clean distclean
+.PHONY: help setup nanotron repro test smoke check types promises lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -57,8 +57,13 @@ test: setup nanotron ## all tests; what this machine cannot have is skipped, wit
 smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
 	@python -m pytest tests/repository/test_pipeline.py
 
-check: setup lint ## lint, formatting, types, and the promises about dvc.yaml and the lock
+check: setup ## lint, formatting, types, and the promises about dvc.yaml, the docs and the lock
+	@$(MAKE) --no-print-directory -j -Otarget lint types promises
+
+types: setup # the longest of the three, so the others run at the same time
 	@basedpyright
+
+promises: setup
 	@python -m pytest -q tests/repository/test_dvc_yaml.py tests/repository/test_docs.py tests/repository/test_locks.py
 
 lint: setup ## ruff: rules and formatting

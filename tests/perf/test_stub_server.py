@@ -69,7 +69,7 @@ def test_what_its_queue_does_not_hold_is_answered_429() -> None:
 
 def test_a_client_that_leaves_frees_its_slot() -> None:
     outcomes, _, report = asyncio.run(
-        exchange(10, "--speed", "100", "--slots", "2", "--max-concurrent", "10", timeout_s=0.2)
+        exchange(10, "--speed", "100", "--slots", "2", "--max-concurrent", "10", timeout_s=0.8)
     )
     assert outcomes == {"timeout": 10}
     assert (report["busy"], report["queued"], report["faults"]["gone"]) == (0, 0, 10)

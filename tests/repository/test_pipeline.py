@@ -30,7 +30,7 @@ REDUCED = {
     "generator.train.text_epochs": 0,
     "generator.train.epochs": 1,
     "generator.train.hidden": 64,
-    "embed.max_tokens": 32,
+    "embed.max_tokens": 16,
     "generate.sampling.max_new_tokens": 48,
     "generate.sampling.temperature": 2.0,  # so that another word in a prompt changes what this tiny model says
     "pilot.per_cell": 1,

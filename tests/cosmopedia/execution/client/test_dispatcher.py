@@ -78,10 +78,16 @@ def test_a_prompt_that_breaks_every_connection_ends_as_a_failure() -> None:
         assert outcome.new == 5
 
 
+def die_once_it_has_answered(server: FakeTgi) -> None:
+    while not server.answered:
+        time.sleep(0.01)
+    server.die()
+
+
 def test_when_one_of_two_endpoints_dies_the_other_delivers_the_rest() -> None:
     work = jobs(150)
     with FakeTgi(delay=0.01) as stays, FakeTgi(delay=0.01) as dies:
-        threading.Timer(0.1, dies.die).start()
+        threading.Thread(target=die_once_it_has_answered, args=[dies], daemon=True).start()
         run = Run([stays.url, dies.url])
         outcome = run(work)
         run.assert_all_once(work)
@@ -124,7 +130,7 @@ def test_a_slow_completion_holds_nobody_up() -> None:
 
 
 def test_the_faster_endpoint_gets_more() -> None:
-    with FakeTgi(delay=0.005) as fast, FakeTgi(delay=0.08) as slow:
+    with FakeTgi(delay=0.005) as fast, FakeTgi(delay=0.4) as slow:
         Run([slow.url, fast.url])(jobs(300))
         assert len(fast.answered) > 3 * len(slow.answered) > 0
 
