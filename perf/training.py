@@ -146,8 +146,6 @@ def bare(quick: bool) -> Callable[[Recipe, LlamaForCausalLM, TokenShards, Path, 
                 if quick:
                     head, labels = model.lm_head.weight, block[:, 1:]
                     total: torch.Tensor = cpu_kernels.PieceLoss.apply(hidden, head, labels, dtype)  # type: ignore
-                        hidden, model.lm_head.weight, block[:, 1:], dtype
-                    )  # type: ignore
                     loss = total / (BATCH * SEQUENCE)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
