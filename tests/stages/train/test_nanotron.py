@@ -89,7 +89,8 @@ def test_the_worker_needs_only_what_the_image_has() -> None:
         waiting = {name for module in waiting for name in imports_of(module_file(module) or ROOT)} - modules
     image = (ROOT / "compute/containers/training.Dockerfile").read_text()
     (names,) = re.findall(r'names = "(.*?)"', image)
-    installed = names.replace("pyyaml", "yaml").replace("-", "_") + " cosmopedia stages sympy mpmath"  # torch's own too
+    installed = names.replace("pyyaml", "yaml").replace("-", "_")
+    installed += " cosmopedia stages sympy mpmath"  # the checkout's and torch's own
     done = subprocess.run(
         [sys.executable, "-c", WORKER_ALONE, installed, " ".join(sorted(modules))], capture_output=True, text=True
     )
