@@ -11,7 +11,7 @@ from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.params import load
 from stages.train.metrics import over_seeds
 from stages.train.recipe import TrainParams, learning_rate
-from tests.support.training_repository import PRESETS, RECIPE, ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+from tests.support.training_repository import PRESETS, RECIPE, ROOT, recipe_of, repository, set_compute, set_recipe  # noqa: F401  (the fixture)
 
 NANOTRON = ROOT / ".nanotron/bin/python"
 
@@ -76,7 +76,7 @@ def test_flops_count_what_multiplies() -> None:
 def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> None:
     recipe = recipe_of(backend="nanotron")
     assert "tokens/s" not in forecast.describe(recipe, 1)
-    set_cluster(repository, peak_tflops=989.4, layout={"dp": 4})
+    set_compute(repository, peak_tflops=989.4, layout={"dp": 4})
     sentence = forecast.describe(recipe, 3)
     assert "each of 3 seeds" in sentence and "GPU hours" in sentence and "40% of 989.4 TFLOPS a GPU" in sentence
     forecast.remember(recipe, 512.0)
@@ -99,7 +99,7 @@ def checked(repository: Path) -> Path:
 
 def test_the_doctor_names_what_is_missing(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     set_recipe(checked, backend="nanotron")
-    set_cluster(checked, python="nowhere/python")
+    set_compute(checked, python="nowhere/python")
     with pytest.raises(ConfigError, match=r"packages, nanotron missing for profiles/tiny\.yaml"):
         doctor.main()
     printed = lines(capsys)
@@ -110,7 +110,7 @@ def test_the_doctor_names_what_is_missing(checked: Path, capsys: pytest.CaptureF
 
 def test_the_doctor_does_not_mind_what_is_not_needed(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checked / "requirements.lock").write_text(f"pytest=={pytest.__version__}\n")
-    set_cluster(checked, python="nowhere/python")
+    set_compute(checked, python="nowhere/python")
     assert doctor.main().startswith("nothing is missing")
     assert lines(capsys)["nanotron"][0] == "-"
 
@@ -120,7 +120,7 @@ def test_the_doctor_does_not_mind_what_is_not_needed(checked: Path, capsys: pyte
 def test_the_doctor_looks_into_nanotrons_environment(checked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checked / "requirements.lock").write_text("")
     set_recipe(checked, backend="nanotron")
-    set_cluster(checked, python=str(NANOTRON))
+    set_compute(checked, python=str(NANOTRON))
     assert doctor.main().startswith("nothing is missing")
     mark, version = lines(capsys)["nanotron"]
     assert mark == "ok" and version.startswith("0.2, on ")
