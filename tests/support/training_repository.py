@@ -76,14 +76,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     (tmp_path / "profiles").mkdir()
     (tmp_path / "compute").mkdir()
     (tmp_path / "params.yaml").write_text("profile: tiny\n")
-    set_cluster(tmp_path)
+    set_compute(tmp_path)
     set_recipe(tmp_path)
     write_corpus(tmp_path / "data/tokenize_corpus")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
 
 
-def set_cluster(folder: Path, **training: Any) -> None:
+def set_compute(folder: Path, **training: Any) -> None:
     """The local compute file, with other settings in its section `training`."""
     compute = yaml.safe_load((ROOT / "compute/local.yaml").read_text())
     compute["training"] |= {"threads": 1, "python": str(ROOT / ".nanotron/bin/python"), **training}

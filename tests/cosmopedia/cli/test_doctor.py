@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cosmopedia.cli.doctor import app
 from tests.support.command_line import cosmo
-from tests.support.training_repository import ROOT, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+from tests.support.training_repository import ROOT, repository, set_compute, set_recipe  # noqa: F401  (the fixture)
 
 NANOTRON = ROOT / ".nanotron/bin/python"
 
@@ -32,7 +32,7 @@ def checked(repository: Path) -> Path:
 
 def test_the_doctor_names_what_is_missing(checked: Path) -> None:
     set_recipe(checked, backend="nanotron")
-    set_cluster(checked, python="nowhere/python")
+    set_compute(checked, python="nowhere/python")
     found = findings(r"packages, nanotron missing for profiles/tiny\.yaml")
     assert found["packages"] == ("MISSING", "pytest not as locked: remove .venv/installed and run `make setup`")
     assert found["nanotron"] == ("MISSING", "nowhere/python is not there; run `make nanotron`")
@@ -41,7 +41,7 @@ def test_the_doctor_names_what_is_missing(checked: Path) -> None:
 
 def test_the_doctor_does_not_mind_what_is_not_needed(checked: Path) -> None:
     (checked / "requirements.lock").write_text(f"# base\npytest=={pytest.__version__}\n")
-    set_cluster(checked, python="nowhere/python")
+    set_compute(checked, python="nowhere/python")
     assert findings()["nanotron"][0] == "-"
 
 
@@ -50,7 +50,7 @@ def test_the_doctor_does_not_mind_what_is_not_needed(checked: Path) -> None:
 def test_the_doctor_looks_into_nanotrons_environment(checked: Path) -> None:
     (checked / "requirements.lock").write_text("")
     set_recipe(checked, backend="nanotron")
-    set_cluster(checked, python=str(NANOTRON))
+    set_compute(checked, python=str(NANOTRON))
     mark, detail = findings()["nanotron"]
     assert mark == "ok" and detail.startswith("0.2, on ")
 

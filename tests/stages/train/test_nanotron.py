@@ -22,7 +22,7 @@ from cosmopedia.execution.compute import Layout
 from stages.train.nanotron.job import TrainingJob
 from stages.train.recipe import learning_rate
 from stages.train.steps import Step, parse_step, read_steps, write_steps
-from tests.support.training_repository import ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+from tests.support.training_repository import ROOT, recipe_of, repository, set_compute, set_recipe  # noqa: F401  (the fixture)
 
 NANOTRON = ROOT / ".nanotron/bin/python"
 SHAPE = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "intermediate": 48, "tied_embeddings": False}
@@ -89,7 +89,8 @@ def test_the_worker_needs_only_what_the_image_has() -> None:
         waiting = {name for module in waiting for name in imports_of(module_file(module) or ROOT)} - modules
     image = (ROOT / "compute/containers/training.Dockerfile").read_text()
     (names,) = re.findall(r'names = "(.*?)"', image)
-    installed = names.replace("pyyaml", "yaml").replace("-", "_") + " stages sympy mpmath"  # torch's own too
+    installed = names.replace("pyyaml", "yaml").replace("-", "_")
+    installed += " cosmopedia stages sympy mpmath"  # the checkout's and torch's own
     done = subprocess.run(
         [sys.executable, "-c", WORKER_ALONE, installed, " ".join(sorted(modules))], capture_output=True, text=True
     )
@@ -198,14 +199,14 @@ def test_a_layout_that_does_not_fit_is_refused(
     repository: Path,
 ) -> None:
     set_recipe(repository, backend="nanotron", **{**TRAINING, **recipe})
-    set_cluster(repository, layout=layout)
+    set_compute(repository, layout=layout)
     with pytest.raises(ConfigError, match=message):
         train()
 
 
 def test_without_its_environment_the_error_says_how_to_get_it(repository: Path) -> None:
     set_recipe(repository, backend="nanotron", **TRAINING)
-    set_cluster(repository, python=".nanotron/bin/python")
+    set_compute(repository, python=".nanotron/bin/python")
     with pytest.raises(ConfigError, match="nanotron has an environment of its own; run `make nanotron`"):
         train()
 
@@ -299,12 +300,12 @@ def test_the_layout_changes_no_result(repository: Path) -> None:
     train()
     one = [step[1] for step in losses()]
     set_recipe(repository, backend="nanotron", **shared)
-    set_cluster(repository, layout={"tp": 2})
+    set_compute(repository, layout={"tp": 2})
     train()
     assert [step[1] for step in losses()] == pytest.approx(one, abs=1e-4)
     assert_exported()
     set_recipe(repository, backend="nanotron", precision="bf16", **shared)
-    set_cluster(repository, layout={"dp": 2, "micro_batch": 1})
+    set_compute(repository, layout={"dp": 2, "micro_batch": 1})
     train()
     assert [step[1] for step in losses()] == pytest.approx(one, abs=0.02)
     assert_exported()
@@ -350,7 +351,7 @@ def workers() -> list[int]:
 def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(repository: Path) -> None:
     steps = {**TRAINING, "steps": 150, "batch": 4}
     set_recipe(repository, backend="nanotron", **steps)
-    set_cluster(repository, checkpoint_minutes=1e-6)
+    set_compute(repository, checkpoint_minutes=1e-6)
     train()
     whole, whole_weights = losses(), Path("models/train/seed-1/model.safetensors").read_bytes()
     whole_metrics = Path("metrics/train.json").read_bytes()
@@ -398,14 +399,14 @@ def test_a_training_goes_on_on_another_layout(repository: Path) -> None:
     set_recipe(repository, backend="nanotron", **recipe)
     before = 0
     for layout in ({"pp": 2}, {"dp": 2, "micro_batch": 2}):
-        set_cluster(repository, checkpoint_minutes=1e-6, layout=layout)
+        set_compute(repository, checkpoint_minutes=1e-6, layout=layout)
         process = start()
         wait_for_checkpoint(process, after=before)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
         assert process.returncode == ClusterError.status, err
         before = max(whole_checkpoints())
-    set_cluster(repository, layout={"tp": 2})
+    set_compute(repository, layout={"tp": 2})
     summary = train()
     assert f"resumed at step {before}" in summary
     assert [step[1] for step in losses()] == pytest.approx(one, abs=1e-4)
@@ -419,7 +420,7 @@ def test_compiled_kernels_change_the_losses_by_rounding_alone(repository: Path) 
     set_recipe(repository, backend="nanotron", **TRAINING)
     train()
     plain = losses()
-    set_cluster(repository, compile=True)
+    set_compute(repository, compile=True)
     Path(".store").rename(".store-plain")
     train()
     for (step, loss, _, norm), (_, other, _, other_norm) in zip(losses(), plain, strict=True):

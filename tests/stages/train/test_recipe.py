@@ -10,7 +10,7 @@ from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.params import load
 from stages.train.metrics import over_seeds
 from stages.train.recipe import TrainParams, learning_rate
-from tests.support.training_repository import PRESETS, RECIPE, ROOT, recipe_of, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+from tests.support.training_repository import PRESETS, RECIPE, ROOT, recipe_of, repository, set_compute, set_recipe  # noqa: F401  (the fixture)
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("130m", 125e6, 140e6), ("360m", 350e6, 370e6), ("1b", 1e9, 2e9)])
@@ -73,7 +73,7 @@ def test_flops_count_what_multiplies() -> None:
 def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> None:
     recipe = recipe_of(backend="nanotron")
     assert "tokens/s" not in forecast.describe(recipe, 1)
-    set_cluster(repository, peak_tflops=989.4, layout={"dp": 4})
+    set_compute(repository, peak_tflops=989.4, layout={"dp": 4})
     sentence = forecast.describe(recipe, 3)
     assert "each of 3 seeds" in sentence and "GPU hours" in sentence and "40% of 989.4 TFLOPS a GPU" in sentence
     forecast.remember(recipe, 512.0)

@@ -29,7 +29,7 @@ from tests.support.training_repository import (  # noqa: F401  (the fixture)
     VOCABULARY,
     recipe_of,
     repository,
-    set_cluster,
+    set_compute,
     set_recipe,
     write_corpus,
 )
@@ -215,7 +215,7 @@ def test_the_same_corpus_and_recipe_give_the_same_weights(repository: Path):
     assert first[2]["tokens"] == STEPS * 4 * 16
     assert [path.name for path in repository.glob(".store/train/*/*")] == ["finished"]  # no checkpoints
 
-    set_recipe(repository, micro_batch=4)  # the same batches in one piece: the same model but for the last digits
+    set_recipe(repository, micro_batch=4)  # the same batches in one piece: the same model except for the last digits
     train()
     whole = [float(line.split(",")[1]) for line in result(repository)[1].splitlines()[1:]]
     assert whole == pytest.approx(losses, abs=1e-4)
@@ -434,7 +434,7 @@ def test_threads_that_take_a_part_each_change_the_losses_only_by_rounding(reposi
     set_recipe(repository, micro_batch=4)
     train()
     one = [float(line.split(",")[1]) for line in result(repository)[1].splitlines()[1:]]
-    set_cluster(repository, threads=2)
+    set_compute(repository, threads=2)
     found = []
     for _ in range(2):
         shutil.rmtree(repository / ".store/train")

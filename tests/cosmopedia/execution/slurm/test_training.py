@@ -14,7 +14,7 @@ import pytest
 
 from cosmopedia.errors import ClusterError
 from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
-from tests.support.training_repository import ROOT, repository, set_cluster, set_recipe  # noqa: F401  (the fixture)
+from tests.support.training_repository import ROOT, repository, set_compute, set_recipe  # noqa: F401  (the fixture)
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,7 +74,7 @@ def test_requeues_and_a_dead_driver_change_no_digit(folder: Path, slurm: SlurmCl
     train()
     whole = losses()
     Path(".store").rename(".store-local")
-    set_cluster(folder, launcher="slurm", checkpoint_minutes=1e-6, slurm={"time": "10", "cpus": 2})
+    set_compute(folder, launcher="slurm", checkpoint_minutes=1e-6, slurm={"time": "10", "cpus": 2})
     process = start()
     wait_until(lambda: list(Path(".store/train").glob("*/checkpoints/*/losses.csv")), process)
     process.kill()
@@ -98,7 +98,7 @@ def test_requeues_and_a_dead_driver_change_no_digit(folder: Path, slurm: SlurmCl
 
 def test_a_signal_ends_the_job_after_a_checkpoint(folder: Path, slurm: SlurmCluster) -> None:
     set_recipe(folder, **TRAINING, steps=100_000)
-    set_cluster(folder, launcher="slurm", slurm={"time": "10", "cpus": 2})
+    set_compute(folder, launcher="slurm", slurm={"time": "10", "cpus": 2})
     process = start()
     wait_until(lambda: steps_done() > 20, process)
     process.send_signal(signal.SIGTERM)
@@ -113,7 +113,7 @@ def test_processes_on_two_nodes_train_one_model(folder: Path, slurm: SlurmCluste
     set_recipe(folder, **TRAINING, steps=10)
     train()
     whole = [float(row[1]) for row in losses()]
-    set_cluster(
+    set_compute(
         folder, launcher="slurm", layout={"dp": 2}, warn_seconds=30, slurm={"time": "10", "cpus": 1, "nodes": 2}
     )
     Path(".store").rename(".store-local")
@@ -126,7 +126,7 @@ def test_processes_on_two_nodes_train_one_model(folder: Path, slurm: SlurmCluste
 def test_a_job_that_keeps_failing_shows_its_log(folder: Path, slurm: SlurmCluster) -> None:
     set_recipe(folder, **TRAINING, steps=10)
     setup = ["echo 'the module is not there' >> /dev/stderr", "exit 3"]
-    set_cluster(folder, launcher="slurm", restarts=1, slurm={"time": "10", "setup": setup})
+    set_compute(folder, launcher="slurm", restarts=1, slurm={"time": "10", "setup": setup})
     with pytest.raises(ClusterError, match=r"the module is not there(.|\n)*the last of 1 restarts"):
         train()
     assert slurm.jobs() == []
