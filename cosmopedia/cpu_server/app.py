@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="cosmopedia.cpu_server.app", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", required=True, help="model folder, or a hub id")
     parser.add_argument("--model-id", required=True, help="the name that /info gives")
-    parser.add_argument("--revision", default="main", help="the revision that /info gives and the hub is asked for")
+    parser.add_argument("--revision", default="main", help="the revision that /info gives, and to fetch from the hub")
     parser.add_argument("--host", default="127.0.0.1", help="any other than loopback needs $COSMO_SERVING_KEY")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--batch-size", type=int, default=32, help="sequences decoded together")

@@ -15,7 +15,7 @@ import numpy as np
 from cosmopedia.cpu_server.decoding import Decoder
 from cosmopedia.cpu_server.sampling import Grammar, GrammarError, SamplingParams, choose
 
-STOP_SECONDS = 2.0  # for the step that runs when the server is told to stop
+STOP_SECONDS = 2.0  # for the step that runs when the server is stopped
 NO_WORKER = "the model thread has ended"
 
 

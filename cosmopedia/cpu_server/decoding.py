@@ -281,7 +281,7 @@ def load_model(folder: str, model_id: str, revision: str) -> tuple[Any, Any, set
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = Path(folder).is_dir()
-    pinned: Any = {"revision": revision}  # of what the hub is asked for
+    pinned: Any = {"revision": revision}  # for what comes from the hub
     weights = (folder, {}) if any(Path(folder).glob("*.safetensors")) else (model_id if local else folder, pinned)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **({} if local else pinned))

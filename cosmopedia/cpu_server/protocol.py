@@ -20,7 +20,7 @@ class ValidationError(Exception):
 
 
 class Malformed(Exception):
-    """The body is no request at all; `status` is axum's answer to it."""
+    """The body is not a request at all; `status` is what axum answers."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -70,8 +70,7 @@ class GenerateRequest(BaseModel):
 def parse_request(content: bytes) -> GenerateRequest:
     """The request in a body; parameters that are null, false or empty count as left out.
 
-    `Malformed` when the body is no JSON, as strict as TGI's parser (no NaN, no half characters), or its types are
-    wrong.
+    `Malformed` when the body is not JSON, by TGI's strict rules (no NaN, no half characters), or its types are wrong.
     """
 
     def refuse(name: str) -> Any:

@@ -51,7 +51,7 @@ class Api(Protocol):
         """The completion in an answer with status 200. `Malformed` when there is none."""
         ...
 
-    def complaint(self, payload: Any) -> str | None:
+    def error_message(self, payload: Any) -> str | None:
         """The server's own words about a failure, if it says any."""
         ...
 
@@ -93,7 +93,7 @@ class TgiApi:
         reason, tokens = response.details.finish_reason.value, response.details.generated_tokens
         return Answer(response.generated_text, reason, tokens, prompt_tokens)
 
-    def complaint(self, payload: Any) -> str | None:
+    def error_message(self, payload: Any) -> str | None:
         if isinstance(payload, dict) and isinstance(payload.get("error"), str):
             return f"{payload.get('error_type', 'error')}: {payload['error']}"
         return None
@@ -139,7 +139,7 @@ class OpenAiApi:
             raise Malformed(f"cut after {tokens} of {self._max_tokens} tokens")
         return Answer(text, names[reason], tokens, prompt_tokens if type(prompt_tokens) is int else None)
 
-    def complaint(self, payload: Any) -> str | None:
+    def error_message(self, payload: Any) -> str | None:
         if not isinstance(payload, dict):
             return None
         error = payload.get("error", payload)  # older vLLM has the fields at the top

@@ -118,7 +118,7 @@ def text_loss(model: "LlamaForCausalLM", ids: "torch.Tensor", counted: "torch.Te
 
 
 def _rounded_up(length: int, unit: int) -> int:
-    """To a multiple of `unit`: oneDNN keeps compiled code for each shape that it sees, 1.3 GB without rounding."""
+    """To a multiple: oneDNN keeps compiled code for each shape that it meets, 1.3 GB of it without rounding."""
     return -(-length // unit) * unit
 
 

@@ -74,7 +74,7 @@ async def generate(
         raise Requeue("connection", f"{url}: {type(error).__name__}: {error}") from None
     payload = _json(content)
     if answer.status != 200:
-        complaint = api.complaint(payload) or content[:200].decode("utf-8", "replace")
+        complaint = api.error_message(payload) or content[:200].decode("utf-8", "replace")
         raise _error_of(answer.status, f"{url}: {answer.status} {complaint}", answer.headers.get("Retry-After", ""))
     try:
         found = api.answer(payload, answer.headers)

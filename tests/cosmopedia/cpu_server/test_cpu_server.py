@@ -216,8 +216,8 @@ def test_greedy_answers_equal_transformers_generate(server: Running, folder: Pat
 
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     for penalty in (1.0, 1.7):
-        found = answers(server.url, *(body(text, repetition_penalty=penalty) for text in TEXTS))
-        for text, answer in zip(TEXTS, found, strict=True):
+        greedy = answers(server.url, *(body(text, repetition_penalty=penalty) for text in TEXTS))
+        for text, answer in zip(TEXTS, greedy, strict=True):
             given = tokenizer(text, return_tensors="pt")
             want = model.generate(**given, max_new_tokens=12, do_sample=False, repetition_penalty=penalty)[0]
             assert ids(answer) == want[given["input_ids"].shape[1] :].tolist()
@@ -226,9 +226,9 @@ def test_greedy_answers_equal_transformers_generate(server: Running, folder: Pat
 
 
 def test_a_sampled_answer_depends_on_its_seed_and_not_on_its_neighbours(server: Running) -> None:
-    asked = [body(TEXTS[i % 3], seed=i, temperature=0.9, top_p=0.95, max_new_tokens=8 + i % 5) for i in range(11)]
-    together = answers(server.url, *asked)
-    alone = [answers(server.url, one)[0] for one in asked]
+    bodies = [body(TEXTS[i % 3], seed=i, temperature=0.9, top_p=0.95, max_new_tokens=8 + i % 5) for i in range(11)]
+    together = answers(server.url, *bodies)
+    alone = [answers(server.url, one)[0] for one in bodies]
     assert [ids(a) for a in together] == [ids(a) for a in alone]
     assert [a.details.seed for a in together] == list(range(11))
     assert len({tuple(ids(a)) for a in together[0::3]}) > 1
@@ -388,28 +388,28 @@ def test_a_grammar_holds_whatever_the_seed_and_its_end_is_the_end_of_the_text(se
     ]
     free = [body(TEXTS[i], seed=i, temperature=1.0) for i in range(3)]
     bound = [body("a", seed=i, temperature=3.0, max_new_tokens=80, grammar=forms[i % 3]) for i in range(8)]
-    found = answers(server.url, *free, *bound, body("a", grammar=forms[0], max_new_tokens=80))
-    for number, answer in enumerate(found[3:]):
+    texts = answers(server.url, *free, *bound, body("a", grammar=forms[0], max_new_tokens=80))
+    for number, answer in enumerate(texts[3:]):
         assert answer.details.finish_reason == "eos_token" and answer.details.tokens[-1].special
         if number % 3 == 0:
             assert re.fullmatch("[0-9]{3}-(moon|sea)", answer.generated_text)
         else:
             value = json.loads(answer.generated_text)
             assert set(value) == {"a", "b"} and value["a"] in (True, False) and value["b"] in ("x", "y")
-    assert len({a.generated_text for a in found[3::3]}) > 1
-    assert [ids(a) for a in found[:3]] == [ids(a) for a in answers(server.url, *free)]
+    assert len({a.generated_text for a in texts[3::3]}) > 1
+    assert [ids(a) for a in texts[:3]] == [ids(a) for a in answers(server.url, *free)]
     (cut,) = answers(server.url, body("a", grammar=forms[0], max_new_tokens=2))
     assert cut.details.finish_reason == "length" and cut.details.generated_tokens == 2
 
 
 def test_extreme_parameters_still_choose_a_token_that_is_likely() -> None:
     logits = np.array([[-3.0, -2.0, -900.0]], dtype=np.float32)
-    for choice in (
+    for params in (
         SamplingParams(seed=1, temperature=1e-37),
         SamplingParams(seed=1, temperature=1e-37, repetition_penalty=1e-37),
     ):
-        found, logprobs = choose(logits, [choice], [0], np.ones((1, 3), dtype=bool))
-        assert found[0] in (0, 1) and np.isfinite(logprobs).all()
+        tokens, logprobs = choose(logits, [params], [0], np.ones((1, 3), dtype=bool))
+        assert tokens[0] in (0, 1) and np.isfinite(logprobs).all()
 
 
 def test_no_body_breaks_the_server(server: Running) -> None:
@@ -590,7 +590,7 @@ def test_a_signal_ends_the_server_at_once_however_many_wait(narrow: Running) -> 
             return list(await asyncio.gather(*tasks, return_exceptions=True))
 
     began = time.monotonic()
-    found = asyncio.run(ask())
+    results = asyncio.run(ask())
     assert narrow.process.wait(10) == 0 and time.monotonic() - began < 3.0
-    assert any(isinstance(result, aiohttp.ClientError) for result in found)
+    assert any(isinstance(result, aiohttp.ClientError) for result in results)
     assert not narrow.registration.exists()
