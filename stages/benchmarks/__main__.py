@@ -67,7 +67,7 @@ def drawn(task: str, rows: list[dict], limit: int | None, seed: int) -> list[dic
     """`limit` of a task's rows, drawn from (seed, item id); all when limit is None."""
     if limit is None:
         return rows
-    taken = set(draw_sample(seed, f"perf/{task}", [row["item_id"] for row in rows], limit))
+    taken = set(draw_sample(seed, f"benchmarks/{task}", [row["item_id"] for row in rows], limit))
     return [row for row in rows if row["item_id"] in taken]
 
 
