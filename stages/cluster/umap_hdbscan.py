@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cosmopedia.errors import DataError
 from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
-from cosmopedia.tables.row_ranges import SpanStep
+from cosmopedia.tables.row_ranges import RowRangeStep
 from cosmopedia.tables.vectors import vectors_of
 
 DIGITS = 6  # of similarities
@@ -112,8 +112,8 @@ def assignment_rows(table: pa.Table, groups: Groups, place: dict[str, int], min_
     )
 
 
-class AssignRows(SpanStep):
-    """An ASSIGNMENT row for each EMBEDDING row of a span; `groups` is a pickled `Groups`."""
+class AssignRows(RowRangeStep):
+    """An ASSIGNMENT row for each EMBEDDING row of a range; `groups` is a pickled `Groups`."""
 
     name = "assign"
     reads, columns, writes = EMBEDDING, ("row_id", "embedding"), ASSIGNMENT

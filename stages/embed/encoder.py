@@ -20,7 +20,7 @@ import pyarrow as pa
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.records import content_revision, is_local, resolve_revision
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
-from cosmopedia.tables.row_ranges import SpanStep
+from cosmopedia.tables.row_ranges import RowRangeStep
 from cosmopedia.tables.vectors import table_of_vectors
 
 PACKAGE = "package:"
@@ -101,8 +101,8 @@ class Encoder:
         self._torch.set_num_threads(self._threads)
 
 
-class EmbedTexts(SpanStep):
-    """A vector for each SOURCE row of a span; counts the texts of `max_tokens` tokens as `full`.
+class EmbedTexts(RowRangeStep):
+    """A vector for each SOURCE row of a range; counts the texts of `max_tokens` tokens as `full`.
 
     `revision` is the resolved one (of `find_model`), so that tasks on other machines cannot take another model;
     `DataError` when they would.
