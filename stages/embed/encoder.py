@@ -1,9 +1,9 @@
 """Sentence vectors: one text at a time on a CPU, so that a vector depends on its text alone.
 
 The last digits of a batched forward pass move with the batch's padding and shape, and UMAP turns such digits into
-other clusters. Single texts, each through one thread, run side by side without the barriers of threads inside an
-operation (16 texts/s a core, as with batches of 32). An accelerator needs batches: there a text's neighbours move
-the last digits of its vector.
+other clusters. Single texts, each on one thread, run in parallel without the barriers of threads inside an operation
+(16 texts/s per core, as with batches of 32). An accelerator needs batches: there a text's neighbours move the last
+digits of its vector.
 """
 
 import importlib
@@ -31,7 +31,7 @@ ACCELERATOR_BATCH = 256  # texts
 def find_model(model: str, revision: str | None) -> tuple[str, str]:
     """(what SentenceTransformer loads, the resolved revision) of `package:<import name>`, a folder or a hub id.
 
-    A package is one that carries a model and has `get_model_path()`. `ConfigError` when the model cannot be had.
+    A package is one that carries a model and has `get_model_path()`. `ConfigError` when the model is not available.
     """
     if model.startswith(PACKAGE):
         name = model.removeprefix(PACKAGE)
