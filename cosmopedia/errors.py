@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 
 class CosmoError(Exception):
-    """A failure that the reader of the message can mend."""
+    """A failure that the reader of the message can fix."""
 
     status = 1
 
 
 class ConfigError(CosmoError):
-    """params.yaml, a profile, a template, a cluster file or a command line is wrong."""
+    """params.yaml, a profile, a template, a compute file or a command line is wrong."""
 
     status = 2
 

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.records import content_revision, is_local, resolve_revision
+from cosmopedia.lineage import content_revision
+from cosmopedia.records import is_local, resolve_revision
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.row_ranges import RowRangeStep
 from cosmopedia.tables.vectors import table_of_vectors

@@ -23,7 +23,7 @@ class Fingerprints:
 
     def __init__(self) -> None:
         self._recent: set[int] = set()
-        self._sorted = memoryview(np.empty(0, np.uint64))
+        self._sorted = np.empty(0, np.uint64).data
 
     def __len__(self) -> int:
         return len(self._sorted) + len(self._recent)
@@ -42,5 +42,5 @@ class Fingerprints:
         if len(self._recent) == RECENT:
             merged = np.concatenate([self._sorted, np.fromiter(self._recent, np.uint64, RECENT)])
             merged.sort()
-            self._sorted = memoryview(merged)
+            self._sorted = merged.data
             self._recent.clear()
