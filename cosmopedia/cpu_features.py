@@ -1,4 +1,4 @@
-"""What this machine's processor is quick at."""
+"""What this machine's processor is fast at."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Parameters: `params.yaml` says what is built, `profiles/<profile>.yaml` at what scale.
 
-Every leaf stands in exactly one of the two files, so that `dvc.yaml` can name it and `dvc exp run -S` can set it
+Every leaf is in exactly one of the two files, so that `dvc.yaml` can name it and `dvc exp run -S` can set it
 (`-S prompts.topic_probability=0.25`, `-S profiles/rehearsal.yaml:train.steps=9`). A stage reads the union of its
 section in both, through a frozen pydantic model that refuses unknown keys and has no defaults.
 """
@@ -49,10 +49,11 @@ def profile_path(root: Path = Path()) -> Path:
 def section(name: str, root: Path = Path()) -> dict[str, Any]:
     """The union of a dotted section in params.yaml and in the chosen profile.
 
-    `ConfigError` when a leaf stands in both files, since DVC could then not tell which one counts.
+    `ConfigError` when a leaf is in both files, since DVC could then not tell which one counts.
     """
     recipe_file, scale_file = root / "params.yaml", profile_path(root)
-    recipe, scale = (_descend(read_yaml(path), name, path) for path in (recipe_file, scale_file))
+    recipe = _descend(read_yaml(recipe_file), name, recipe_file)
+    scale = _descend(read_yaml(scale_file), name, scale_file)
     return _union(recipe, scale, name, scale_file)
 
 
@@ -95,5 +96,5 @@ def _union(recipe: dict[str, Any], scale: dict[str, Any], where: str, scale_file
         elif isinstance(merged[key], dict) and isinstance(value, dict):
             merged[key] = _union(merged[key], value, f"{where}.{key}", scale_file)
         else:
-            raise ConfigError(f"{where}.{key} stands in params.yaml and in {scale_file}; keep it in one of them")
+            raise ConfigError(f"{where}.{key} is in params.yaml and in {scale_file}; keep it in one of them")
     return merged

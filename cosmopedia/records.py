@@ -1,15 +1,14 @@
 """Records of a dataset, from the hub at a pinned revision or from local files of the same schema.
 
-Local files: .jsonl, .json (an array), .parquet, .csv, .txt (a record a line, column `text`), each also with .gz or
+Local files: .jsonl, .json (an array), .parquet, .csv, .txt (one record per line, column `text`), each also with .gz or
 .zst; a folder means all its files of those kinds, by name. Everything else is a hub dataset id, read through
-`datasets` in streaming mode. No dataset is ever loaded into memory, but for a .json array.
+`datasets` in streaming mode. No dataset is loaded into memory, except a .json array.
 
 A row that cannot be read is a record with a problem; a file that is cut off or damaged is a `DataError`, since nobody
 can say how many rows it has lost.
 """
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.lineage import content_revision
 
 KINDS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 WAITS_S = (1.0, 5.0, 25.0)  # before a hub stream that broke off is opened again
@@ -78,16 +78,6 @@ def local_files(dataset: str) -> list[Path]:
     return files
 
 
-def content_revision(files: list[Path]) -> str:
-    """ "sha256:" and 16 digits over the files' names and bytes."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
 def resolve_revision(kind: str, hub_id: str, revision: str | None) -> str:
     """The commit that a branch or tag of a hub dataset or model stands for; a commit is returned as it is.
 
@@ -105,7 +95,7 @@ def resolve_revision(kind: str, hub_id: str, revision: str | None) -> str:
         info = api.dataset_info(hub_id, revision=name) if kind == "dataset" else api.model_info(hub_id, revision=name)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ConfigError(
-            f"{kind} {hub_id} at revision {name} cannot be had from the hub ({type(error).__name__});"
+            f"{kind} {hub_id} at revision {name} is not available from the hub ({type(error).__name__});"
             " check the id and the network, or give a local file or folder instead"
         ) from None
     if info.sha is None:
@@ -185,7 +175,7 @@ def _array_records(file: Path) -> Iterator[Record]:
 
 
 def _csv_records(file: Path) -> Iterator[Record]:
-    # surrogateescape carries bytes that are no UTF-8 into their row, where they are found
+    # surrogateescape carries bytes that are no UTF-8 into their row, where they are noticed
     options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
     with _open(file) as stream, io.TextIOWrapper(stream, **options) as text:  # type: ignore[arg-type]
         try:
@@ -211,7 +201,7 @@ def is_text(value: str) -> bool:
 def _parquet_records(file: Path) -> Iterator[Record]:
     number = 0
     try:
-        # without pre_buffer a row group is not held as a whole
+        # without pre_buffer a row group is not in memory as a whole
         for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False):
             for record in _batch_records(batch, file, number):
                 yield record
@@ -223,7 +213,7 @@ def _parquet_records(file: Path) -> Iterator[Record]:
 def _batch_records(batch: pa.RecordBatch, file: Path, first: int) -> Iterator[Record]:
     try:
         rows = batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # one bad value spoils the batch: look for it
+    except (ValueError, OverflowError) as error:  # one bad value spoils the batch: find it
         if batch.num_rows > 1:
             for row in range(batch.num_rows):
                 yield from _batch_records(batch.slice(row, 1), file, first + row)

@@ -1,8 +1,8 @@
 """c-TF-IDF: the words that set a cluster's documents apart from the other clusters'.
 
 Grootendorst 2022 (BERTopic): weight = tf(word, cluster) * log(1 + A / f(word)), with A the mean number of words in a
-cluster and f the word's count in all of them. A word counts once for each document that holds it, so that a name
-repeated in one document does not stand for its cluster.
+cluster and f the word's count in all of them. A word counts once per document that has it, so that a name
+repeated in one document does not represent its cluster.
 """
 
 import math
@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Collection
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-SHORTEST = 3  # letters
+MIN_LETTERS = 3
 
 
 def words(text: str, stop_words: Collection[str] = ()) -> set[str]:
     """The distinct words of a text in lower case, without possessive endings, contractions, short and stop words."""
-    found = {word.replace("’", "'").removesuffix("'s") for word in WORD.findall(text.lower())}
-    return {word for word in found if len(word) >= SHORTEST and "'" not in word and word not in stop_words}
+    candidates = {word.replace("’", "'").removesuffix("'s") for word in WORD.findall(text.lower())}
+    return {word for word in candidates if len(word) >= MIN_LETTERS and "'" not in word and word not in stop_words}
 
 
 def english_stop_words() -> frozenset[str]:

@@ -3,14 +3,13 @@
 A cell, `<source>-<style>`, is one file of DOCUMENT rows or several (tables/cell_files.py). A stage is a datatrove
 pipeline: `ReadCells`, its own filters and blocks, `WriteCells`. Each file is read and written by exactly one task, so
 the outputs' bytes depend on neither the number of tasks nor that of workers. Removed documents go through datatrove's
-exclusion writers into parts, which `CorpusRun.settle` merges into one table by key while it counts them.
+exclusion writers into parts, which `CorpusRun.settle` merges into one table by key and counts.
 """
 
-import heapq
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import groupby, repeat
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -28,12 +27,14 @@ from cosmopedia.execution.compute import Data
 from cosmopedia.execution.data_tasks import Arrays
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
+from cosmopedia.tables.external_sort import merge_sorted
 from cosmopedia.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in
 from cosmopedia.tables.row_counts import RowCounts
 
 ROWS_PER_TASK = 5000  # fewer rows than this are not worth a process of their own
-COUNT_EVERY = 100  # documents between two notes of a task's progress
+NOTE_EVERY = 100  # documents between two notes of a task's progress
 IDS_AT_ONCE = 1 << 16  # read by `check_ids`
+REMOVED_AT_ONCE = 256  # rows of each cell's removed documents that are in memory while they are merged
 
 
 class ReadCells(PipelineStep):
@@ -66,7 +67,7 @@ class NoteProgress(PipelineStep):
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         note, done = self.folder / str(rank), 0
         for done, document in enumerate(cast(Iterator[Document], data), 1):
-            if done % COUNT_EVERY == 0:
+            if done % NOTE_EVERY == 0:
                 note.write_text(str(done))
             yield document
         note.write_text(str(done))
@@ -131,7 +132,7 @@ def removed_writer(folder: Path) -> ParquetWriter:
 
 
 class CorpusRun:
-    """One stage's pass over cells: its arrays of tasks, their scratch folder (outside DVC's outs), its accounts.
+    """One stage's pass over cells: its arrays of tasks, their scratch folder (outside DVC's outs), its row counts.
 
     A context manager: empties `out` on entry; on exit removes the scratch folder, unless tasks failed or the run was
     stopped (see `Arrays`). Pipelines write to `scratch`, and cells through `WriteCells`.
@@ -157,7 +158,7 @@ class CorpusRun:
     def run(
         self, name: str, steps: list[PipelineStep | Callable], tasks: int | None = None, total: int | None = None
     ) -> PipelineStats:
-        """Run a pipeline through the cluster's executor; datatrove's statistics of its steps.
+        """Run a pipeline through the compute file's executor; datatrove's statistics of its steps.
 
         `tasks` where the number is fixed by the work itself. `total` documents make a progress bar; a pipeline of one
         step notes by itself how many it has done. `DataError` when a cell that a task should have written is missing.
@@ -167,53 +168,62 @@ class CorpusRun:
         writers = [step for step in steps if isinstance(step, WriteCells)]
         for writer in writers:
             writer.out = self.scratch / "cells"
-        found = self.arrays.run(name, steps, tasks or self.tasks, 1 if self.tasks == 1 else None, total)
+        stats = self.arrays.run(name, steps, tasks or self.tasks, 1 if self.tasks == 1 else None, total)
         for cell in (cell for writer in writers for cell in writer.cells):
-            if not (written := self.scratch / "cells" / cell.name).is_file():
+            written = self.scratch / "cells" / cell.name
+            if not written.is_file():
                 raise DataError(f"{written}: not written, though its task is marked as done; run {self.stage} again")
             self.arrays.put_away(written)
             shutil.move(written, self.out / cell.name)
-        return found
+        return stats
 
     def settle(self, parts: list[Path], keep: bool = True) -> tuple[dict[str, Any], list[dict]]:
-        """Merge the exclusion writers' folders into `removed/removed.parquet` and balance the accounts.
+        """Merge the exclusion writers' folders into `removed/removed.parquet` and balance the row counts.
 
         Returns metrics (rows overall and by cell, removed rows by reason) and, with `keep`, the removed rows without
-        their texts. Memory does not grow with the rows, but for those that are kept.
+        their texts. Memory does not grow with the rows, except for those that are kept.
         """
         self.arrays.check()
-        total, accounts = RowCounts(self.stage), {cell: RowCounts(cell) for cell in map(cell_of, self.cells)}
-        seen: list[dict] = []
+        counts = {cell: RowCounts(cell) for cell in map(cell_of, self.cells)}
+        removed_parts = [
+            _counted(list(files), counts[cell])
+            for folder in parts
+            for cell, files in groupby(sorted(folder.glob("*.parquet")), key=cell_of)
+        ]
+        removed_rows: list[dict] = []
         with TableWriter(self.out / "removed" / "removed.parquet", REMOVED) as writer:
-            rows = [
-                zip(read_rows(list(files), REMOVED), repeat(cell))
-                for folder in parts
-                for cell, files in groupby(sorted(folder.glob("*.parquet")), key=cell_of)
-            ]
-            for row, cell in heapq.merge(*rows, key=lambda pair: pair[0]["completion_id"]):
-                writer.write(row)
-                total.remove(row["reason"])
-                accounts[cell].remove(row["reason"])
+            for table in merge_sorted(removed_parts, REMOVED.key):
+                writer.write_table(table)
                 if keep:
-                    seen.append({name: value for name, value in row.items() if name != "text"})
+                    removed_rows += table.drop_columns("text").to_pylist()
         for cell in self.cells:
-            rows_in, kept = count_rows(cell), count_rows(self.out / cell.name)
-            for account in (accounts[cell_of(cell)], total):
-                account.rows_in += rows_in
-                account.kept += kept
-        cells = {cell: account.metrics() for cell, account in accounts.items()}
-        return {**total.metrics(), "cells": cells}, seen
+            counts[cell_of(cell)].rows_in += count_rows(cell)
+            counts[cell_of(cell)].kept += count_rows(self.out / cell.name)
+        total = RowCounts(self.stage)
+        for count in counts.values():
+            total.rows_in += count.rows_in
+            total.kept += count.kept
+            total.removed.update(count.removed)
+        cells = {cell: count.metrics() for cell, count in counts.items()}
+        return {**total.metrics(), "cells": cells}, removed_rows
+
+
+def _counted(files: list[Path], counts: RowCounts) -> Iterator[pa.Table]:
+    """The removed rows of a cell, each counted by its reason as it passes."""
+    for table in read_batches(files, REMOVED, batch_rows=REMOVED_AT_ONCE):
+        counts.removed.update(table["reason"].to_pylist())
+        yield table
 
 
 def statistic(stats: PipelineStats, prefix: str) -> dict[str, int]:
     """Totals of the steps' statistics whose label begins with `prefix`, by the rest of the label; sorted."""
-    found: dict[str, int] = {}
+    totals: dict[str, int] = {}
     for step in stats.stats:
         for label, value in step.stats.items():
             if label.startswith(prefix):
                 name = label.removeprefix(prefix)
-                found[name] = found.get(name, 0) + int(value.total)
-    return dict(sorted(found.items()))
+                totals[name] = totals.get(name, 0) + int(value.total)
+    return dict(sorted(totals.items()))
 
 
 def check_ids(cells: list[Path]) -> None:
@@ -233,7 +243,7 @@ def check_ids(cells: list[Path]) -> None:
             for completion_id in ids.filter(pl.Series(np.isin(ids.hash().to_numpy(), twice))):
                 if (other := first.setdefault(completion_id, cell)) != cell:
                     raise DataError(
-                        f"{cell.parent}: completion_id {completion_id!r} stands in more than one file ({other.name},"
+                        f"{cell.parent}: completion_id {completion_id!r} is in more than one file ({other.name},"
                         f" {cell.name}); ids must be unique over all cells"
                     )
 

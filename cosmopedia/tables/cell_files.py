@@ -18,6 +18,6 @@ def shard_names(cell: str, count: int) -> list[str]:
 
 
 def source_and_style(cell: str) -> tuple[str, str]:
-    """What a cell is called after."""
+    """The two parts of a cell's name."""
     source, _, style = cell.partition("-")
     return source, style

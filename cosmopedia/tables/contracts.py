@@ -28,15 +28,15 @@ class Contract:
         fit, text that is not UTF-8, or a null where none may be. `where` (a file, or a stage's words for its input)
         begins the message; `first` is the number of the table's first row in it.
         """
-        found, wanted = set(table.column_names), set(self.schema.names)
-        if missing := sorted(wanted - found):
+        columns, wanted = set(table.column_names), set(self.schema.names)
+        if missing := sorted(wanted - columns):
             raise DataError(
-                f"{where}: {self.name} lacks the column(s) {', '.join(missing)}; found {sorted(found)};"
+                f"{where}: {self.name} lacks the column(s) {', '.join(missing)}; found {sorted(columns)};"
                 " run the stage that writes it again"
             )
-        if extra := sorted(found - wanted):
+        if extra := sorted(columns - wanted):
             raise DataError(f"{where}: {self.name} has unexpected column(s) {', '.join(extra)}; drop them")
-        columns = []
+        conformed = []
         for field in self.schema:
             column = table.column(field.name)
             try:
@@ -54,10 +54,10 @@ class Contract:
             if field.type == pa.string() and (row := _no_text(column)) is not None:
                 raise DataError(
                     f"{where}: {self.name}.{field.name} is not UTF-8 in row {self._row(table, row, first)};"
-                    " mend the row or set it aside"
+                    " fix the row or set it aside"
                 )
-            columns.append(column)
-        return pa.Table.from_arrays(columns, schema=self.schema)
+            conformed.append(column)
+        return pa.Table.from_arrays(conformed, schema=self.schema)
 
     def _row(self, table: pa.Table, row: int, first: int) -> str:
         """A row in words: its number, and its key where that can be read."""
@@ -79,7 +79,7 @@ class Contract:
         return flat[-1].as_py()
 
     def _disorder(self, previous: object, key: object, where: str) -> DataError:
-        problem = "occurs twice" if previous == key else f"stands after {previous!r}"
+        problem = "occurs twice" if previous == key else f"comes after {previous!r}"
         return DataError(f"{where}: {self.name}.{self.key} {key!r} {problem}; keys must be unique and sorted")
 
 
@@ -122,7 +122,7 @@ SOURCE = Contract(
     "row_id",
 )
 
-# Rows that a stage took out, kept with the reason. `row` is the row as JSON, as far as it could be read.
+# Rows that a stage removed, kept with the reason. `row` is the row as JSON, as far as it could be read.
 REJECTED = Contract("rejected rows", _schema(row_id=_s, reason=_s, detail=_s, row=_s), "row_id")
 
 EMBEDDING = Contract("embeddings", _schema(row_id=_s, embedding=pa.list_(_f32)), "row_id")
@@ -148,7 +148,7 @@ LABEL = Contract(
         cluster=_i32,
         size=_i32,
         label=_s,
-        label_source=_s,  # "model" | "keywords": the answer did not parse, so the c-TF-IDF keywords stand in
+        label_source=_s,  # "model" | "keywords": the answer did not parse, so the c-TF-IDF keywords are used
         educational_score=(pa.int8(),),  # 1-10, null when the answer did not parse
         keywords=pa.list_(_s),  # c-TF-IDF, best first
         examples=pa.list_(_s),  # row ids shown to the model
@@ -182,7 +182,7 @@ _PROMPT_FIELDS: dict[str, object] = {
     "audience": _s,
     "topic": (_s,),  # the row's topic; null for sources that are not clustered
     "topic_named": pa.bool_(),  # whether the prompt names it
-    "seed_id": _s,  # row_id of the seed row
+    "seed_id": _s,  # row_id of the source row
     "seed_data": _s,  # the extract or title that the prompt quotes
     "seed_revision": _s,
     "seed_licence": _s,

@@ -2,9 +2,9 @@
 
 import heapq
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from types import TracebackType
 
@@ -15,13 +15,13 @@ from cosmopedia.tables.parquet import ROW_GROUP, TableWriter, table_of
 
 RUN_ROWS = 50_000
 RUN_CHARS = 64 << 20  # of text in a run; long pages end a run before it has RUN_ROWS rows
-RUN_BATCH = 256  # rows that a merge holds of each run: 10 GB are 160 runs, 1 kB a row makes 40 MB
+RUN_BATCH = 256  # rows of each run that are in memory in a merge: 10 GB are 160 runs, 40 MB at 1 kB per row
 
 
 class SortingWriter:
     """Writes rows of one contract to one file, sorted by key; the file appears under its name only when complete.
 
-    Full runs go to a scratch folder beside the file, sorted, and are merged at the end; few rows never leave memory.
+    Full runs go to a scratch folder next to the file, sorted, and are merged at the end; few rows never leave memory.
     Use as a context manager; keys must be unique (`InternalError`). What a killed process left is removed by the next.
     """
 
@@ -59,36 +59,41 @@ class SortingWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
             if kind is None:
-                with TableWriter(self.path, self.contract) as writer:
+                with TableWriter(self.path, self.contract) as writer, ExitStack() as files:
                     if not self._runs:
                         writer.write_table(self._sorted())
                         return
                     if self._pending:
                         self._spill()
-                    for table in merged(self._runs, self.contract.key):
+                    runs = [_tables(files.enter_context(pa.OSFile(str(run)))) for run in self._runs]
+                    for table in merge_sorted(runs, self.contract.key):
                         writer.write_table(table)
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def merged(runs: list[Path], key: str) -> Iterator[pa.Table]:
-    """The rows of sorted Arrow streams in key order, in tables of `ROW_GROUP` rows."""
-    with ExitStack() as files:
-        rows = heapq.merge(*(_rows(n, files.enter_context(pa.OSFile(str(run))), key) for n, run in enumerate(runs)))
-        while chunk := list(islice(rows, ROW_GROUP)):
-            batches: dict[tuple[int, int], pa.RecordBatch] = {}
-            for _, run, number, _, batch in chunk:
-                batches.setdefault((run, number), batch)
-            first, begins = 0, {}
-            for name, batch in batches.items():
-                begins[name] = first
-                first += batch.num_rows
-            places = pa.array([begins[run, number] + row for _, run, number, row, _ in chunk], pa.int64())
-            yield pa.Table.from_batches(list(batches.values())).combine_chunks().take(places)
+def _tables(file: pa.NativeFile) -> Iterator[pa.Table]:
+    return (pa.Table.from_batches([batch]) for batch in pa.ipc.open_stream(file))
 
 
-def _rows(run: int, file: pa.NativeFile, key: str) -> Iterator[tuple[str, int, int, int, pa.RecordBatch]]:
-    """(key, run, batch, row, the batch): the first two differ between any two rows, so nothing else is compared."""
-    for number, batch in enumerate(pa.ipc.open_stream(file)):
-        for row, value in enumerate(batch.column(key).to_pylist()):
-            yield value, run, number, row, batch
+def merge_sorted(streams: Iterable[Iterator[pa.Table]], key: str) -> Iterator[pa.Table]:
+    """The rows of streams of tables, each sorted by `key`, in key order, in tables of `ROW_GROUP` rows.
+
+    Memory: the tables of the streams that the rows of one result come from. Equal keys come out in the order of the
+    streams.
+    """
+    rows = heapq.merge(*(_keyed_rows(number, stream, key) for number, stream in enumerate(streams)))
+    while chunk := list(islice(rows, ROW_GROUP)):
+        tables = {(stream, number): table for _, stream, number, _, table in chunk}
+        joined = pa.concat_tables(tables.values()).combine_chunks()
+        starts = accumulate((table.num_rows for table in tables.values()), initial=0)
+        first_rows = dict(zip(tables, starts, strict=False))  # the last start is the end
+        positions = [first_rows[stream, number] + row for _, stream, number, row, _ in chunk]
+        yield joined.take(pa.array(positions, pa.int64()))
+
+
+def _keyed_rows(stream: int, tables: Iterator[pa.Table], key: str) -> Iterator[tuple[str, int, int, int, pa.Table]]:
+    """(key, stream, number of the table, row in it, the table): the first four differ between any two rows."""
+    for number, table in enumerate(tables):
+        for row, value in enumerate(table[key].to_pylist()):
+            yield value, stream, number, row, table

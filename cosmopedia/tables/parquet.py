@@ -1,6 +1,7 @@
 """Streaming parquet: checked on the way in and out, written whole or not at all, equal bytes for equal rows."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmopedia.errors import DataError, InternalError
+from cosmopedia.files import replacing
 from cosmopedia.tables.contracts import Contract
 
 ROW_GROUP = 10_000  # rows; a group of 2 kB texts is about 20 MB in memory
@@ -24,17 +26,25 @@ class TableWriter:
         self.path, self.contract, self.level, self.rows = Path(path), contract, level, 0
         self._last: object = None
         self._pending: list[dict] = []
-        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        self._file = self._open()
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        with (
+            replacing(self.path) as draft,
+            pq.ParquetWriter(
+                draft,
+                self.contract.schema,
+                compression="zstd",
+                compression_level=self.level,
+                write_page_checksum=True,
+            ) as self._writer,
+        ):
+            yield
+            self._flush()
 
     def __enter__(self) -> "TableWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(
-            self._partial,
-            self.contract.schema,
-            compression="zstd",
-            compression_level=self.level,
-            write_page_checksum=True,
-        )
+        self._file.__enter__()
         return self
 
     def write(self, row: dict) -> None:
@@ -63,17 +73,7 @@ class TableWriter:
         self.rows += table.num_rows
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        whole = False
-        try:
-            if kind is None:
-                self._flush()
-                whole = True
-        finally:
-            self._writer.close()
-            if whole:
-                self._partial.replace(self.path)
-            else:
-                self._partial.unlink(missing_ok=True)
+        self._file.__exit__(kind, error, trace)
 
 
 def table_of(rows: list[dict], contract: Contract, where: str) -> pa.Table:
@@ -110,7 +110,8 @@ def read_batches(
     within each file, when the key is among `columns`.
     """
     for path in paths:
-        file, last, first = _open(Path(path), contract), None, 0
+        file = _open(Path(path), contract)
+        last, first = None, 0
         try:
             for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
                 table = pa.Table.from_batches([batch])
@@ -131,7 +132,7 @@ def read_table(path: Path | str, contract: Contract, columns: list[str] | None =
 
 
 def read_rows(paths: Iterable[Path | str], contract: Contract) -> Iterator[dict]:
-    """Stream files as dicts, a row at a time."""
+    """Stream files as dicts, one per row."""
     for table in read_batches(paths, contract):
         yield from table.to_pylist()
 
@@ -145,7 +146,7 @@ def tables_in(folder: Path | str) -> list[Path]:
     """The parquet files directly in a folder, sorted by name. `DataError` when there is none."""
     paths = sorted(Path(folder).glob("*.parquet"))
     if not paths:
-        raise DataError(f"{folder} holds no parquet file; run the stage that writes it (dvc repro), or dvc pull")
+        raise DataError(f"{folder} has no parquet file; run the stage that writes it (dvc repro), or dvc pull")
     return paths
 
 

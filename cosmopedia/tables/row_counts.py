@@ -1,4 +1,4 @@
-"""Row accounting and metrics files: rows in = rows kept + rows removed by reason, in every stage."""
+"""Row counts and metrics files: rows in = rows kept + rows removed by reason, in every stage."""
 
 import json
 from collections import Counter
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.errors import InternalError
+from cosmopedia.files import write_text
 
 
 @dataclass
 class RowCounts:
-    """Counts a stage's rows; `metrics` refuses an account that does not balance."""
+    """A stage's rows by what became of them; `metrics` refuses counts that do not balance."""
 
     stage: str
     rows_in: int = 0
@@ -19,30 +20,28 @@ class RowCounts:
     removed: Counter[str] = field(default_factory=Counter)
 
     def remove(self, reason: str, rows: int = 1) -> None:
-        """Count rows taken out, by reason."""
+        """Count rows that were removed, by reason."""
         self.removed[reason] += rows
 
     def metrics(self) -> dict[str, Any]:
         """`rows_in`, `rows_kept`, `rows_removed`, `removed.<reason>`. `InternalError` when they do not add up."""
-        gone = sum(self.removed.values())
-        if self.rows_in != self.kept + gone:
+        removed = sum(self.removed.values())
+        if self.rows_in != self.kept + removed:
             raise InternalError(
-                f"{self.stage}: {self.rows_in} rows came in, but {self.kept} kept + {gone} removed"
-                f" = {self.kept + gone}; a row was lost or counted twice"
+                f"{self.stage}: {self.rows_in} rows came in, but {self.kept} kept + {removed} removed"
+                f" = {self.kept + removed}; a row was lost or counted twice"
             )
         return {
             "rows_in": self.rows_in,
             "rows_kept": self.kept,
-            "rows_removed": gone,
+            "rows_removed": removed,
             "removed": dict(sorted(self.removed.items())),
         }
 
 
 def write_metrics(path: Path | str, metrics: dict[str, Any]) -> None:
     """Write a stage's metrics as JSON: keys in the order given, floats at six significant digits."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(_rounded(metrics), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(Path(path), json.dumps(_rounded(metrics), indent=2, ensure_ascii=False) + "\n")
 
 
 def _rounded(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""A table worked on in spans: task `n` of `tasks` makes part `n` of the result, and the parts follow one another.
+"""A table worked on in ranges of rows: task `n` of `tasks` makes part `n` of the result.
 
-A span is a run of whole batches of 2,048 rows, counted from the table's first row. So a batch holds the same rows for
+A range is a run of whole batches of 2,048 rows, counted from the table's first row. So a batch holds the same rows for
 any number of tasks, and the parts, read batch by batch, give the bytes that one task would have written.
 """
 
@@ -28,55 +28,56 @@ def checked_rows(path: Path, contract: Contract) -> int:
     return count_rows(path)
 
 
-def span_of(rank: int, tasks: int, rows: int, batch_rows: int) -> range:
-    """The rows of task `rank` of `tasks` in a table of `rows`; spans differ by a batch at most."""
+def range_of(rank: int, tasks: int, rows: int, batch_rows: int) -> range:
+    """The rows of task `rank` of `tasks` in a table of `rows`; ranges differ by at most one batch."""
     batches = -(-rows // batch_rows)
     first, last = (batches * n // tasks * batch_rows for n in (rank, rank + 1))
     return range(min(first, rows), min(last, rows))
 
 
-def read_span(
-    path: Path, contract: Contract, columns: tuple[str, ...], span: range, batch_rows: int
+def read_range(
+    path: Path, contract: Contract, columns: tuple[str, ...], row_range: range, batch_rows: int
 ) -> Iterator[pa.Table]:
-    """The rows of a span in batches of `batch_rows`, `columns` alone (the key among them), checked as they are read.
+    """The rows of a range in batches of `batch_rows`, only `columns` (the key among them), checked as they are read.
 
-    Only the row groups that hold the span are read. `DataError` for a damaged file, and as `read_batches`.
+    Only the row groups that have rows of the range are read. `DataError` for a damaged file, and as `read_batches`.
     """
     schema = pa.schema([contract.schema.field(name) for name in columns])
     wanted, last = Contract(contract.name, schema, contract.key), None
     try:
         file = pq.ParquetFile(path, pre_buffer=False)
-        groups, start, at = [], 0, 0
+        groups, start, first = [], 0, 0
         for group in range(file.num_row_groups):
-            end = at + file.metadata.row_group(group).num_rows
-            if at < span.stop and end > span.start:
-                start = start if groups else at
+            end = first + file.metadata.row_group(group).num_rows
+            if first < row_range.stop and end > row_range.start:
+                start = start if groups else first
                 groups.append(group)
-            at = end
-        held, skip, left = wanted.schema.empty_table(), span.start - start, len(span)
+            first = end
+        pending = wanted.schema.empty_table()
+        skip, left = row_range.start - start, len(row_range)
         for batch in file.iter_batches(batch_rows, groups, list(columns), use_threads=False):
             table = pa.Table.from_batches([batch])
             table, skip = table.slice(skip), max(skip - table.num_rows, 0)
             table = wanted.conform(table.slice(0, left), str(path))
             last = wanted.check_order(table[contract.key], last, str(path))
             left -= table.num_rows
-            held = pa.concat_tables([held, table])
-            while held.num_rows >= batch_rows:
-                yield held.slice(0, batch_rows).combine_chunks()
-                held = held.slice(batch_rows)
-        if held.num_rows:
-            yield held.combine_chunks()
+            pending = pa.concat_tables([pending, table])
+            while pending.num_rows >= batch_rows:
+                yield pending.slice(0, batch_rows).combine_chunks()
+                pending = pending.slice(batch_rows)
+        if pending.num_rows:
+            yield pending.combine_chunks()
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: damaged parquet file: {error}; run the stage that writes it again") from None
 
 
-class SpanStep(PipelineStep):
-    """A pipeline of one step: reads the task's span of a table, and writes what `tables` makes of it as a part.
+class RowRangeStep(PipelineStep):
+    """A pipeline of one step: reads the task's range of a table, and writes what `tables` makes of it as a part.
 
     `parts` is the folder of the parts, `notes` that of the tasks' progress.
     """
 
-    type = "SPAN"
+    type = "ROW RANGE"
     reads: ClassVar[Contract]
     columns: ClassVar[tuple[str, ...]]
     writes: ClassVar[Contract]
@@ -90,8 +91,8 @@ class SpanStep(PipelineStep):
         """A table of `writes` for each batch of `reads`; writes to `note` how many rows are done."""
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
-        span = span_of(rank, world_size, count_rows(self.source), self.batch_rows)
-        batches = read_span(self.source, self.reads, self.columns, span, self.batch_rows)
+        row_range = range_of(rank, world_size, count_rows(self.source), self.batch_rows)
+        batches = read_range(self.source, self.reads, self.columns, row_range, self.batch_rows)
         with TableWriter(part_of(self.parts, rank), self.writes) as writer:
             for table in self.tables(batches, self.notes / str(rank)):
                 writer.write_table(table)
@@ -108,16 +109,18 @@ def part_of(parts: Path, rank: int) -> Path:
 
 
 def read_parts(parts: Path, contract: Contract, tasks: int, rows: int) -> Iterator[pa.Table]:
-    """The parts of `tasks` tasks over a table of `rows`, one after the other, in its batches.
+    """The parts of `tasks` tasks over a table of `rows` rows, one after the other, in its batches.
 
-    `DataError` names a part that is missing or does not hold its span's rows, or that begins before the last one ends.
+    `DataError` names a part that is missing or does not have its range's rows, or that begins before its
+    predecessor ends.
     """
     last = None
     for rank in range(tasks):
-        part, wanted = part_of(parts, rank), len(span_of(rank, tasks, rows, BATCH_ROWS))
-        if not part.is_file() or (found := count_rows(part)) != wanted:
-            found = f"{found} rows" if part.is_file() else "no file"
-            raise DataError(f"{part}: wanted the {wanted} rows of task {rank} of {tasks}, found {found}; run again")
+        part = part_of(parts, rank)
+        wanted = len(range_of(rank, tasks, rows, BATCH_ROWS))
+        content = f"{count_rows(part)} rows" if part.is_file() else "no file"
+        if content != f"{wanted} rows":
+            raise DataError(f"{part}: wanted the {wanted} rows of task {rank} of {tasks}, found {content}; run again")
         for table in read_batches([part], contract, batch_rows=BATCH_ROWS):
             last = contract.check_order(table[contract.key].slice(0, 1), last, str(part))
             yield table

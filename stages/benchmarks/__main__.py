@@ -2,8 +2,8 @@
 
 In: hub datasets at pinned revisions, or local files of the same schemas (profile: benchmarks.tasks.<task>).
 Out: data/benchmarks/<task>.parquet (BENCHMARK) for each task, metrics/benchmarks.json with the resolved revisions.
-A row that cannot be used is an error, not a loss: scores are comparable only over the same items.
-Alone: python -m stages.benchmarks
+Contract: a row that cannot be used is an error, not a loss: scores are comparable only over the same items.
+Run: python -m stages.benchmarks
 """
 
 import shutil
@@ -36,7 +36,7 @@ class TaskSource(Params):
 class BenchmarksParams(Params):
     """Which evaluation sets, and how much of each."""
 
-    seed: int  # of the draw, where limit takes a part
+    seed: int  # of the draw, where `limit` takes a part
     limit: int | None = Field(ge=1)  # items of a task; null: all
     tasks: dict[str, TaskSource]
 
@@ -46,7 +46,7 @@ def items_of(task: str, records: Iterable[Record], revision: str) -> list[dict]:
     rows = []
     for position, record in enumerate(records):
         if record.problem:
-            raise DataError(f"{record.place}: {record.problem}; mend or remove the row")
+            raise DataError(f"{record.place}: {record.problem}; fix or remove the row")
         item = FORMS[task](Fields(record.values, record.place))
         rows.append(
             {
@@ -67,8 +67,8 @@ def drawn(task: str, rows: list[dict], limit: int | None, seed: int) -> list[dic
     """`limit` of a task's rows, drawn from (seed, item id); all when limit is None."""
     if limit is None:
         return rows
-    taken = set(draw_sample(seed, f"perf/{task}", [row["item_id"] for row in rows], limit))
-    return [row for row in rows if row["item_id"] in taken]
+    sample = set(draw_sample(seed, f"benchmarks/{task}", [row["item_id"] for row in rows], limit))
+    return [row for row in rows if row["item_id"] in sample]
 
 
 def main() -> str:

@@ -33,8 +33,8 @@ class Fields:
 
     def wrong(self, column: str, wanted: str) -> DataError:
         """The error for a column that is not as wanted."""
-        found = repr(self.values[column])[:80] if column in self.values else f"columns {sorted(self.values)}"
-        return DataError(f"{self.place}: column {column!r} must be {wanted}, found {found}; mend or remove the row")
+        value = repr(self.values[column])[:80] if column in self.values else f"columns {sorted(self.values)}"
+        return DataError(f"{self.place}: column {column!r} must be {wanted}, found {value}; fix or remove the row")
 
     def text(self, column: str, empty: bool = False) -> str:
         """A string, stripped."""
@@ -86,8 +86,8 @@ def boolq(row: Fields) -> Cloze:
         answer = bool(row.label("label", 2))
     if not isinstance(answer, bool):
         raise row.wrong("answer", "true or false")
-    asked = question.removesuffix("?")
-    return _scored(f"{passage}\nQuestion: {asked}?\nAnswer:", ["no", "yes"], int(answer), question)
+    bare = question.removesuffix("?")
+    return _scored(f"{passage}\nQuestion: {bare}?\nAnswer:", ["no", "yes"], int(answer), question)
 
 
 def hellaswag(row: Fields) -> Cloze:

@@ -1,10 +1,10 @@
-"""clean: take boilerplate openings and closings off, and completions out that are no documents.
+"""clean: strip boilerplate openings and closings, and remove completions that are not documents.
 
 In: data/generate/<source>-<style>.parquet (DOCUMENT), models/generator/tokenizer.json (to count texts that were cut).
 Out: data/clean/<source>-<style>.parquet (DOCUMENT), data/clean/removed/removed.parquet (REMOVED: empty, invalid,
 refusal, truncated, short, language, repetition), metrics/clean.json.
-`text_token_length` stays the server's count unless the text was changed; then it is that of the text alone.
-Alone: python -m stages.clean
+Contract: `text_token_length` stays the server's count unless the text was changed; then it counts the text alone.
+Run: python -m stages.clean
 """
 
 from pathlib import Path

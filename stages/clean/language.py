@@ -1,10 +1,10 @@
-"""Is a text in the language that is wanted? By scripts and function words, without a model.
+"""Is a text in the expected language? By scripts and function words, without a model.
 
-datatrove's language filters load fastText models from the network. Here the commonest function words decide: they make
-up 20-50% of running prose in every language below, whatever it is about. Code, formulae and addresses are taken out
-first, and a text with little prose left is not judged. A text is foreign when the greater part of its letters is in
-another script, or it has more function words of another language, or (for languages that are not listed) hardly any of
-its own. docs/cleaning.md has what was measured.
+datatrove's language filters load fastText models from the network. Here the most common function words decide: they
+make up 20-50% of running prose in every language below, whatever it is about. Code, formulae and addresses are removed
+first, and a text with little prose left is not judged. A text is foreign when most of its letters are in another
+script, or it has more function words of another language, or (for languages that are not listed) hardly any of its
+own. docs/cleaning.md has the measurements, also of py3langid and lingua.
 """
 
 import re
@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from cosmopedia.params import Params
 
-# Frequent in the language, no word of English (but for the first list), and longer than a letter.
+# Frequent in the language, not a word of English (except in the first list), and longer than one letter.
 FUNCTION_WORDS = {
     "en": "the of and to that is was for with as are this by be from at which have had not but they his her she it"
     " you their were been has would there when who will more if can about into than them only other some could"
@@ -92,12 +92,13 @@ class LanguageRule(Params):
     min_letters: int = Field(ge=1)  # of prose; a text with fewer is not judged
     min_script: float = Field(ge=0, le=1)  # share of letters in the language's script
     min_function_words: float = Field(ge=0, le=1)  # of the expected language, as a share of words
-    min_other_words: float = Field(ge=0, le=1)  # of another language that has more of them; fewer mean nothing
+    min_other_words: float = Field(ge=0, le=1)  # of another language that has more of them; fewer prove nothing
 
     @field_validator("expected")
     @classmethod
     def _known(cls, expected: str) -> str:
-        if expected not in (known := sorted([*FUNCTION_WORDS, *SCRIPT_OF])):
+        known = sorted([*FUNCTION_WORDS, *SCRIPT_OF])
+        if expected not in known:
             raise ValueError(f"no rule for {expected!r}; known: {', '.join(known)}")
         return expected
 
@@ -116,9 +117,9 @@ def foreign(text: str, rule: LanguageRule) -> dict[str, object] | None:
         return None
     shares = function_words(words)
     own = shares.pop(rule.expected)
-    other, most = max(shares.items(), key=lambda pair: pair[1])
-    if most > own and most >= rule.min_other_words:
-        return {"language": other, "share": round(most, 4), rule.expected: round(own, 4)}
+    other = max(shares, key=lambda language: shares[language])
+    if shares[other] > own and shares[other] >= rule.min_other_words:
+        return {"language": other, "share": round(shares[other], 4), rule.expected: round(own, 4)}
     if own < rule.min_function_words:
         return {rule.expected: round(own, 4)}
     return None
@@ -133,8 +134,8 @@ def script_share(letters: str, script: str) -> float:
 
 def function_words(words: list[str]) -> dict[str, float]:
     """The share of words that are function words, by language."""
-    found = dict.fromkeys(FUNCTION_WORDS, 0)
+    counts = dict.fromkeys(FUNCTION_WORDS, 0)
     for word, count in Counter(words).items():
         for language in LANGUAGES_OF.get(word, ()):
-            found[language] += count
-    return {language: count / len(words) for language, count in found.items()}
+            counts[language] += count
+    return {language: count / len(words) for language, count in counts.items()}

@@ -39,10 +39,10 @@ def _anchored(pattern: str, begins: bool) -> str:
 
 
 class Opening(Params):
-    """A way in which models begin; `pattern` is tried at the very start of a text, case ignored."""
+    """A phrase with which models begin; `pattern` is tried at the very start of a text, case ignored."""
 
     pattern: str
-    action: Literal["strip", "remove"]  # strip: the match is cut off; remove: the document is a refusal or chat
+    action: Literal["strip", "remove"]  # strip: the match is cut off; remove: the document is a refusal or a chat
 
     @field_validator("pattern")
     @classmethod
@@ -51,7 +51,7 @@ class Opening(Params):
 
 
 class Closing(Params):
-    """A way in which models take their leave; `pattern` is tried at the very end of a text, case ignored."""
+    """A phrase with which models end; `pattern` is tried at the very end of a text, case ignored."""
 
     pattern: str
     action: Literal["strip"]  # the match is cut off
@@ -77,13 +77,13 @@ class CleanParams(Params):
     @classmethod
     def _named_once(cls, closings: dict[str, Closing], info: ValidationInfo) -> dict[str, Closing]:
         if shared := sorted(closings.keys() & info.data.get("openings", {})):
-            raise ValueError(f"{', '.join(shared)} names an opening too; they are counted by name")
+            raise ValueError(f"{', '.join(shared)} is an opening's name too; both are counted by name")
         return closings
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A text that stays, its tokens, and what was done to it: names of openings and closings, "cut"."""
+    """A text that stays, its tokens, and its changes: names of openings and closings, "cut"."""
 
     text: str
     tokens: int
@@ -91,8 +91,8 @@ class Cleaned:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """Why a text goes."""
+class Removed:
+    """Why a text is removed."""
 
     reason: str
     evidence: dict[str, object] = field(default_factory=dict)
@@ -100,48 +100,48 @@ class Refused:
 
 def clean(
     text: str, finish_reason: str, tokens: int, params: CleanParams, count: Callable[[str], int]
-) -> Cleaned | Refused:
+) -> Cleaned | Removed:
     """What becomes of one completion. `tokens` is the server's count; `count` counts a text that was changed."""
     if not text.strip():
-        return Refused("empty")
+        return Removed("empty")
     if (share := invalid_share(text)) > params.max_invalid_share:
-        return Refused("invalid", {"share": round(share, 4)})
-    text, changes, refused = strip_openings(text, params.openings)
-    if refused is not None:
-        return refused
+        return Removed("invalid", {"share": round(share, 4)})
+    text, changes, removed = strip_openings(text, params.openings)
+    if removed is not None:
+        return removed
     if finish_reason == "length" and params.truncated != "keep":
         whole = to_last_sentence(text) if params.truncated == "cut" else ""
         if not whole:
-            return Refused("truncated", {"tokens": tokens})
+            return Removed("truncated", {"tokens": tokens})
         if whole != text:
             text, changes = whole, (*changes, "cut")
     text, closed = strip_closings(text, params.closings)
     changes = (*changes, *closed)
     if not text.strip():
-        return Refused("empty", {"changes": list(changes)})
+        return Removed("empty", {"changes": list(changes)})
     if changes:
         tokens = count(text)
     if tokens < params.min_tokens:
-        return Refused("short", {"tokens": tokens})
+        return Removed("short", {"tokens": tokens})
     if params.language is not None and (evidence := foreign(text, params.language)) is not None:
-        return Refused("language", evidence)
+        return Removed("language", evidence)
     if (broken := repetition(text, params.repetition)) is not None:
-        return Refused("repetition", {"rule": broken[0], "share": round(broken[1], 4)})
+        return Removed("repetition", {"rule": broken[0], "share": round(broken[1], 4)})
     return Cleaned(text, tokens, changes)
 
 
-def strip_openings(text: str, openings: dict[str, Opening]) -> tuple[str, tuple[str, ...], Refused | None]:
-    """(text, names of what was stripped, None or why the text goes). Repeats until no opening is left."""
+def strip_openings(text: str, openings: dict[str, Opening]) -> tuple[str, tuple[str, ...], Removed | None]:
+    """(text, names of what was stripped, None or why the text is removed). Repeats until no opening is left."""
     stripped: list[str] = []
     while True:
         start = text.lstrip()
         for name, opening in openings.items():
-            found = re.match(opening.pattern, start, re.IGNORECASE)
-            if found is None:
+            match = re.match(opening.pattern, start, re.IGNORECASE)
+            if match is None:
                 continue
             if opening.action == "remove":
-                return text, tuple(stripped), Refused("refusal", {"opening": name, "match": found.group()})
-            text = start[found.end() :].lstrip()
+                return text, tuple(stripped), Removed("refusal", {"opening": name, "match": match.group()})
+            text = start[match.end() :].lstrip()
             stripped.append(name)
             break
         else:
@@ -149,14 +149,15 @@ def strip_openings(text: str, openings: dict[str, Opening]) -> tuple[str, tuple[
 
 
 def strip_closings(text: str, closings: dict[str, Closing]) -> tuple[str, tuple[str, ...]]:
-    """`text` without the closings at its very end, and their names in the order in which they went."""
+    """`text` without the closings at its very end, and their names in the order in which they were stripped."""
     stripped: list[str] = []
     while True:
         whole = text.rstrip()
         tail = whole[-CLOSING_CHARS:]
         for name, closing in closings.items():
-            if found := re.search(closing.pattern, tail, re.IGNORECASE):
-                text = whole[: len(whole) - len(tail) + found.start()].rstrip()
+            match = re.search(closing.pattern, tail, re.IGNORECASE)
+            if match is not None:
+                text = whole[: len(whole) - len(tail) + match.start()].rstrip()
                 stripped.append(name)
                 break
         else:
@@ -165,12 +166,12 @@ def strip_closings(text: str, closings: dict[str, Closing]) -> tuple[str, tuple[
 
 def to_last_sentence(text: str) -> str:
     """`text` up to the end of its last full sentence; "" when it has none."""
-    ends = [found.end() for found in SENTENCE_END.finditer(text)]
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else ""
 
 
 def invalid_share(text: str) -> float:
-    """The share of characters that no text has: U+FFFD, controls other than tab and newline, private, unassigned."""
+    """The share of characters that no text should have: U+FFFD, controls except tab and newline, private, unassigned."""
     if text.isascii() and text.isprintable():
         return 0.0
     wrong = sum(
@@ -199,7 +200,7 @@ class CleanFilter(BaseFilter):
     def filter(self, doc: Document) -> bool:
         row = doc.metadata
         result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
-        if isinstance(result, Refused):
+        if isinstance(result, Removed):
             row.update(removal(result.reason, **result.evidence))
             return False
         doc.text, row["text_token_length"] = result.text, result.tokens

@@ -1,8 +1,10 @@
-"""The map of the sample, one colour a cluster."""
+"""The map of the sample, one colour per cluster."""
 
 from pathlib import Path
 
 import numpy as np
+
+from cosmopedia.files import replacing
 
 COLOURS = [
     "#1f77b4",
@@ -16,7 +18,7 @@ COLOURS = [
     "#17becf",
     "#393b79",
 ]
-NAMED = 60  # clusters that get their number written
+NUMBERED = 60  # clusters whose number is written on the map
 
 
 def draw_map(path: Path, positions: np.ndarray, clusters: np.ndarray) -> None:
@@ -35,12 +37,12 @@ def draw_map(path: Path, positions: np.ndarray, clusters: np.ndarray) -> None:
     colours = np.array(["#b8b8b8", *COLOURS])[np.where(noise, 0, clusters % len(COLOURS) + 1)]
     axes.scatter(*positions[~noise].T, s=dots, c=colours[~noise].tolist(), linewidths=0)
     count = int(clusters.max()) + 1
-    for cluster in range(min(count, NAMED)):
+    for cluster in range(min(count, NUMBERED)):
         members = positions[clusters == cluster]
         top = (float(np.median(members[:, 0])), float(members[:, 1].max()))
         axes.annotate(str(cluster), top, xytext=(0, 4), textcoords="offset points", fontsize=9, ha="center")
     axes.set(title=f"{len(clusters)} web rows in {count} clusters (UMAP, HDBSCAN)", xticks=[], yticks=[])
     if noise.any():
         axes.legend(loc="lower right", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png", metadata={"Software": None})

@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from cosmopedia.errors import DataError
 from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
-from cosmopedia.tables.row_ranges import SpanStep
+from cosmopedia.tables.row_ranges import RowRangeStep
 from cosmopedia.tables.vectors import vectors_of
 
 DIGITS = 6  # of similarities
-PLACES = 4  # of map positions
+POSITION_DIGITS = 4  # of map positions
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def find_groups(
     order = sorted(range(len(ids)), key=ids.__getitem__)
     ids, vectors = [ids[i] for i in order], vectors[order]
     positions = _map(vectors, seed, min(n_neighbors, len(ids) - 1), min_dist)
-    found = _density_clusters(positions, min_cluster_size, min(min_samples, len(ids) - 1))
-    if found.max() < 0:
+    density_clusters = _density_clusters(positions, min_cluster_size, min(min_samples, len(ids) - 1))
+    if density_clusters.max() < 0:
         raise DataError(
             f"HDBSCAN found no cluster of at least {min_cluster_size} among {len(ids)} rows; lower"
             " cluster.min_cluster_floor in the profile or cluster.min_cluster_fraction in params.yaml"
         )
-    clusters = _by_size(found)
+    clusters = _by_size(density_clusters)
     sums = np.zeros((clusters.max() + 1, vectors.shape[1]))
     np.add.at(sums, clusters[clusters >= 0], vectors[clusters >= 0].astype(np.float64))
     centroids = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
@@ -94,26 +94,26 @@ def assign(
     return np.where(near, nearest, -1).astype(np.int32), np.where(near, similarity, 0).astype(np.float32)
 
 
-def assignment_rows(table: pa.Table, groups: Groups, place: dict[str, int], min_similarity: float) -> pa.Table:
-    """ASSIGNMENT rows for EMBEDDING rows; `place` finds a sampled row in `groups`."""
-    places = [place.get(row_id) for row_id in table["row_id"].to_pylist()]
-    fixed = np.array([-1 if p is None else groups.clusters[p] for p in places], dtype=np.int32)
+def assignment_rows(table: pa.Table, groups: Groups, position_of: dict[str, int], min_similarity: float) -> pa.Table:
+    """ASSIGNMENT rows for EMBEDDING rows; `position_of` a sampled row id is its position in `groups`."""
+    sampled = [position_of.get(row_id) for row_id in table["row_id"].to_pylist()]
+    fixed = np.array([-1 if n is None else groups.clusters[n] for n in sampled], dtype=np.int32)
     clusters, similarity = assign(vectors_of(table), groups.centroids, min_similarity, fixed)
-    x, y = ([None if p is None else groups.positions[p, axis] for p in places] for axis in (0, 1))
+    x, y = ([None if n is None else groups.positions[n, axis] for n in sampled] for axis in (0, 1))
     return pa.table(
         {
             "row_id": table["row_id"],
             "cluster": clusters,
             "similarity": similarity,
-            "in_sample": [p is not None for p in places],
+            "in_sample": [n is not None for n in sampled],
             "x": pa.array(x, pa.float32()),
             "y": pa.array(y, pa.float32()),
         }
     )
 
 
-class AssignRows(SpanStep):
-    """An ASSIGNMENT row for each EMBEDDING row of a span; `groups` is a pickled `Groups`."""
+class AssignRows(RowRangeStep):
+    """An ASSIGNMENT row for each EMBEDDING row of a range; `groups` is a pickled `Groups`."""
 
     name = "assign"
     reads, columns, writes = EMBEDDING, ("row_id", "embedding"), ASSIGNMENT
@@ -124,10 +124,10 @@ class AssignRows(SpanStep):
 
     def tables(self, batches: Iterator[pa.Table], note: Path) -> Iterator[pa.Table]:
         groups = pickle.loads(self.groups.read_bytes())
-        place = {row_id: n for n, row_id in enumerate(groups.ids)}
+        position_of = {row_id: n for n, row_id in enumerate(groups.ids)}
         done = 0
         for batch in batches:
-            yield assignment_rows(batch, groups, place, self.min_similarity)
+            yield assignment_rows(batch, groups, position_of, self.min_similarity)
             done += batch.num_rows
             note.write_text(str(done))
 
@@ -136,13 +136,27 @@ def _map(vectors: np.ndarray, seed: int, n_neighbors: int, min_dist: float) -> n
     import umap
     from threadpoolctl import threadpool_limits
 
+    _keep_compiled()
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.filterwarnings("ignore", message=".*n_jobs value.*")
         warnings.filterwarnings("ignore", message=".*[Ss]pectral.*")
         reducer: Any = umap.UMAP(
             n_components=2, n_neighbors=n_neighbors, min_dist=min_dist, metric="cosine", random_state=seed, n_jobs=1
         )
-        return np.round(np.asarray(reducer.fit_transform(vectors)), PLACES).astype(np.float32)
+        return np.round(np.asarray(reducer.fit_transform(vectors)), POSITION_DIGITS).astype(np.float32)
+
+
+def _keep_compiled() -> None:
+    """Let numba keep UMAP's compiled functions on disk, where it keeps pynndescent's: saves 20 CPU s per process."""
+    from numba.core.dispatcher import Dispatcher
+    from umap import distances, layouts, sparse, umap_, utils
+
+    for module in (distances, layouts, sparse, umap_, utils):
+        for name, function in vars(module).items():
+            own = isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__
+            # numba's cache takes a function and its parallel twin for one; a seeded UMAP never calls the twin
+            if own and not name.endswith("_parallel"):
+                function.enable_caching()
 
 
 def _density_clusters(positions: np.ndarray, min_cluster_size: int, min_samples: int) -> np.ndarray:
@@ -154,9 +168,9 @@ def _density_clusters(positions: np.ndarray, min_cluster_size: int, min_samples:
     return clusterer.fit_predict(positions.astype(np.float64))
 
 
-def _by_size(found: np.ndarray) -> np.ndarray:
+def _by_size(clusters: np.ndarray) -> np.ndarray:
     """Renumber clusters by size, then by their first row."""
-    names, first, sizes = np.unique(found[found >= 0], return_index=True, return_counts=True)
+    names, first, sizes = np.unique(clusters[clusters >= 0], return_index=True, return_counts=True)
     ranked = names[np.lexsort((first, -sizes))]
     number = {int(name): rank for rank, name in enumerate(ranked)}
-    return np.array([number.get(int(name), -1) for name in found], dtype=np.int32)
+    return np.array([number.get(int(name), -1) for name in clusters], dtype=np.int32)

@@ -1,11 +1,11 @@
-"""embed: a sentence vector for each web row.
+"""embed: one sentence vector per web row.
 
 In: data/sources/web.parquet.
 Out: data/embed/vectors.parquet (EMBEDDING: vectors of length 1), metrics/embed.json.
-Contract: on a CPU a vector depends on its row's text and the model alone, whatever rows stand beside it, and the file
+Contract: on a CPU a vector depends on its row's text and the model alone, not on the rows next to it, and the file
 has the same bytes for any number of tasks. Locally it is one task, whose threads use all cores; on Slurm and Ray there
 are `data.tasks`, and each loads the model.
-Alone: python -m stages.embed
+Run: python -m stages.embed
 """
 
 import shutil
@@ -35,11 +35,12 @@ class EmbedParams(Params):
 
 
 def main() -> str:
-    """Embed the web rows, a span of them a task; returns the summary line."""
+    """Embed the web rows, a range of them per task; returns the summary line."""
     params, data = load("embed", EmbedParams), load_compute().data
     shutil.rmtree(OUT, ignore_errors=True)
-    if not (rows := checked_rows(WEB, SOURCE)):
-        raise DataError(f"{WEB} holds no rows, and topics are made of web rows; run the sources stage")
+    rows = checked_rows(WEB, SOURCE)
+    if rows == 0:
+        raise DataError(f"{WEB} has no rows, and topics are made from web rows; run the sources stage")
     _, revision = find_model(params.model, params.revision)
     tasks = 1 if data.executor == "local" else tasks_for(rows, data.tasks)  # here one process uses all cores
     with Arrays("embed", data, revision) as arrays:

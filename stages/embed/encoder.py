@@ -1,9 +1,9 @@
 """Sentence vectors: one text at a time on a CPU, so that a vector depends on its text alone.
 
 The last digits of a batched forward pass move with the batch's padding and shape, and UMAP turns such digits into
-other clusters. Single texts, each through one thread, run side by side without the barriers of threads inside an
-operation (16 texts/s a core, as with batches of 32). An accelerator needs batches: there a text's neighbours move
-the last digits of its vector.
+other clusters. Single texts, each on one thread, run in parallel without the barriers of threads inside an operation
+(16 texts/s per core, as with batches of 32). An accelerator needs batches: there a text's neighbours move the last
+digits of its vector.
 """
 
 import importlib
@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.records import content_revision, is_local, resolve_revision
+from cosmopedia.lineage import content_revision
+from cosmopedia.records import is_local, resolve_revision
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
-from cosmopedia.tables.row_ranges import SpanStep
+from cosmopedia.tables.row_ranges import RowRangeStep
 from cosmopedia.tables.vectors import table_of_vectors
 
 PACKAGE = "package:"
@@ -31,7 +32,7 @@ ACCELERATOR_BATCH = 256  # texts
 def find_model(model: str, revision: str | None) -> tuple[str, str]:
     """(what SentenceTransformer loads, the resolved revision) of `package:<import name>`, a folder or a hub id.
 
-    A package is one that carries a model and has `get_model_path()`. `ConfigError` when the model cannot be had.
+    A package is one that carries a model and has `get_model_path()`. `ConfigError` when the model is not available.
     """
     if model.startswith(PACKAGE):
         name = model.removeprefix(PACKAGE)
@@ -101,8 +102,8 @@ class Encoder:
         self._torch.set_num_threads(self._threads)
 
 
-class EmbedTexts(SpanStep):
-    """A vector for each SOURCE row of a span; counts the texts of `max_tokens` tokens as `full`.
+class EmbedTexts(RowRangeStep):
+    """A vector for each SOURCE row of a range; counts the texts of `max_tokens` tokens as `full`.
 
     `revision` is the resolved one (of `find_model`), so that tasks on other machines cannot take another model;
     `DataError` when they would.

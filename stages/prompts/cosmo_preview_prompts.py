@@ -31,7 +31,7 @@ from stages.prompts.slots import SLOTS
 from stages.prompts.source_rows import seed_batches
 from stages.prompts.styles import PromptsParams, Style
 from stages.prompts.templates import read_template
-from stages.sources.__main__ import SourceParams, normalise
+from stages.sources.normalise import SourceParams, normalise
 from stages.sources.readers import READERS
 
 READ = 200  # rows of a dataset that are drawn from, when the sources stage has not run

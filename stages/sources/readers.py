@@ -1,7 +1,7 @@
-"""One reader a seed source: a record of the public schema becomes seed rows, or a reason why not.
+"""One reader per source: a record of the public schema becomes source rows, or a reason why not.
 
-A reader takes (record values, the source's filter params) and yields `Seed` and `Rejected`; what it cannot find in a
-record it raises as `KeyError` or `TypeError`, which the stage counts as "malformed" with the key's name.
+A reader takes (record values, the source's filter params) and yields `SourceRow` and `Rejected`; what is missing
+in a record it raises as `KeyError` or `TypeError`, which the stage counts as "malformed" with the key's name.
 
 Public schemas: tiiuae/falcon-refinedweb (content) and HuggingFaceFW/fineweb (text, id, url, language, language_score);
 Stanford outlines (course_title, course_description, outline); khan-dl (title, subunits);
@@ -33,7 +33,7 @@ Pattern = Annotated[re.Pattern[str], BeforeValidator(_compiled)]  # case is igno
 
 
 @dataclass(frozen=True)
-class Seed:
+class SourceRow:
     """A row that a prompt can be made from. `context` holds the source's own slots (see stages/prompts/slots.py)."""
 
     original_id: str
@@ -102,10 +102,10 @@ class ReadyFilter(Params):
     audience: str
 
 
-Found = Iterator[Seed | Rejected]
+Rows = Iterator[SourceRow | Rejected]
 
 
-def web(values: dict[str, Any], keep: WebFilter) -> Found:
+def web(values: dict[str, Any], keep: WebFilter) -> Rows:
     """One page, one row."""
     text = _text(values, keep.text_column)
     words = len(text.split())
@@ -118,14 +118,14 @@ def web(values: dict[str, Any], keep: WebFilter) -> Found:
     elif not keep.min_words <= words <= keep.max_words:
         yield Rejected("length", f"{words} words")
     else:
-        yield Seed(_id(values, text), "", text, {}, _url(values))
+        yield SourceRow(_id(values, text), "", text, {}, _url(values))
 
 
 UNIT_LINE = re.compile(r"^\s*(\d+)\.(\d+)\s+(.+?):\s+(.+?)\s*$")
 
 
-def stanford(values: dict[str, Any], keep: OutlineFilter) -> Found:
-    """One outline ("2.1 Section: unit" a line), one row a unit."""
+def stanford(values: dict[str, Any], keep: OutlineFilter) -> Rows:
+    """One outline (lines such as "2.1 Section: unit"), one row per unit."""
     course, outline = _text(values, "course_title"), _text(values, "outline")
     units = [m.groups() for line in outline.splitlines() if (m := UNIT_LINE.match(line))]
     if len(units) < keep.min_units:
@@ -142,11 +142,11 @@ def stanford(values: dict[str, Any], keep: OutlineFilter) -> Found:
             "covered_sections": sections[:-1],
             "covered_units": [u for p, _, _, u in units[: units.index((part, number, section, unit))] if p == part],
         }
-        yield Seed(content_hash(course, part, number, unit), unit, description, context)
+        yield SourceRow(content_hash(course, part, number, unit), unit, description, context)
 
 
-def khanacademy(values: dict[str, Any], keep: KhanFilter) -> Found:
-    """One course tree, one row a lesson: course -> unit -> subunit -> lesson."""
+def khanacademy(values: dict[str, Any], keep: KhanFilter) -> Rows:
+    """One course tree, one row per lesson: course -> unit -> subunit -> lesson."""
     course = _text(values, "title").replace("_", " ")
     for unit in values["subunits"]:
         unit_title = _text(unit, "title").split(":", 1)[-1].strip()
@@ -164,11 +164,11 @@ def khanacademy(values: dict[str, Any], keep: KhanFilter) -> Found:
                     "covered_chapters": chapters[:position],
                     "covered_lessons": lessons[:number],
                 }
-                yield Seed(content_hash(course, unit_title, chapters[position], lesson), lesson, "", context)
+                yield SourceRow(content_hash(course, unit_title, chapters[position], lesson), lesson, "", context)
 
 
-def openstax(values: dict[str, Any], keep: OpenstaxFilter) -> Found:
-    """One book, one row a section (the deepest level), chapters read recursively; prefaces dropped."""
+def openstax(values: dict[str, Any], keep: OpenstaxFilter) -> Rows:
+    """One book, one row per section (the deepest level), chapters read recursively; prefaces dropped."""
     book = _text(values, "book_title")
     if values["language"] != keep.language:
         yield Rejected("language", f"{book}: {values['language']}")
@@ -180,7 +180,7 @@ def openstax(values: dict[str, Any], keep: OpenstaxFilter) -> Found:
             yield from _openstax_chapter(book, chapter, [], keep)
 
 
-def _openstax_chapter(book: str, chapter: dict[str, Any], trail: list[str], keep: OpenstaxFilter) -> Found:
+def _openstax_chapter(book: str, chapter: dict[str, Any], trail: list[str], keep: OpenstaxFilter) -> Rows:
     trail = [*trail, _text(chapter, "title")]
     covered: list[str] = []
     for section in chapter.get("sections") or []:
@@ -193,30 +193,30 @@ def _openstax_chapter(book: str, chapter: dict[str, Any], trail: list[str], keep
             continue
         context = {"book": book, "trail": trail, "covered_units": list(covered)}
         covered.append(title)
-        yield Seed(content_hash(book, *trail, title, text), title, text, context)
+        yield SourceRow(content_hash(book, *trail, title, text), title, text, context)
     for inner in chapter.get("chapters") or []:
         yield from _openstax_chapter(book, inner, trail, keep)
 
 
-def wikihow(values: dict[str, Any], keep: WikihowFilter) -> Found:
+def wikihow(values: dict[str, Any], keep: WikihowFilter) -> Rows:
     """One title, one row."""
     title = " ".join(_text(values, "text").split())
     if len(title.split()) < keep.min_words:
         yield Rejected("length" if title else "empty", title)
     else:
-        yield Seed(content_hash(title.casefold()), title, "")
+        yield SourceRow(content_hash(title.casefold()), title, "")
 
 
-def automathtext(values: dict[str, Any], keep: MathFilter) -> Found:
+def automathtext(values: dict[str, Any], keep: MathFilter) -> Rows:
     """One web page on mathematics, one row."""
     text = _text(values, "text")
     if len(text.split()) < keep.min_words:
         yield Rejected("length" if text else "empty", f"{len(text.split())} words")
     else:
-        yield Seed(content_hash(text), "", text, {}, _url(values))
+        yield SourceRow(content_hash(text), "", text, {}, _url(values))
 
 
-def ultrachat(values: dict[str, Any], keep: UltrachatFilter) -> Found:
+def ultrachat(values: dict[str, Any], keep: UltrachatFilter) -> Rows:
     """One conversation, one row: its first question. Requests to write something are dropped, questions stay.
 
     HuggingFaceTB's subset has a column `first_turn`, which the published prompts quote (Cosmopedia,
@@ -234,16 +234,16 @@ def ultrachat(values: dict[str, Any], keep: UltrachatFilter) -> Found:
         yield Rejected("writing_request", question[:80])
     else:
         turn = _text(values, "first_turn") if values.get("first_turn") else ""
-        yield Seed(_id(values, question), "", turn or question, {"question": question} if turn else {})
+        yield SourceRow(_id(values, question), "", turn or question, {"question": question} if turn else {})
 
 
 def concepts_of(question: str, concepts: dict[str, list[re.Pattern[str]]]) -> list[str]:
     """The concepts that a question touches, by the words of `concepts`; ["other"] where it touches none."""
-    found = [name for name, patterns in concepts.items() if any(pattern.search(question) for pattern in patterns)]
-    return found or ["other"]
+    touched = [name for name, patterns in concepts.items() if any(pattern.search(question) for pattern in patterns)]
+    return touched or ["other"]
 
 
-def openhermes(values: dict[str, Any], keep: OpenhermesFilter) -> Found:
+def openhermes(values: dict[str, Any], keep: OpenhermesFilter) -> Rows:
     """One conversation, one row: the first human turn and its answer."""
     category, source = str(values.get("category") or "").lower(), str(values.get("source") or "").lower()
     if values.get("language") not in (None, *keep.languages):
@@ -254,17 +254,19 @@ def openhermes(values: dict[str, Any], keep: OpenhermesFilter) -> Found:
         yield Rejected("dropped_category", category)
     else:
         turns = [(turn["from"], _text({"value": turn["value"] or ""}, "value")) for turn in values["conversations"]]
-        asked = next((n for n, (speaker, _) in enumerate(turns) if speaker == "human"), None)
-        if asked is None or asked + 1 >= len(turns) or turns[asked + 1][0] != "gpt":
+        first = next((n for n, (speaker, _) in enumerate(turns) if speaker == "human"), None)
+        if first is None or first + 1 >= len(turns) or turns[first + 1][0] != "gpt":
             yield Rejected("no_exchange")
-        elif len(turns[asked][1].split()) < keep.min_words:
-            yield Rejected("length" if turns[asked][1] else "empty", turns[asked][1])
-        else:
-            text = f"{turns[asked][1]}\n{turns[asked + 1][1]}"
-            yield Seed(_id(values, text), "", text)
+            return
+        question, answer = turns[first][1], turns[first + 1][1]
+        if len(question.split()) < keep.min_words:
+            yield Rejected("length" if question else "empty", question)
+            return
+        text = f"{question}\n{answer}"
+        yield SourceRow(_id(values, text), "", text)
 
 
-def ready(values: dict[str, Any], keep: ReadyFilter) -> Found:
+def ready(values: dict[str, Any], keep: ReadyFilter) -> Rows:
     """One ready-made prompt, one row: `text` is the prompt, to the last space."""
     _text(values, keep.prompt_column)
     prompt = values[keep.prompt_column]
@@ -274,7 +276,7 @@ def ready(values: dict[str, Any], keep: ReadyFilter) -> Found:
         return
     defaults = {"seed_data": "", "format": keep.format, "audience": keep.audience}
     context = {name: _text(values, name) if values.get(name) else default for name, default in defaults.items()}
-    yield Seed(_id(values, prompt), "", prompt, context)
+    yield SourceRow(_id(values, prompt), "", prompt, context)
 
 
 def _id(values: dict[str, Any], text: str) -> str:
@@ -298,7 +300,7 @@ def _text(values: dict[str, Any], key: str) -> str:
 class Reader:
     """A source's reader and the model of its filter params."""
 
-    read: Callable[[dict[str, Any], Any], Found]
+    read: Callable[[dict[str, Any], Any], Rows]
     keep: type[Params]
 
 

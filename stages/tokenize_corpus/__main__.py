@@ -3,24 +3,26 @@
 In: data/decontaminate/<source>-<style>.parquet (DOCUMENT), the tokenizer (models/generator/, or as params say).
 Out: data/tokenize_corpus/{train,validation}/NNN_<split>.ds: little-endian uint16 or uint32 tokens, an end-of-text
 token after each document; NNN_<split>.ds.index: uint64 document ends, in tokens; NNN_<split>.ds.metadata: nanotron's;
-{train,validation}/documents.parquet: which completion stands where (completion_id, shard, start, tokens);
-the tokenizer's files; corpus.json (what training needs to know); metrics/tokenize_corpus.json.
-In corpus.json `shards` has each shard's SHA-256; `dataset_hash` is SHA-256 over the names and bytes of all shards and
-indices.
-Alone: python -m stages.tokenize_corpus
+{train,validation}/documents.parquet: where each completion is (completion_id, shard, start, tokens); the tokenizer's
+files; corpus.json (what training needs to know); metrics/tokenize_corpus.json.
+Contract: the same bytes for any number of workers. In corpus.json `shards` has each shard's SHA-256; `dataset_hash` is
+SHA-256 over the names and bytes of all shards and indices.
+Run: python -m stages.tokenize_corpus
 """
 
 import json
+from collections import Counter
 
 from pydantic import Field
 
 from cosmopedia.corpus.pipeline import CorpusRun
 from cosmopedia.errors import DataError, run_stage
 from cosmopedia.execution.compute import load_compute
-from cosmopedia.lineage import hash_files
+from cosmopedia.files import write_text
+from cosmopedia.lineage import hash_file, hash_files
 from cosmopedia.params import Params, load
 from cosmopedia.tables.row_counts import write_metrics
-from stages.tokenize_corpus.shards import GROUPS, SPLITS, check_shards, copy_tokenizer, hash_file, write_shards
+from stages.tokenize_corpus.shards import GROUPS, SPLITS, check_shards, copy_tokenizer, write_shards
 
 
 class TokenizeCorpusParams(Params):
@@ -32,7 +34,7 @@ class TokenizeCorpusParams(Params):
     shard_tokens: int = Field(ge=1)  # a shard ends with the document that reaches this many
 
 
-def by_group(counts: dict[tuple[str, ...], int]) -> dict[str, dict[str, int]]:
+def by_group(counts: Counter[tuple[str, ...]]) -> dict[str, dict[str, int]]:
     """Tokens by source, by style and by audience."""
     table: dict[str, dict[str, int]] = {group: {} for group in GROUPS}
     for key, tokens in sorted(counts.items()):
@@ -46,12 +48,14 @@ def main() -> str:
     params = load("tokenize_corpus", TokenizeCorpusParams)
     with CorpusRun("tokenize_corpus", "data/decontaminate", "data/tokenize_corpus", load_compute().data) as run:
         files = copy_tokenizer(params.tokenizer, run.out)
-        splits, counts = {}, {}
+        splits: dict[str, dict[str, int]] = {}
+        counts: Counter[tuple[str, ...]] = Counter()
         for split in SPLITS:
-            found = write_shards(run, split, files, params.seed, params.validation_fraction, params.shard_tokens)
+            counts.update(
+                write_shards(run, split, files, params.seed, params.validation_fraction, params.shard_tokens)
+            )
             tokens, documents = check_shards(run.out / split, files.token_bytes)
             splits[split] = {"tokens": tokens, "documents": documents}
-            counts = {key: counts.get(key, 0) + found.get(key, 0) for key in counts | found}
         if sum(split["documents"] for split in splits.values()) != run.rows or splits["train"]["documents"] == 0:
             raise DataError(f"data/decontaminate: {run.rows} documents gave {splits}; training needs at least one")
         shards = [path for split in SPLITS for path in (run.out / split).glob("*.ds*") if path.suffix != ".metadata"]
@@ -69,7 +73,7 @@ def main() -> str:
                 f"{path.parent.name}/{path.name}": hash_file(path) for path in sorted(shards) if path.suffix == ".ds"
             },
         }
-        (run.out / "corpus.json").write_text(json.dumps(corpus, indent=2) + "\n", encoding="utf-8")
+        write_text(run.out / "corpus.json", json.dumps(corpus, indent=2) + "\n")
     measured = {name: value for name, value in corpus.items() if name != "shards"}
     write_metrics("metrics/tokenize_corpus.json", {**measured, "tokens_by": by_group(counts)})
     return (

@@ -1,10 +1,9 @@
 """Token shards by datatrove, the same bytes for any number of workers.
 
-One task a cell and split tokenises and shuffles its documents; datatrove's merger then interleaves the cells at
-random. The number of tasks follows the cells, not the cluster, because it decides where a document lands.
+One task per cell and split tokenises and shuffles its documents; datatrove's merger then interleaves the cells at
+random. The number of tasks follows the cells, not the compute file, because it decides where a document lands.
 """
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -30,7 +29,7 @@ from cosmopedia.rng import draw_unit
 SPLITS = ("train", "validation")
 GROUPS = ("source", "style", "audience")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-ROWS = 10_000  # documents in one row group of documents.parquet
+ROW_GROUP = 10_000  # documents in one row group of documents.parquet
 
 CELL_DOCUMENTS = pa.schema([("completion_id", pa.string()), ("tokens", pa.uint32())])
 DOCUMENTS = pa.schema(  # in the order of the shards; `shard` is the number that a shard's name begins with
@@ -45,7 +44,7 @@ DOCUMENTS = pa.schema(  # in the order of the shards; `shard` is the number that
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer in a folder of ours: its file, its end-of-text token, and the size of its numbers."""
+    """A tokenizer in the stage's folder: its file, its end-of-text token, and the size of its numbers."""
 
     path: Path
     eos_token: str
@@ -73,7 +72,7 @@ class SplitFilter(PipelineStep):
         for document in cast(Iterator[Document], data):
             if not document.text:
                 cell = document.metadata["cell"]
-                raise DataError(f"{cell}: {document.id!r} has no text; the clean stage sets such rows aside")
+                raise DataError(f"{cell}: {document.id!r} has no text; the clean stage removes such rows")
             if is_validation(self.seed, document.id, self.fraction) == (self.split == "validation"):
                 yield document
 
@@ -95,9 +94,9 @@ class CellTokenizer(DocumentTokenizer):
     """datatrove's DocumentTokenizer, which also notes what it wrote.
 
     `<counts>/<rank>.json`: tokens by source, style and audience; `<documents>/<rank>.parquet`: the completion ids in
-    the order of the cell's shuffled tokens. The ids of one cell are held in memory, as datatrove holds its document
-    ends. The whole text is tokenised as text: a special token that a model wrote out does not become one, and
-    truncation or padding that was saved with the tokenizer is off.
+    the order of the cell's shuffled tokens. The ids of one cell are in memory, as datatrove's document ends are. The
+    whole text is tokenised as text: a special token that a model wrote out does not become one, and truncation or
+    padding that was saved with the tokenizer is off.
     """
 
     def __init__(self, output_folder: Path, files: TokenizerFiles, seed: int, counts: Path, documents: Path):
@@ -111,7 +110,7 @@ class CellTokenizer(DocumentTokenizer):
         )
         self.counts, self.documents = counts, documents
         self.rand = RecordedDraws(seed)
-        self._found: Counter[tuple[str, ...]] = Counter()
+        self._counts: Counter[tuple[str, ...]] = Counter()
         self._ids: list[str] = []
         self._lengths: list[int] = []
 
@@ -125,18 +124,18 @@ class CellTokenizer(DocumentTokenizer):
 
     def get_loss_values(self, document: Document, encoded: Any) -> None:
         """datatrove's hook, called for every document with its tokens."""
-        self._found[tuple(document.metadata[group] for group in GROUPS)] += len(encoded.ids)
+        self._counts[tuple(document.metadata[group] for group in GROUPS)] += len(encoded.ids)
         self._ids.append(document.id)
         self._lengths.append(len(encoded.ids))
         self.stat_update("counted")
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         super().run(data, rank, world_size)
-        rows = [[*group, tokens] for group, tokens in sorted(self._found.items())]
+        rows = [[*group, tokens] for group, tokens in sorted(self._counts.items())]
         (self.counts / f"{rank:05d}.json").write_text(json.dumps(rows))
         if self._ids:
             table = pa.table([self._ids, self._lengths], schema=CELL_DOCUMENTS).take(pa.array(self.rand.order))
-            pq.write_table(table, self.documents / f"{rank:05d}.parquet", row_group_size=ROWS)
+            pq.write_table(table, self.documents / f"{rank:05d}.parquet", row_group_size=ROW_GROUP)
 
 
 class CellMerger(DocumentTokenizerMerger):
@@ -167,14 +166,14 @@ def copy_tokenizer(source: str, folder: Path) -> TokenizerFiles:
         shutil.copyfile(path, folder / path.name)
     config = folder / "tokenizer_config.json"
     try:
-        named = json.loads(config.read_text(encoding="utf-8")).get("eos_token") if config.is_file() else None
+        entry = json.loads(config.read_text(encoding="utf-8")).get("eos_token") if config.is_file() else None
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing narrower
         raise DataError(f"tokenizer {source}: not readable ({error}); give a fast tokenizer's files") from None
-    eos_token = named.get("content") if isinstance(named, dict) else named
+    eos_token = entry.get("content") if isinstance(entry, dict) else entry
     eos = tokenizer.token_to_id(eos_token) if isinstance(eos_token, str) else None
     if eos is None:
-        raise DataError(f"tokenizer {source}: tokenizer_config.json names no eos_token of its vocabulary ({named!r})")
+        raise DataError(f"tokenizer {source}: tokenizer_config.json names no eos_token of its vocabulary ({entry!r})")
     size = max(tokenizer.get_vocab().values()) + 1
     token_bytes = 2 if tokenizer.get_vocab_size() <= 2**16 else 4
     return TokenizerFiles(folder / "tokenizer.json", cast(str, eos_token), eos, size, token_bytes)
@@ -182,8 +181,8 @@ def copy_tokenizer(source: str, folder: Path) -> TokenizerFiles:
 
 def find_tokenizer(source: str) -> list[Path]:
     """The files of a tokenizer: those of a folder, of the folder of a tokenizer.json, or of a hub repository."""
-    place = Path(source)
-    folder = place.parent if place.is_file() else place
+    path = Path(source)
+    folder = path.parent if path.is_file() else path
     if folder.is_dir():
         if not (folder / "tokenizer.json").is_file():
             raise DataError(
@@ -202,15 +201,15 @@ def find_tokenizer(source: str) -> list[Path]:
     hub_id, _, revision = source.partition("@")
     commit = resolve_revision("model", hub_id, revision or None)
     try:
-        found = Path(snapshot_download(hub_id, revision=commit, allow_patterns=list(TOKENIZER_FILES)))
+        snapshot = snapshot_download(hub_id, revision=commit, allow_patterns=list(TOKENIZER_FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {source} cannot be had from the hub ({type(error).__name__})") from None
-    return find_tokenizer(str(found))
+        raise ConfigError(f"tokenizer {source} is not available from the hub ({type(error).__name__})") from None
+    return find_tokenizer(snapshot)
 
 
 def write_shards(
     run: CorpusRun, split: str, files: TokenizerFiles, seed: int, fraction: float, shard_tokens: int
-) -> dict[tuple[str, ...], int]:
+) -> Counter[tuple[str, ...]]:
     """Tokenise one split into `<out>/<split>/NNN_<split>.ds` (+ `.index`, `.metadata`) and `documents.parquet`.
 
     Returns tokens by (source, style, audience).
@@ -231,44 +230,45 @@ def write_shards(
         merger = CellMerger(cells, target, split, shard_tokens, seed, order)
         run.run(f"merge {split}", [merger], tasks=1)
     run.arrays.check()
-    places = np.load(order, mmap_mode="r") if order.exists() else np.empty(0, dtype=np.uint32)
-    write_places(target, sorted(documents.glob("*.parquet")), places)
+    cell_order = np.load(order, mmap_mode="r") if order.exists() else np.empty(0, dtype=np.uint32)
+    write_documents_table(target, sorted(documents.glob("*.parquet")), cell_order)
     for metadata in target.glob("*.metadata"):  # its first line must name a folder that holds the tokenizer
         _, *rest = metadata.read_text(encoding="utf-8").split("\n")
         metadata.write_text("\n".join([f"{run.out}|{files.token_bytes}", *rest]), encoding="utf-8")
-    found: Counter[tuple[str, ...]] = Counter()
+    totals: Counter[tuple[str, ...]] = Counter()
     for part in sorted(counts.glob("*.json")):
         for *group, tokens in json.loads(part.read_text()):
-            found[tuple(group)] += tokens
-    return dict(sorted(found.items()))
+            totals[tuple(group)] += tokens
+    return totals
 
 
-def write_places(folder: Path, cells: list[Path], order: np.ndarray) -> None:
-    """Write `<folder>/documents.parquet` (DOCUMENTS): which completion stands where in the split's shards.
+def write_documents_table(folder: Path, cells: list[Path], order: np.ndarray) -> None:
+    """Write `<folder>/documents.parquet` (DOCUMENTS): where each completion is in the split's shards.
 
     `cells` are CELL_DOCUMENTS files, `order[i]` the position in it of document i's cell. Memory does not grow with the
     documents. `InternalError` when a document's length is not what the shards' indices say.
     """
-    waiting = [_rows(cell) for cell in cells]
+    rows = [_rows(cell) for cell in cells]
     with pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, compression="zstd", compression_level=3) as writer:
         pending: list[tuple[str, int, int, int]] = []
-        place = 0
+        position = 0
         for shard in sorted(folder.glob("*.ds"), key=shard_number):
             start = 0
             for end in map(int, np.memmap(f"{shard}.index", dtype="<u8", mode="r")):
-                completion_id, tokens = next(waiting[order[place]], ("", -1)) if place < len(order) else ("", -1)
+                completion_id, tokens = next(rows[order[position]], ("", -1)) if position < len(order) else ("", -1)
                 if tokens != end - start:
                     raise InternalError(
                         f"{shard}: document {completion_id!r} of {tokens} tokens does not fit {start}-{end};"
                         " the order in which datatrove shuffles has changed"
                     )
                 pending.append((completion_id, shard_number(shard), start, tokens))
-                start, place = end, place + 1
-                if len(pending) == ROWS:
-                    writer.write_table(_places(pending))
+                start = end
+                position += 1
+                if len(pending) == ROW_GROUP:
+                    writer.write_table(_documents_table(pending))
                     pending = []
         if pending:
-            writer.write_table(_places(pending))
+            writer.write_table(_documents_table(pending))
 
 
 def _rows(path: Path) -> Iterator[tuple[str, int]]:
@@ -276,19 +276,13 @@ def _rows(path: Path) -> Iterator[tuple[str, int]]:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _places(rows: Iterable[tuple[str, int, int, int]]) -> pa.Table:
+def _documents_table(rows: Iterable[tuple[str, int, int, int]]) -> pa.Table:
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=DOCUMENTS)
 
 
 def shard_number(path: Path) -> int:
     """The number that a shard's name begins with: 7 for `007_train.ds`."""
     return int(path.name.partition("_")[0])
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes; 64 hex characters."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_shards(folder: Path, token_bytes: int) -> tuple[int, int]:

@@ -1,18 +1,28 @@
-"""Reviewed topic decisions, curation/topics.yaml: checked on reading, then matched to clusters."""
+"""Reviewed topic decisions, curation/topics.yaml: checked on reading, matched to clusters, applied to rows."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from cosmopedia.corpus.keywords import words
 from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params, check, read_yaml
+from cosmopedia.tables.row_counts import RowCounts
 
 CURATION = Path("curation/topics.yaml")
 COMPARED = 20  # a cluster's best keywords that are compared with an entry's
+
+
+class TopicsParams(Params):
+    """What happens to clusters that nobody has reviewed."""
+
+    min_keyword_matches: int = Field(ge=1)
+    min_score: int = Field(ge=1, le=10)
+    unscored: Literal["keep", "drop"]
 
 
 class Entry(Params):
@@ -58,7 +68,7 @@ def read_curation(path: Path = CURATION) -> list[Entry]:
         for name in dict.fromkeys(map(fold, [entry.topic, *entry.labels])):
             if name in seen:
                 raise ConfigError(
-                    f"{path}: the name {name!r} stands under {seen[name].topic!r} and under {entry.topic!r};"
+                    f"{path}: the name {name!r} is under {seen[name].topic!r} and under {entry.topic!r};"
                     " leave it under one of them"
                 )
             seen[name] = entry
@@ -84,16 +94,77 @@ def match(entries: list[Entry], label: str | None, keywords: list[str], min_matc
     """The entry that a cluster belongs to, or None.
 
     By the model's `label` (None if it gave none), else by keywords: at least `min_matches` of the cluster's best 20
-    stand in the entry, and in no other entry as many. When both speak and name different entries, the keywords decide:
-    they are the words of the texts, and a model can err.
+    are in the entry, and in no other entry as many. When label and keywords name different entries, the keywords
+    decide: they are the words of the texts, and a model can err.
     """
-    named = next((e for e in entries if label and fold(label) in map(fold, [e.topic, *e.labels])), None)
+    by_label = next((e for e in entries if label and fold(label) in map(fold, [e.topic, *e.labels])), None)
     best = set(keywords[:COMPARED])
     shared = Counter({n: len(best & set(entry.keywords)) for n, entry in enumerate(entries)})
     ranked = [(n, count) for n, count in shared.most_common(2) if count >= min_matches]
-    told = entries[ranked[0][0]] if len(ranked) == 1 or (ranked and ranked[0][1] > ranked[1][1]) else None
-    if named is None:
-        return Match(told, "keywords") if told else None
-    if told is None or told is named:
-        return Match(named, "label")
-    return Match(told, "keywords", contradicts_label=True)
+    by_keywords = None
+    if len(ranked) == 1 or (ranked and ranked[0][1] > ranked[1][1]):
+        by_keywords = entries[ranked[0][0]]
+    if by_label is None:
+        return Match(by_keywords, "keywords") if by_keywords else None
+    if by_keywords is None or by_keywords is by_label:
+        return Match(by_label, "label")
+    return Match(by_keywords, "keywords", contradicts_label=True)
+
+
+def decide(label: dict[str, Any], entries: list[Entry], params: TopicsParams) -> tuple[dict[str, Any], Match | None]:
+    """(the TOPIC row of a LABEL row, the reviewed entry that decided it, if one did)."""
+    name = label["label"] if label["label_source"] == "model" else None
+    matched = match(entries, name, label["keywords"], params.min_keyword_matches)
+    score = label["educational_score"]
+    if matched:
+        topic, decision, reason = matched.entry.topic, matched.entry.decision, matched.entry.reason
+    elif score is None:
+        topic, decision = label["label"], params.unscored
+        reason = f"not reviewed, and the model gave no score (topics.unscored: {params.unscored})"
+    else:
+        topic, decision = label["label"], "keep" if score >= params.min_score else "drop"
+        compared = "at least" if decision == "keep" else "below"
+        reason = f"not reviewed; educational score {score}, {compared} {params.min_score}"
+    row = {
+        "cluster": label["cluster"],
+        "topic": topic,
+        "decision": decision,
+        "reason": reason,
+        "decided_by": matched.by if matched else "score",
+        "size": label["size"],
+        "educational_score": score,
+    }
+    return row, matched
+
+
+def removal(row: dict[str, Any], topic: dict[str, Any] | None) -> dict[str, Any]:
+    """The REJECTED row of an ASSIGNMENT row in cluster -1 (`topic` None) or of a dropped topic."""
+    if topic is None:
+        reason, detail = "noise", "no cluster is similar enough"
+    else:
+        unreviewed = "unscored" if topic["educational_score"] is None else "low_score"
+        reason = unreviewed if topic["decided_by"] == "score" else "dropped_topic"
+        detail = f"{topic['topic']}: {topic['reason']}"
+    assignment = {"cluster": row["cluster"], "similarity": round(row["similarity"], 6)}
+    return {"row_id": row["row_id"], "reason": reason, "detail": detail, "row": json.dumps(assignment)}
+
+
+def summary(counts: RowCounts, topics: list[dict[str, Any]], matches: list[Match | None]) -> dict[str, Any]:
+    """The stage's metrics."""
+    kept = {t["topic"] for t in topics if t["decision"] == "keep"}
+    dropped = {t["topic"] for t in topics if t["decision"] == "drop"}
+    decided, rows_of = Counter(t["decided_by"] for t in topics), Counter()
+    for topic in topics:
+        rows_of[topic["topic"]] += topic["size"]
+    return {
+        **counts.metrics(),
+        "clusters": len(topics),
+        "clusters_kept": sum(t["decision"] == "keep" for t in topics),
+        "clusters_dropped": sum(t["decision"] == "drop" for t in topics),
+        "topics_kept": len(kept),
+        "topics_dropped": len(dropped),
+        "decided_by": {by: decided[by] for by in ("label", "keywords", "score")},
+        "labels_contradicted": sum(m is not None and m.contradicts_label for m in matches),
+        "rows_by_topic": dict(sorted(rows_of.items())),
+        "dropped": sorted(dropped - kept),
+    }

@@ -30,7 +30,7 @@ def test_a_section_is_the_union_of_recipe_and_profile(tmp_path: Path) -> None:
         (
             "profile: tiny\ntrain: {rate: 0.1}",
             "train: {steps: 3, rate: 1}",
-            r"train.rate stands in params.yaml and in",
+            r"train.rate is in params.yaml and in",
         ),
         ("profile: tiny\ntrain: {rate: 0.1}", "train: {}", r"train.steps is missing"),
         ("profile: tiny\ntrain: {rate: x}", "train: {steps: 3}", r"train.rate: .*found 'x'"),

@@ -177,9 +177,7 @@ def test_a_bad_row_is_refused_and_named(folder: Path, stage: str, column: str, v
 
 @pytest.mark.parametrize("stage", MAINS)
 def test_an_id_in_two_cells_is_named_with_its_files(folder: Path, stage: str):
-    with pytest.raises(
-        DataError, match=r"'07' stands in more than one file \(web-style0\.parquet, web-style1\.parquet"
-    ):
+    with pytest.raises(DataError, match=r"'07' is in more than one file \(web-style0\.parquet, web-style1\.parquet"):
         run(folder, stage, [texts_of_a_corpus(), [document(text="Another.", completion_id="07")]])
 
 

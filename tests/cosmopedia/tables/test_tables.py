@@ -38,7 +38,7 @@ def test_a_table_appears_only_when_complete(tmp_path: Path) -> None:
         ),
         (lambda t: t.set_column(1, "cluster", pa.array(["a", "b", "c", "d", "e"])), r"cluster must be int32"),
         (lambda t: pa.concat_tables([t, t.slice(4)]), r"'web/4' occurs twice"),
-        (lambda t: t.sort_by([("row_id", "descending")]), r"'web/3' stands after 'web/4'"),
+        (lambda t: t.sort_by([("row_id", "descending")]), r"'web/3' comes after 'web/4'"),
     ],
 )
 def test_a_file_that_breaks_its_contract_is_refused_by_name(tmp_path: Path, change, message: str) -> None:

@@ -11,7 +11,7 @@ from cosmopedia.tables.parquet import read_rows
 from stages.clean.__main__ import main
 from stages.clean.language import foreign
 from stages.clean.repetition import RepetitionLimits, repetition
-from stages.clean.rules import Cleaned, CleanParams, Refused, clean, strip_closings, strip_openings, to_last_sentence
+from stages.clean.rules import Cleaned, CleanParams, Removed, clean, strip_closings, strip_openings, to_last_sentence
 from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 
 PARAMS = CleanParams.model_validate(
@@ -28,7 +28,7 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def judge(text: str, finish_reason: str = "eos_token", tokens: int = 500, **changes: object) -> Cleaned | Refused:
+def judge(text: str, finish_reason: str = "eos_token", tokens: int = 500, **changes: object) -> Cleaned | Removed:
     return clean(text, finish_reason, tokens, PARAMS.model_copy(update={"min_tokens": 3, **changes}), words)
 
 
@@ -87,7 +87,7 @@ def test_a_closing_is_stripped_from_the_end_alone(closing: str, name: str):
 def test_closings_are_stripped_until_none_is_left_and_counted():
     text = f"{PROSE}\n\nI hope this helps!\n\nLet me know if you have any questions."
     assert judge(text) == Cleaned(PROSE, words(PROSE), ("let_me_know", "hope_this_helps"))
-    assert judge("I hope this helps!") == Refused("empty", {"changes": ["hope_this_helps"]})
+    assert judge("I hope this helps!") == Removed("empty", {"changes": ["hope_this_helps"]})
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ FOREIGN = {
 
 @pytest.mark.parametrize("language", FOREIGN)
 def test_a_text_in_another_language_is_removed(language: str):
-    refused = judge(FOREIGN[language])
-    assert isinstance(refused, Refused) and refused.reason == "language"
+    removed = judge(FOREIGN[language])
+    assert isinstance(removed, Removed) and removed.reason == "language"
     assert judge(FOREIGN[language], language=None) == Cleaned(FOREIGN[language], 500, ())
     assert judge(f"{PROSE}\n\n{FOREIGN[language][:80]}").__class__ is Cleaned  # a quotation
 
@@ -168,8 +168,8 @@ def test_code_and_formulae_are_not_foreign():
     ],
 )
 def test_a_refusal_is_removed(text: str):
-    refused = judge(text)
-    assert isinstance(refused, Refused) and refused.reason == "refusal"
+    removed = judge(text)
+    assert isinstance(removed, Removed) and removed.reason == "refusal"
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ def test_an_ordinary_beginning_stays(text: str):
 
 def test_a_text_of_exactly_the_minimum_stays():
     assert judge(PROSE, tokens=150, min_tokens=150) == Cleaned(PROSE, 150, ())
-    assert judge(PROSE, tokens=149, min_tokens=150) == Refused("short", {"tokens": 149})
+    assert judge(PROSE, tokens=149, min_tokens=150) == Removed("short", {"tokens": 149})
 
 
 def test_a_truncated_text_is_cut_to_its_last_full_sentence_and_counted_again():
     assert judge(PROSE + " And then the", "length") == Cleaned(PROSE, words(PROSE), ("cut",))
     assert judge(PROSE, "length") == Cleaned(PROSE, 500, ())
-    assert judge("no sentence ends here", "length") == Refused("truncated", {"tokens": 500})
-    assert judge(PROSE, "length", truncated="drop") == Refused("truncated", {"tokens": 500})
+    assert judge("no sentence ends here", "length") == Removed("truncated", {"tokens": 500})
+    assert judge(PROSE, "length", truncated="drop") == Removed("truncated", {"tokens": 500})
     assert judge("no sentence ends here", "length", truncated="keep") == Cleaned("no sentence ends here", 500, ())
 
 
@@ -216,9 +216,9 @@ def test_a_sentence_ends_at_its_mark(text: str, cut: str):
 
 
 def test_an_empty_or_broken_text_is_removed():
-    assert judge(" \n ") == Refused("empty")
-    assert judge("Hello! ") == Refused("empty", {"changes": ["hello"]})
-    assert judge("text \ufffd\ufffd\ufffd more") == Refused("invalid", {"share": 0.2308})
+    assert judge(" \n ") == Removed("empty")
+    assert judge("Hello! ") == Removed("empty", {"changes": ["hello"]})
+    assert judge("text \ufffd\ufffd\ufffd more") == Removed("invalid", {"share": 0.2308})
 
 
 def test_repetition_is_removed_and_prose_is_not():

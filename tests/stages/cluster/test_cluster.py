@@ -12,10 +12,10 @@ import yaml
 from cosmopedia.errors import DataError
 from cosmopedia.lineage import hash_files
 from cosmopedia.rng import draw_sample
-from cosmopedia.tables import row_ranges as spans
+from cosmopedia.tables import row_ranges
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table
-from cosmopedia.tables.row_ranges import part_of, read_parts, read_span, span_of
+from cosmopedia.tables.row_ranges import part_of, range_of, read_parts, read_range
 from cosmopedia.tables.vectors import table_of_vectors
 from stages.cluster import __main__ as cluster
 from stages.cluster.umap_hdbscan import assign, find_groups
@@ -107,19 +107,19 @@ def test_a_rerun_and_another_sharding_give_the_same_bytes(folder: Path, rows: tu
 
 
 @pytest.mark.parametrize("group", [7, 20, 1000])
-def test_spans_hold_every_row_once_in_the_same_batches(folder: Path, rows: tuple, group: int) -> None:
+def test_row_ranges_have_every_row_once_in_the_same_batches(folder: Path, rows: tuple, group: int) -> None:
     path, size = Path("data/embed/vectors.parquet"), 10
     write_vectors(*rows[:2], batch=group)
     whole = list(read_batches([path], EMBEDDING, batch_rows=size))
     for tasks in (1, 2, 5, 13):
-        shares = [span_of(rank, tasks, 121, size) for rank in range(tasks)]
-        found = [t for span in shares for t in read_span(path, EMBEDDING, ("row_id", "embedding"), span, size)]
+        ranges = [range_of(rank, tasks, 121, size) for rank in range(tasks)]
+        found = [t for some in ranges for t in read_range(path, EMBEDDING, ("row_id", "embedding"), some, size)]
         assert [table.to_pylist() for table in found] == [table.to_pylist() for table in whole]
 
 
 def test_a_part_that_lacks_rows_is_named(folder: Path, rows: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     ids, vectors, _ = rows
-    monkeypatch.setattr(spans, "BATCH_ROWS", 120)
+    monkeypatch.setattr(row_ranges, "BATCH_ROWS", 120)
     with TableWriter(part_of(Path("parts"), 0), EMBEDDING) as writer:
         writer.write_table(table_of_vectors(pa.chunked_array([ids[:120]]), vectors[:120]))
     with pytest.raises(DataError, match=r"parts/00000.parquet: wanted the 121 rows of task 0 of 1, found 120 rows"):

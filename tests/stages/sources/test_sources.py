@@ -27,8 +27,9 @@ from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import read_table, write_table
 from cosmopedia.tables.row_counts import RowCounts
 from stages.sources import __main__ as sources
-from stages.sources.__main__ import SourceParams, normalise
+from stages.sources import duplicates
 from stages.sources.duplicates import Fingerprints
+from stages.sources.normalise import SourceParams, normalise
 from stages.sources.readers import READERS, UltrachatFilter, concepts_of
 
 ROOT = Path(__file__).parents[3]
@@ -234,15 +235,17 @@ def test_the_subset_of_ultrachat_gives_its_first_turn(tmp_path: Path) -> None:
     assert (kept[0]["text"], json.loads(kept[0]["context"])) == (turn, {"question": question})
 
 
-def test_fingerprints_are_a_set() -> None:
+def test_fingerprints_are_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "RECENT", 7000)
     drawn = random.Random(3)
     numbers = [drawn.getrandbits(64) or 1 for _ in range(60_000)] + [n << 20 for n in range(1, 100)]
-    table, known = Fingerprints(), set()
+    fingerprints, known = Fingerprints(), set()
     for number in (*numbers, *numbers[:500]):
-        assert (number in table) == (number in known)
-        table.add(number)
+        assert (number in fingerprints) == (number in known)
+        fingerprints.add(number)
         known.add(number)
-    assert len(table) == len(known) and all(number in table for number in known) and 2**63 + 5 not in table
+    assert len(fingerprints) == len(known) and all(number in fingerprints for number in known)
+    assert 2**63 + 5 not in fingerprints
 
 
 FILL = """

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from cosmopedia.errors import DataError, InternalError
 from cosmopedia.params import read_yaml
 from stages.tokenize_corpus.__main__ import main
-from stages.tokenize_corpus.shards import check_shards, is_validation, write_places
+from stages.tokenize_corpus.shards import check_shards, is_validation, write_documents_table
 from stages.train.windows import TokenShards, read_corpus
 from tests.support.documents import byte_tokenizer, bytes_of, document, repository, write_documents
 
@@ -145,7 +145,7 @@ def test_the_hashes_in_the_card_are_those_of_the_shards(corpus: Path):
 def test_an_order_that_does_not_fit_the_shards_is_refused(corpus: Path):
     tokenise(corpus)
     with pytest.raises(InternalError, match="the order in which datatrove shuffles has changed"):
-        write_places(corpus / "data/tokenize_corpus/train", [], np.empty(0, dtype=np.uint32))
+        write_documents_table(corpus / "data/tokenize_corpus/train", [], np.empty(0, dtype=np.uint32))
 
 
 def test_a_torn_shard_is_detected(corpus: Path):

@@ -157,9 +157,9 @@ def test_keywords_overrule_a_label_that_names_another_entry() -> None:
     [
         ({"topic": "astronomy", "decision": "keep"}, "topic 'astronomy' is listed twice"),
         ({"topic": "Astronomy"}, "topic 'Astronomy' is listed both as keep and as drop"),
-        ({"labels": ["space"]}, "the name 'space' stands under 'Astronomy' and under 'Gambling'"),
-        ({"topic": "Space"}, "the name 'space' stands under 'Astronomy' and under 'Space'"),
-        ({"labels": ["Astronomy"]}, "the name 'astronomy' stands under 'Astronomy' and under 'Gambling'"),
+        ({"labels": ["space"]}, "the name 'space' is under 'Astronomy' and under 'Gambling'"),
+        ({"topic": "Space"}, "the name 'space' is under 'Astronomy' and under 'Space'"),
+        ({"labels": ["Astronomy"]}, "the name 'astronomy' is under 'Astronomy' and under 'Gambling'"),
         ({"decision": "maybe"}, r"entry 2 \(Gambling\).decision: .*'maybe'"),
         ({"reason": None}, r"entry 2 \(Gambling\).reason"),
         ({"reason": " "}, r"entry 2 \(Gambling\): topic and reason must say something"),

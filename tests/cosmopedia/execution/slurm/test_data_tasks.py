@@ -23,7 +23,7 @@ from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution import executors
 from cosmopedia.execution.compute import Data
 from cosmopedia.rng import draw_u64
-from cosmopedia.tables import row_ranges as spans
+from cosmopedia.tables import row_ranges
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter, write_table
 from cosmopedia.tables.vectors import table_of_vectors
@@ -110,7 +110,7 @@ def test_embed_as_an_array_writes_the_bytes_of_a_local_run(
     fixed = {"source": "web", "title": "", "context": "{}", "url": None, "licence": "CC0-1.0", "revision": "r"}
     rows = [{"row_id": f"web/{n}", "original_id": str(n), "text": text(n) * (n + 1), **fixed} for n in range(5)]
     write_table("data/sources/web.parquet", rows, SOURCE)
-    monkeypatch.setattr(spans, "BATCH_ROWS", 2)
+    monkeypatch.setattr(row_ranges, "BATCH_ROWS", 2)
     found = {}
     for executor in ("local", "slurm"):
         settings(corpus, "embed", executor, tasks=2)
@@ -128,7 +128,7 @@ def test_cluster_assigns_the_same_in_this_process_in_several_and_in_an_array(
     vectors = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ids = [f"web/{n:02d}" for n in range(50)]
-    monkeypatch.setattr(spans, "BATCH_ROWS", 7)
+    monkeypatch.setattr(row_ranges, "BATCH_ROWS", 7)
     monkeypatch.setattr(cluster, "ROWS_PER_TASK", 5)
     with TableWriter("data/embed/vectors.parquet", EMBEDDING) as writer:
         writer.write_table(table_of_vectors(pa.chunked_array([ids]), vectors))

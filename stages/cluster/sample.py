@@ -1,0 +1,61 @@
+"""The sample that is clustered, and the stage's parameters and metrics."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from cosmopedia.params import Params
+from cosmopedia.rng import draw_sample
+from cosmopedia.tables.contracts import EMBEDDING
+from cosmopedia.tables.parquet import read_batches
+from cosmopedia.tables.row_counts import RowCounts
+from cosmopedia.tables.vectors import vectors_of
+from stages.cluster.umap_hdbscan import Groups
+
+
+class ClusterParams(Params):
+    """What is sampled, and when rows count as alike."""
+
+    seed: int
+    sample_size: int = Field(ge=2)
+    n_neighbors: int = Field(ge=2)
+    min_dist: float = Field(ge=0, lt=1)
+    min_cluster_floor: int = Field(ge=2)
+    min_cluster_fraction: float = Field(ge=0, le=0.5)
+    min_samples: int = Field(ge=1)
+    min_similarity: float = Field(ge=-1, le=1)
+
+    def min_cluster_size(self, rows: int) -> int:
+        """HDBSCAN's min_cluster_size for a sample of `rows`."""
+        return max(self.min_cluster_floor, round(rows * self.min_cluster_fraction))
+
+
+def read_sample(path: Path, seed: int, size: int) -> tuple[list[str], np.ndarray]:
+    """(row ids, vectors) of `size` rows of an EMBEDDING file, drawn by row id."""
+    ids = [row_id for table in read_batches([path], EMBEDDING, ["row_id"]) for row_id in table["row_id"].to_pylist()]
+    sample = set(draw_sample(seed, "cluster", ids, size))
+    sampled_ids, parts = [], []
+    for table in read_batches([path], EMBEDDING):
+        row_ids = table["row_id"].to_pylist()
+        positions = [n for n, row_id in enumerate(row_ids) if row_id in sample]
+        sampled_ids += [row_ids[n] for n in positions]
+        parts.append(vectors_of(table)[positions])
+    return sampled_ids, np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def summary(groups: Groups, sizes: np.ndarray, counts: RowCounts, min_cluster_size: int) -> dict[str, Any]:
+    """The stage's metrics; `sizes` are the rows of each cluster."""
+    sampled, noise = len(groups.ids), int((groups.clusters < 0).sum())
+    quantiles = np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1])
+    return {
+        **counts.metrics(),
+        "clusters": len(sizes),
+        "min_cluster_size": min_cluster_size,
+        "rows_sampled": sampled,
+        "noise_share_in_sample": noise / sampled,  # what HDBSCAN itself left out
+        "noise_share": counts.removed["noise"] / counts.rows_in,  # what is still left out after assignment
+        "assigned_share": (counts.kept - (sampled - noise)) / counts.rows_in,  # rows assigned by centroid
+        "cluster_sizes": dict(zip(("min", "p25", "median", "p75", "max"), quantiles.tolist(), strict=True)),
+    }
