@@ -35,7 +35,7 @@ def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def serving(folder: Path, **changes: object):
     from cosmopedia.execution.compute import load_compute
 
-    write_settings(folder, [], **{f"serving.{name}": value for name, value in changes.items()})
+    write_settings(folder, ["http://127.0.0.1:9"], **{f"serving.{name}": value for name, value in changes.items()})
     return load_compute().serving
 
 
@@ -57,7 +57,7 @@ def test_a_forecast_multiplies_what_is_missing_by_the_measured_length_and_rate(f
 def test_a_run_that_did_not_fill_the_servers_says_so_and_never_replaces_one_that_did(folder: Path) -> None:
     machines = serving(folder, gpus=1, tokens_per_second=2000.0)
     write_rate("m", 100, 50_000, 100.0, 1, utilisation=0.2)
-    assert "cluster file" in forecast(1000, 0, None, 500, "m", machines).basis  # 500 tokens/s were no full server
+    assert "compute file" in forecast(1000, 0, None, 500, "m", machines).basis  # 500 tokens/s were no full server
     write_rate("m", 100, 150_000, 100.0, 1, utilisation=0.9)
     assert "1,500 tokens/s" in forecast(1000, 0, None, 500, "m", machines).basis
     write_rate("m", 100, 10_000, 100.0, 1, utilisation=0.2)
@@ -199,7 +199,7 @@ def test_mlflow_holds_the_throughput_over_time(folder: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_endpoints_added_to_the_cluster_file_join_a_run_that_goes_on(folder: Path) -> None:
+def test_endpoints_added_to_the_compute_file_join_a_run_that_goes_on(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 300})
     with FakeTgi(delay=0.1) as first, FakeTgi(delay=0.01) as second:
         write_settings(folder, [first.url], **{"serving.concurrency": 4})

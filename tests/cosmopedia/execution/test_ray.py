@@ -40,7 +40,7 @@ def settings(folder: Path, stage: str, executor: str) -> None:
     repository(folder, stage, 3, 2)
     path = folder / "compute/local.yaml"
     content = yaml.safe_load(path.read_text())
-    content["data"] |= {"executor": executor, "retries": 1}
+    content["data"] |= {"executor": executor} | ({"retries": 1} if executor == "ray" else {})
     path.write_text(yaml.safe_dump(content))
 
 

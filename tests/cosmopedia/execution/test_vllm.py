@@ -35,7 +35,7 @@ import yaml
 
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution.sending import Send
-from cosmopedia.execution.servers import tail
+from cosmopedia.files import log_tail
 from cosmopedia.generation.complete import CompletionRun, GenerationModel, PromptRequests, complete
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.store.store import CompletionStore
@@ -140,7 +140,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     try:
         while not healthy(server.url):
             if process.poll() is not None or time.monotonic() - began > START_SECONDS:
-                pytest.fail(f"vLLM did not come up; the end of {log}:\n{tail(log)}", pytrace=False)
+                pytest.fail(f"vLLM did not come up; the end of {log}:\n{log_tail(log)}", pytrace=False)
             time.sleep(0.5)
         print(f"\nvLLM was up after {time.monotonic() - began:.0f} s")
         yield server
@@ -173,17 +173,17 @@ Ask = Callable[..., CompletionRun]
 
 @pytest.fixture
 def ask(vllm: Vllm, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """`complete` with a cluster file that names the server, and a store of its own."""
+    """`complete` with a compute file that names the server, and a store of its own."""
 
     def run(
         prompts: list[tuple[str, str]], sampling: Sampling = SAMPLING, store: str = "store", **endpoint: str
     ) -> CompletionRun:
-        cluster = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
+        compute = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
         spec = {"url": vllm.url, "api": "openai", "served_as": SERVED_AS} | endpoint
-        cluster["serving"] |= {"endpoints": [spec], "concurrency": 64, "gpus": 0, "startup_timeout_s": 30}
-        cluster["serving"] |= {"request_timeout_s": 120, "max_failed_share": 0.2}
-        (empty_folder / "cluster.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
-        monkeypatch.setenv("COSMO_COMPUTE", str(empty_folder / "cluster.yaml"))
+        compute["serving"] |= {"endpoints": [spec], "concurrency": 64, "gpus": 0, "startup_timeout_s": 30}
+        compute["serving"] |= {"request_timeout_s": 120, "max_failed_share": 0.2}
+        (empty_folder / "compute.yaml").write_text(yaml.safe_dump(compute), encoding="utf-8")
+        monkeypatch.setenv("COSMO_COMPUTE", str(empty_folder / "compute.yaml"))
         monkeypatch.setenv("COSMO_STORE", str(empty_folder / store))
         model = GenerationModel.read(vllm.folder)
         requests = PromptRequests(prompts, model, seed=0, samples=2)

@@ -21,7 +21,7 @@ import yaml
 from cosmopedia.corpus import pipeline as cells
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution import executors
-from cosmopedia.execution.compute import Data
+from cosmopedia.execution.compute import SlurmData
 from cosmopedia.rng import draw_u64
 from cosmopedia.tables import row_ranges as spans
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
@@ -80,11 +80,12 @@ def clean_locally(folder: Path) -> None:
 
 
 def settings(folder: Path, stage: str, executor: str, **data: object) -> None:
-    """The repository's own params of a stage, and a cluster file."""
+    """The repository's own params of a stage, and a compute file."""
     repository(folder, stage, 3)
     path = folder / "compute/local.yaml"
     content = yaml.safe_load(path.read_text())
-    content["data"] = {"executor": executor, "tasks": 3, "workers": 2, "slurm": {"time": "10"}, **data}
+    slurm = {"slurm": {"time": "10"}} if executor == "slurm" else {}
+    content["data"] = {"executor": executor, "tasks": 3, "workers": 2, **slurm, **data}
     path.write_text(yaml.safe_dump(content))
 
 
@@ -282,10 +283,8 @@ def test_a_run_that_broke_off_is_taken_up_unless_something_changed(
 
 
 def test_a_path_in_which_an_array_can_keep_no_log_is_refused(tmp_path: Path) -> None:
-    data = Data.model_validate({"executor": "slurm", "tasks": 1, "workers": 1, "slurm": {"time": "1"}})
-    with pytest.raises(
-        ConfigError, match=r"100% sure: an array's log cannot lie in a path with '%'; move the checkout"
-    ):
+    data = SlurmData.model_validate({"executor": "slurm", "tasks": 1, "workers": 1, "slurm": {"time": "1"}})
+    with pytest.raises(ConfigError, match=r"100% sure: a job array cannot log to a path with '%'; move the checkout"):
         executors.ArrayExecutor("clean", "clean", [], 1, data, tmp_path / "100% sure")
 
 

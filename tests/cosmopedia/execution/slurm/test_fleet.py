@@ -17,9 +17,11 @@ import pytest
 import yaml
 
 from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution.compute import VARIANTS
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.fleet import COMES_BACK, SlurmFleet, end_fleet, known_fleets
 from cosmopedia.execution.slurm.server_job import claim
+from cosmopedia.generation.complete import GenerationModel
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import read_table
 from tests.support.prompt_rows import ROOT, write_model, write_prompts, write_settings
@@ -33,10 +35,11 @@ DRIVER = """
 import sys
 from contextlib import nullcontext
 from cosmopedia.errors import run_stage
-from cosmopedia.execution.slurm import fleet as servers
-from cosmopedia.execution.client import endpoints as balancing
+from cosmopedia.execution.slurm import fleet
+from cosmopedia.execution.client import endpoints
 from cosmopedia.execution import sending
-servers.LOOK_SECONDS, balancing.MEMBER_SECONDS = 0.3, 0.2
+fleet.LOOK_SECONDS = 0.3
+endpoints.MEMBER_SECONDS = 0.2
 sending._mlflow = lambda *_: nullcontext()
 from importlib import import_module
 run_stage(sys.argv[1], import_module(f"stages.{sys.argv[1]}.__main__").main)
@@ -374,20 +377,27 @@ def test_a_template_that_does_not_render_is_named(folder: Path, slurm: SlurmClus
     assert slurm.jobs() == []
 
 
-def test_names_and_paths_reach_the_shell_as_they_are(folder: Path, slurm: SlurmCluster) -> None:
-    content = yaml.safe_load((folder / "compute/local.yaml").read_text())
-    content["serving"] |= {"engine": "vllm", "arguments": ["--x=$(touch pwned) 'a' \"b\"; echo"]}
-    from cosmopedia.execution.compute import Serving
-
-    serving = Serving.model_validate(content["serving"])
-    model, quantisation = "org/we$(touch pwned)ird 'name'", "fp8; rm -rf x"
-    fleet = SlurmFleet("generate", folder / "a b", model, "main", 400, quantisation, serving)
-    script = fleet.script().replace("exec  vllm", "exec printf '%s\\n'")
+@pytest.mark.parametrize(("engine", "option"), [("vllm", "--quantization"), ("tgi", "--quantize")])
+def test_names_and_paths_reach_the_shell_as_they_are(folder: Path, engine: str, option: str) -> None:
+    content = yaml.safe_load((ROOT / "compute/slurm-h100.yaml").read_text())["serving"]
+    content |= {"engine": engine, "container": None, "arguments": ["--x=$(touch pwned) 'a' \"b\"; echo"]}
+    name, quantisation = "org/we$(touch pwned)ird 'name'", "fp8; rm -rf x"
+    model = GenerationModel(folder / "a b", name, "main", quantisation, 400)
+    script = SlurmFleet("generate", model, VARIANTS["serving", engine].model_validate(content)).script()
+    command = {"vllm": "vllm", "tgi": "text-generation-launcher"}[engine]
+    script = script.replace(f"exec  {command}", "exec printf '%s\\n'")
     body = script[script.index("serve()") : script.index("export -f")] + "serve"
-    variables = {**os.environ, "PORT": "1", "COSMO_SERVING_KEY": "k"}
+    variables = {
+        **os.environ,
+        "PORT": "1",
+        "COSMO_SERVING_KEY": "k",
+        "COSMO_SECOND_PORT": "2",
+        "COSMO_THIRD_PORT": "3",
+    }
     shown = subprocess.run(["bash", "-c", body], capture_output=True, text=True, env=variables, check=True).stdout
-    assert model in shown.splitlines() and quantisation in shown.splitlines()
-    assert "--x=$(touch pwned) 'a' \"b\"; echo" in shown.splitlines()
+    words = shown.splitlines()
+    assert name in words and words[words.index(option) + 1] == quantisation
+    assert "--x=$(touch pwned) 'a' \"b\"; echo" in words
     assert not Path("pwned").exists()
 
 
