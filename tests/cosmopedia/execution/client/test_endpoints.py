@@ -202,7 +202,7 @@ def test_no_limit_and_no_penalty_are_said_not_left_to_the_servers_defaults() -> 
 def test_a_server_with_a_shorter_context_than_the_models_is_refused() -> None:
     with FakeTgi() as server:
         server.info["max_total_tokens"] = 399
-        with pytest.raises(ClusterError, match=r"holds 399 tokens, but generator\.max_length is 400"):
+        with pytest.raises(ClusterError, match=r"takes 399 tokens, but generator\.max_length is 400"):
             Run([server.url])(jobs(5))
         server.info["max_total_tokens"] = 400
         Run([server.url])(jobs(5))
