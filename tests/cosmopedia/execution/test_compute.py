@@ -1,4 +1,4 @@
-"""Compute files: typed, refused with the key that is wrong, and never a place for a secret."""
+"""Compute files: typed, refused with the name of the wrong key, and never a place for secrets."""
 
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def test_what_is_wrong_is_said_with_its_key(
     assert said in changed(tmp_path, monkeypatch, base, **changes)
 
 
-FOREIGN = {  # (file, key): where else the key means something
+FOREIGN = {  # (file, key): where the key has an effect
     ("local", "serving.gpus"): "engine external, or engine tgi, or engine vllm",
     ("local", "serving.endpoints"): "engine external",
     ("local", "serving.idle_minutes"): "engine cpu and launcher slurm, or engine tgi, or engine vllm",

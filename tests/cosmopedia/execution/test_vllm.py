@@ -66,7 +66,7 @@ class Vllm:
 
 
 def write_generator(folder: Path) -> None:
-    """models/generator with random weights and one token a word, so that a text's tokens can be counted again.
+    """models/generator with random weights and one token per word, so that a text's tokens can be counted.
 
     The first dimension of the hidden state is a constant, which makes the first column of the output layer a bias:
     the start and unknown tokens never come, which the text would not show, and the end comes now and then.
@@ -120,11 +120,11 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    python = Path(VLLM or "").absolute().with_name("python")  # also if it names bin/vllm
+    python = Path(VLLM or "").absolute().with_name("python")  # even if it names bin/vllm
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "generator")]
     command += ["--served-model-name", SERVED_AS, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--gpu-memory-utilization", "0.1", "--enforce-eager"]
-    command += ["--dtype", "float32"]  # bfloat16's logits are often equal, and top_k keeps all that equal the last
+    command += ["--dtype", "float32"]  # bfloat16's logits are often equal, and top_k keeps all ties with the last
     offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     server, log, began = Vllm(f"http://127.0.0.1:{port}", folder / "generator"), folder / "vllm.log", time.monotonic()
     with log.open("wb") as output:
@@ -257,13 +257,13 @@ def test_sampling_parameters_are_taken_and_top_k_counts(ask: Ask) -> None:
     for sampling in (SAMPLING, bare, greedy):
         run = ask(PROMPTS[:20], sampling)
         assert set(run.reasons) <= {"empty"} and run.sent == 40
-    found = texts(run)  # of `greedy`: one possible token, so the seed has no say
+    found = texts(run)  # of `greedy`: one possible token, so the seed has no effect
     equal = sum(found.get(f"p{n}-0") == found.get(f"p{n}-1") for n in range(20))
     assert equal >= 18
 
 
 def test_equal_seeds_mostly_give_equal_texts(ask: Ask) -> None:
-    """vLLM promises no more: a logit's last bits depend on what else is in the batch."""
+    """vLLM promises no more: a logit's last bits depend on the rest of the batch."""
     first, second = texts(ask(PROMPTS[:50])), texts(ask(PROMPTS[:50], store="another"))
     equal = sum(first[name] == second.get(name) for name in first)
     print(f"\n{equal} of {len(first)} texts are the same the second time")

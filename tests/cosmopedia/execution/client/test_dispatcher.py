@@ -34,7 +34,7 @@ def test_sampling_parameters_are_sent_as_tgi_takes_them() -> None:
     with FakeTgi() as server:
         Run([server.url])(jobs(1))
         wanted = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 20, "do_sample": True, "details": True, "seed": 0}
-        assert server.parameters == [wanted]  # top_p 1.0 is refused by TGI, so it is left out
+        assert server.parameters == [wanted]  # TGI refuses top_p 1.0, so it is left out
 
 
 @pytest.mark.slow

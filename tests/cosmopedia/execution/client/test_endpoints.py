@@ -180,7 +180,7 @@ def test_an_open_breaker_lets_one_request_through_at_a_time() -> None:
         run = Run([good.url, bad.url], concurrency=16, attempts=5)
         outcome = run(jobs(400))
         assert outcome.failures == []
-        assert sum(bad.asked.values()) < 16 + 30  # a full limit before it opens, single requests after
+        assert sum(bad.asked.values()) < 16 + 30  # a full limit before the breaker opens, single requests after
 
 
 def test_an_endpoint_that_refuses_all_alike_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from cosmopedia.lineage import store_root
 from tests.support.prompt_rows import ROOT, write_settings
 from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
-SOON = 240.0  # seconds; a bound for what takes a few where the machine is free
+SOON = 240.0  # seconds; a limit for what takes a few on a free machine
 STATUS = {
     "stage": "generate",
     "state": "running",
@@ -68,7 +68,7 @@ def test_the_status_names_the_drivers_stage() -> None:
 
 @pytest.fixture
 def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A checkout whose `dvc` is a script of ours; `real_dvc` puts DVC in its place."""
+    """A checkout whose `dvc` is our script; `real_dvc` replaces it with DVC."""
     write_settings(empty_folder, [])
     settings(time="10")
     (empty_folder / "compute/templates").symlink_to(ROOT / "compute/templates")
@@ -109,7 +109,7 @@ def real_dvc(folder: Path, second: str) -> None:
 
 
 def log() -> str:
-    """What the driver's jobs have said."""
+    """The output of the driver's jobs."""
     return "".join(path.read_text() for path in (store_root() / "logs").glob("driver-*.log"))
 
 
@@ -159,7 +159,7 @@ def test_a_driver_out_of_time_goes_on_by_itself(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     real_dvc(folder, "while [ ! -e go ]; do sleep 0.1; done")
-    settings(time="1", lead_seconds=20)  # Slurm looks every 30 s, and signals up to that much earlier
+    settings(time="1", lead_seconds=20)  # Slurm checks every 30 s, and signals up to that much earlier
     run(monkeypatch, "submit")
     wait_for(folder / "ran", "first\nsecond\nsecond\n")  # the second run; the limit is a minute
     wait_for(driver_job.driver_folder() / "status.json", '"stage": "second"')
@@ -190,8 +190,8 @@ def test_a_pipeline_that_fails_is_not_run_again(
     ("resubmit", "command", "turns"),
     [
         (0, ("scancel", "--signal=TERM", "--batch"), 1),  # what Slurm sends before the time limit
-        (1, ("scancel",), 1),  # a person's, without `stop`
-        (0, ("scontrol", "requeue"), 2),  # as after a preemption or with a node that died
+        (1, ("scancel",), 1),  # by a person, without `stop`
+        (0, ("scontrol", "requeue"), 2),  # as after a preemption or the loss of a node
     ],
 )
 def test_a_driver_comes_back_as_often_as_it_may(
