@@ -17,7 +17,7 @@ import numpy as np
 
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.compute import load_compute
-from cosmopedia.execution.data_tasks import Arrays
+from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, write_table
@@ -49,8 +49,9 @@ def main() -> str:
     )
     sizes, counts = np.zeros(len(groups.centroids), np.int64), RowCounts("cluster", rows_in=rows_in)
     tasks = max(1, min(tasks_for(rows_in, data.tasks), rows_in // ROWS_PER_TASK))
-    with Arrays("cluster", data) as arrays, TableWriter(OUT / "assignments.parquet", ASSIGNMENT) as writer:
-        parts, groups_file = arrays.scratch / "parts", arrays.scratch / "groups.pickle"
+    with DataTasks("cluster", data) as arrays, TableWriter(OUT / "assignments.parquet", ASSIGNMENT) as writer:
+        parts = arrays.workdir / "parts"
+        groups_file = arrays.workdir / "groups.pickle"
         groups_file.write_bytes(pickle.dumps(groups))
         step = AssignRows(VECTORS, parts, arrays.notes("assign"), groups_file, params.min_similarity)
         arrays.run("assign", [step], tasks, total=rows_in, unit="rows")

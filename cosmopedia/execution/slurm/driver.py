@@ -5,20 +5,19 @@
 
 import contextlib
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution.compute import Driver, compute_path, load_compute
 from cosmopedia.execution.slurm import commands as slurm
 from cosmopedia.execution.slurm.driver_job import stop_mark
-from cosmopedia.execution.slurm.fleet import COMES_BACK, TEMPLATES, end_fleet, in_use, known_fleets
+from cosmopedia.execution.slurm.fleet import COMES_BACK, end_fleet, in_use, known_fleets
+from cosmopedia.execution.slurm.job_scripts import Shell, log_option, options_of, render, words
 from cosmopedia.lineage import store_root
 from cosmopedia.rng import content_hash
 
@@ -48,17 +47,17 @@ def submit(targets: list[str]) -> tuple[str, Path]:
 
 def driver_script(driver: Driver, targets: list[str]) -> str:
     """The job script of the driver."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("driver.sh.j2").render(
+    return render(
+        "driver.sh.j2",
         name=checkout_name("driver"),
-        log=slurm.log_option(store_root().resolve() / "logs", "driver-%j.log"),
+        log=log_option(store_root().resolve() / "logs", "driver-%j.log"),
         lead=driver.lead_seconds,
-        options=[slurm.directive(option) for option in driver.options()],
-        setup=driver.setup,
-        checkout=shlex.quote(str(Path.cwd())),
-        bin=shlex.quote(str(Path(sys.executable).parent)),
-        cluster=shlex.quote(str(compute_path())),
-        targets=" ".join(map(shlex.quote, targets)),
+        options=options_of(driver),
+        setup=map(Shell, driver.setup),
+        checkout=Path.cwd(),
+        bin=Path(sys.executable).parent,
+        compute=compute_path(),
+        targets=words(targets),
     )
 
 
