@@ -88,7 +88,7 @@ def print_endpoints(stage: dict[str, Any]) -> None:
     columns = ("url", "state", "running", "waiting", "limit", "completions", "tokens_per_second")
     print_table(
         ["endpoint", *columns[1:-1], "tokens/s", ""],
-        ([*(endpoint[name] for name in columns), endpoint["last_trouble"][:60]] for endpoint in stage["endpoints"]),
+        ([*(endpoint[name] for name in columns), endpoint["last_error"][:60]] for endpoint in stage["endpoints"]),
     )
     for url, reason in stage["waiting_for"].items():
         typer.echo(f"waiting for {url}: {reason}")
