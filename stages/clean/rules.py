@@ -171,7 +171,7 @@ def to_last_sentence(text: str) -> str:
 
 
 def invalid_share(text: str) -> float:
-    """The share of characters that no text should have: U+FFFD, most controls, private use, unassigned."""
+    """The share of characters that no text should have: U+FFFD, private, unassigned, most controls."""
     if text.isascii() and text.isprintable():
         return 0.0
     wrong = sum(
