@@ -1,10 +1,10 @@
-# An image for nanotron training on GPU nodes: PyTorch's CUDA image with what requirements-nanotron.lock names.
+# An image for nanotron training on GPU nodes: PyTorch's CUDA image plus the packages of requirements-nanotron.lock.
 #
 #   docker build --build-arg BASE=<name of a CUDA image with PyTorch>@sha256:<digest> \
 #     -f compute/containers/training.Dockerfile -t cosmopedia-training .
 #   enroot import -o cosmopedia-training.sqsh dockerd://cosmopedia-training
 #
-# then in the cluster file, section training: container: {runtime: pyxis, image: <path>/cosmopedia-training.sqsh,
+# then in the compute file, section training: container: {runtime: pyxis, image: <path>/cosmopedia-training.sqsh,
 # mounts: ["<the shared file system>:<the same path>"]}, python: python. The checkout is not in the image: it comes by
 # the mount, so that the code is the one that the run's git revision names. Not built by us: see docs/training.md.
 ARG BASE

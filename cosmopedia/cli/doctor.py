@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from cosmopedia.cli.stages import stage_modules
 from cosmopedia.errors import ConfigError, CosmoError, run_stage
-from cosmopedia.execution.compute import Compute, compute_path, load_compute
+from cosmopedia.execution.compute import Compute, ExternalServing, compute_path, load_compute
 from cosmopedia.lineage import store_root
 from cosmopedia.params import profile_path
 
@@ -73,7 +73,7 @@ def check_disk() -> Iterator[Finding]:
 
 
 def check_slurm(compute: Compute) -> Iterator[Finding]:
-    uses = "slurm" in (compute.serving.launcher, compute.data.executor, compute.training.launcher)
+    uses = compute.uses_slurm
     missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol") if shutil.which(name) is None]
     if missing:
         yield Finding("Slurm", False, f"{', '.join(missing)} not on the PATH; load your site's module", uses)
@@ -87,7 +87,7 @@ def check_slurm(compute: Compute) -> Iterator[Finding]:
 
 
 def check_secrets(compute: Compute) -> Iterator[Finding]:
-    for endpoint in compute.serving.endpoints:
+    for endpoint in compute.serving.endpoints if isinstance(compute.serving, ExternalServing) else ():
         if endpoint.token_env:
             there = bool(os.environ.get(endpoint.token_env))
             yield Finding("token", there, f"${endpoint.token_env} for {endpoint.url}{'' if there else ': export it'}")

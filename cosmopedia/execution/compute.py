@@ -1,6 +1,8 @@
 """Where and how the work runs: `compute/<name>.yaml`, chosen by `$COSMO_COMPUTE` (a name or a path; default `local`).
 
-Nothing in here may change an output's bytes, so it is neither a DVC param nor a dep.
+The keys of a section depend on its first one: `serving` on its engine (and the cpu engine's launcher), `data` on its
+executor, `training` on its launcher. A file holds only keys that have an effect; any other is refused. Nothing in here
+may change an output's bytes, so it is neither a DVC param nor a dep.
 """
 
 import os
@@ -8,12 +10,12 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from cosmopedia.errors import ConfigError
-from cosmopedia.params import Params, check, read_yaml
+from cosmopedia.params import Params, read_yaml
 
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)(?!S_)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(hf_|sk-|AKIA|ghp_)\w{8,}")
@@ -21,14 +23,14 @@ DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$|\.(sqsh|sif)$")
 
 
 class EndpointSpec(Params):
-    """One server that somebody else runs; in the file a URL alone will do."""
+    """One server; in the file, a URL is enough."""
 
     url: str = Field(pattern=r"^https?://[^\s@]+$")
     api: Literal["auto", "tgi", "openai"] = "auto"  # auto: TGI if it answers /info, else OpenAI-style /v1/completions
     gpus: int | None = Field(default=None, ge=0)  # null: serving.gpus
-    token_env: str | None = None  # the environment variable with its bearer token; the token itself stands nowhere
-    served_as: str | None = None  # the name that the server gives the generation model, if it is another one
-    token_file: Path | None = None  # of our own servers: a file that only this user can read
+    token_env: str | None = None  # environment variable that holds its bearer token; the token is in no file
+    served_as: str | None = None  # the server's name for the generation model, if it differs
+    token_file: Path | None = None  # our own servers: a file that only this user can read
 
     @model_validator(mode="before")
     @classmethod
@@ -46,13 +48,14 @@ class EndpointSpec(Params):
             return self.token_file.read_text(encoding="utf-8").strip()
         if self.token_env is None:
             return None
-        if not (token := os.environ.get(self.token_env, "").strip()):
-            raise ConfigError(f"{self.url} wants a token, but ${self.token_env} is not set; export it and run again")
+        token = os.environ.get(self.token_env, "").strip()
+        if not token:
+            raise ConfigError(f"{self.url} needs a token, but ${self.token_env} is not set; export it and run again")
         return token
 
 
 class Instances(Params):
-    """How many servers: `max` while there is work for them, never fewer than `min`; in the file a number will do."""
+    """How many servers: `max` while there is work for them, at least `min`; in the file, a number is enough."""
 
     min: int = Field(ge=1)
     max: int = Field(ge=1)
@@ -69,19 +72,22 @@ class Instances(Params):
         return self
 
 
-def without_secrets(section: str, environment: dict[str, str]) -> dict[str, str]:
-    """The environment as it is. `ConfigError` for what looks like a secret: job scripts can be read by others."""
+def _without_secrets(environment: dict[str, str]) -> dict[str, str]:
+    """The environment, unchanged. Refuses what looks like a secret: other users can read job scripts."""
     for name, value in environment.items():
         if SECRET_NAME.search(name) or SECRET_VALUE.search(value):  # the message must not show the value
-            raise ConfigError(
-                f"{section}.environment.{name} looks like a secret; take it out of the file and export it before you"
-                " start the run: jobs inherit it"
+            raise ValueError(
+                f"{name} looks like a secret; remove it from the file and export it before you start the run:"
+                " jobs inherit it"
             )
     return environment
 
 
+Environment = Annotated[dict[str, str], AfterValidator(_without_secrets)]
+
+
 class Ports(Params):
-    """The ports that a site's firewall leaves open between its nodes, both ends included."""
+    """The ports that a site's firewall leaves open between its nodes, first and last included."""
 
     first: int = Field(ge=1024, le=65535)
     last: int = Field(ge=1024, le=65535)
@@ -94,7 +100,7 @@ class Ports(Params):
 
 
 class Container(Params):
-    """In what the engine runs on the node."""
+    """The container that the engine or the training runs in."""
 
     runtime: Literal["pyxis", "apptainer", "docker"]
     image: str  # by digest (name@sha256:...), or a local .sqsh or .sif
@@ -104,38 +110,40 @@ class Container(Params):
     @classmethod
     def _pinned(cls, image: str) -> str:
         if not DIGEST.search(image):
-            raise ValueError("an image is named by its digest (name@sha256:<64 hex>), or is a .sqsh or .sif file")
+            raise ValueError("name an image by its digest (name@sha256:<64 hex>), or give a .sqsh or .sif file")
         return image
 
 
 class Slurm(Params):
-    """What one job asks Slurm for."""
+    """What one job requests from Slurm."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     time: str = Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")  # minutes, [days-]hours:minutes:seconds
     nodes: int = Field(default=1, ge=1)
-    gpus: int = Field(default=0, ge=0)  # a node
-    cpus: int = Field(default=1, ge=1)  # a task
+    gpus: int = Field(default=0, ge=0)  # per node
+    cpus: int = Field(default=1, ge=1)  # per task
     memory: str | None = Field(default=None, pattern=r"^\d+[KMGT]?$")
-    extra: list[str] = Field(default_factory=list)  # more options of sbatch, as --name=value
-    setup: list[str] = Field(default_factory=list)  # lines of shell before anything else: module load, ulimit
+    extra: list[str] = Field(default_factory=list)  # further options of sbatch, as --name=value
+    setup: list[str] = Field(default_factory=list)  # shell lines that run first: module load, ulimit
 
     @field_validator("extra")
     @classmethod
     def _options(cls, extra: list[str]) -> list[str]:
         for option in extra:
             if not re.match(r"^--[a-z][a-z-]*(=.*)?$", option):
-                raise ValueError(f"{option!r} is no option of sbatch; write --name=value")
+                raise ValueError(f"{option!r} is not an option of sbatch; write --name=value")
         return extra
 
     def options(self) -> list[str]:
         """For sbatch's command line or a script's #SBATCH lines."""
         named = {"partition": self.partition, "account": self.account, "qos": self.qos, "mem": self.memory}
-        found = [f"--{name}={value}" for name, value in named.items() if value is not None]
-        found += [f"--time={self.time}", f"--nodes={self.nodes}", f"--cpus-per-task={self.cpus}"]
-        return found + ([f"--gpus-per-node={self.gpus}"] if self.gpus else []) + self.extra
+        options = [f"--{name}={value}" for name, value in named.items() if value is not None]
+        options += [f"--time={self.time}", f"--nodes={self.nodes}", f"--cpus-per-task={self.cpus}"]
+        if self.gpus:
+            options.append(f"--gpus-per-node={self.gpus}")
+        return options + self.extra
 
     def seconds(self) -> int:
         """`time` in seconds. Slurm's notation: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:...]."""
@@ -146,10 +154,10 @@ class Slurm(Params):
 
 
 class Driver(Slurm):
-    """What `dvc repro` itself asks for as a job, and how it goes on after its time limit."""
+    """What `dvc repro` requests when it is a job itself, and how it continues after its time limit."""
 
-    lead_seconds: int = Field(default=120, ge=10)  # before the limit: the stage is stopped, and the job requeued
-    resubmit: int = Field(default=20, ge=0)  # times that this is done; 0: the run ends at the limit
+    lead_seconds: int = Field(default=120, ge=10)  # before the limit, the stage is stopped and the job requeued
+    resubmit: int = Field(default=20, ge=0)  # at most so many times; 0: the run ends at the limit
 
     @model_validator(mode="after")
     def _in_time(self) -> "Driver":
@@ -158,114 +166,177 @@ class Driver(Slurm):
         return self
 
 
-class Serving(Params):
-    """How completions are served and asked for."""
+class Requests(Params):
+    """How requests are sent, whoever runs the servers."""
 
-    engine: Literal["cpu", "tgi", "vllm", "external"]  # cpu: our CPU server; external: use `endpoints`
-    launcher: Literal["local", "slurm"] = "local"  # of our own servers: processes here, or jobs
-    endpoints: list[EndpointSpec]  # for engine: external; read again while a run goes on, so servers come and go
-    instances: Instances
-    gpus: int = Field(ge=0)  # of one instance, for GPU hours; 0: CPU
-    tokens_per_second: float | None = Field(gt=0)  # of one instance, to forecast with before any was measured
-    concurrency: int = Field(ge=1)  # requests outstanding at one endpoint, at most
-    batch_size: int = Field(ge=1)  # sequences that one CPU server decodes together
+    tokens_per_second: float | None = Field(gt=0)  # of one instance, for a forecast before any was measured
+    concurrency: int = Field(ge=1)  # requests in flight at one endpoint, at most
     request_timeout_s: float = Field(gt=0)  # deadline of one request
     startup_timeout_s: float = Field(gt=0)  # until an endpoint must be healthy
-    attempts: int = Field(ge=1)  # tries that a prompt has before it becomes a failure row
+    attempts: int = Field(ge=1)  # tries per prompt before it becomes a failure row
     max_failed_share: float = Field(ge=0, le=1)  # above this the stage stops
-    slurm: Slurm | None = None  # of a server's job, for launcher: slurm
-    ports: Ports | None = None  # of servers that are jobs; null: any free port
+
+
+class ExternalServing(Requests):
+    """Servers that somebody else runs."""
+
+    engine: Literal["external"]
+    endpoints: list[EndpointSpec]  # read again during a run, so servers can join and leave
+    gpus: int = Field(ge=0)  # of one endpoint, for GPU hours; 0: CPU
+
+
+class LocalServing(Requests):
+    """Our CPU server, as processes on this machine."""
+
+    gpus: ClassVar[int] = 0
+    engine: Literal["cpu"]
+    launcher: Literal["local"]
+    instances: int = Field(ge=1)
+    batch_size: int = Field(ge=1)  # sequences that one server decodes together
+    restarts: int = Field(default=3, ge=0)  # per instance and run, of a server that died
+
+
+class SlurmServing(Requests):
+    """Servers that are Slurm jobs."""
+
+    launcher: Literal["slurm"] = "slurm"
+    instances: Instances
+    slurm: Slurm  # of one server's job
+    ports: Ports | None = None  # null: any free port
+    arguments: list[str] = Field(default_factory=list)  # further options of the engine, as --name=value
+    environment: Environment = Field(default_factory=dict)  # of the engine (HF_HOME); tokens: export them yourself
+    restarts: int = Field(default=3, ge=0)  # per instance and run, of a job that failed
+    idle_minutes: float = Field(default=10.0, gt=0)  # servers outlive their stage, for the next one to adopt them
+
+
+class CpuJobs(SlurmServing):
+    """Our CPU server, as Slurm jobs."""
+
+    gpus: ClassVar[int] = 0
+    container: ClassVar[None] = None
+    engine: Literal["cpu"]
+    batch_size: int = Field(ge=1)  # sequences that one server decodes together
+
+
+class GpuJobs(SlurmServing):
+    """What TGI and vLLM have in common."""
+
+    engine: Literal["tgi", "vllm"]
+    gpus: int = Field(ge=1)  # of one instance: the model is split over them
     container: Container | None = None  # null: the engine is on the node's PATH
-    arguments: list[str] = Field(default_factory=list)  # more of the engine's own options, as --name=value
-    environment: dict[str, str] = Field(default_factory=dict)  # of the engine (HF_HOME); tokens: export them yourself
-    restarts: int = Field(default=3, ge=0)  # of one instance that failed, in one run
-    idle_minutes: float = Field(default=10.0, gt=0)  # that a fleet outlives its stage, for the next one to adopt it
 
-    @field_validator("environment")
+    @field_validator("launcher", mode="before")
     @classmethod
-    def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
-        return without_secrets("serving", environment)
-
-    @model_validator(mode="after")
-    def _together(self) -> "Serving":
-        if self.launcher == "slurm" and self.slurm is None and self.engine != "external":
-            raise ValueError("launcher slurm needs the section serving.slurm, at least its time")
-        if self.engine in ("tgi", "vllm") and self.launcher == "local":
-            raise ValueError(
-                f"engine {self.engine} starts through launcher: slurm; a server that runs already is engine: external"
-            )
-        return self
+    def _on_slurm(cls, launcher: object) -> object:
+        if launcher == "local":
+            raise ValueError("TGI and vLLM are Slurm jobs; for a server that is running, use engine: external")
+        return launcher
 
 
-class Data(Params):
-    """How row-parallel stages run (datatrove)."""
+class TgiServing(GpuJobs):
+    engine: Literal["tgi"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    executor: Literal["local", "slurm", "ray"]  # processes here, job arrays, or the Ray at $RAY_ADDRESS
+
+class VllmServing(GpuJobs):
+    engine: Literal["vllm"]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+CpuServing = Annotated[LocalServing | CpuJobs, Field(discriminator="launcher")]
+Serving = Annotated[CpuServing | TgiServing | VllmServing | ExternalServing, Field(discriminator="engine")]
+
+
+class Tasks(Params):
+    """How row-parallel stages (datatrove) are split, wherever they run."""
+
     tasks: int = Field(ge=1)  # shards of the work
-    workers: int = Field(ge=1)  # processes or tasks at a time
-    slurm: Slurm | None = None  # of one task, for executor: slurm; ray takes its cpus and memory
-    retries: int = Field(default=2, ge=0)  # of an array's or Ray's task that failed
+    workers: int = Field(ge=1)  # tasks at a time
 
-    @model_validator(mode="after")
-    def _together(self) -> "Data":
-        if self.executor == "slurm" and self.slurm is None:
-            raise ValueError("executor slurm needs the section data.slurm, at least its time")
-        return self
+
+class LocalData(Tasks):
+    """Tasks are processes on this machine."""
+
+    executor: Literal["local"]
+
+
+class SlurmData(Tasks):
+    """Tasks are Slurm job arrays."""
+
+    executor: Literal["slurm"]
+    slurm: Slurm  # of one task
+    retries: int = Field(default=2, ge=0)  # of a task that failed
+
+
+class RayData(Tasks):
+    """Tasks run on the Ray cluster at `$RAY_ADDRESS`, else on a Ray that lives as long as the stage."""
+
+    executor: Literal["ray"]
+    cpus: int = Field(default=1, ge=1)  # per task
+    memory_gb: float = Field(default=1.0, gt=0)  # per task
+    retries: int = Field(default=2, ge=0)  # of a task that failed
+
+
+Data = Annotated[LocalData | SlurmData | RayData, Field(discriminator="executor")]
 
 
 class Layout(Params):
-    """How a training lies on processes, a GPU each: data, tensor and pipeline parallel."""
+    """How a training is spread over processes, one GPU each: data, tensor and pipeline parallel."""
 
     dp: int = Field(default=1, ge=1)  # replicas; each takes its share of a batch
     tp: int = Field(default=1, ge=1)  # processes that share every matrix
     pp: int = Field(default=1, ge=1)  # processes that share the layers
-    micro_batch: int | None = Field(default=None, ge=1)  # sequences in one forward pass; null: train.micro_batch
+    micro_batch: int | None = Field(default=None, ge=1)  # sequences per forward pass; null: train.micro_batch
 
     @property
     def processes(self) -> int:
         return self.dp * self.tp * self.pp
 
 
-class Training(Params):
-    """How training runs. The transformers backend trains in the stage's own process, whatever stands here."""
+class TrainingProcesses(Params):
+    """How training runs, on this machine or as a job. The transformers backend uses `threads` alone."""
 
-    launcher: Literal["local", "slurm"]  # of nanotron: torchrun here, or as a job
-    threads: int = Field(ge=0)  # torch threads of a process; 0 leaves torch's own choice
+    threads: int = Field(ge=0)  # torch threads per process; 0: torch decides
     layout: Layout = Layout()  # of nanotron's processes
     compile: bool = False  # nanotron's rotary positions, norms and gates by torch.compile; losses agree to rounding
     peak_tflops: float | None = Field(default=None, gt=0)  # of one GPU in bf16, dense: for MFU (H100 SXM: 989)
-    checkpoint_minutes: float = Field(default=15.0, gt=0)  # at least so long between two; also before the end
-    python: str = ".nanotron/bin/python"  # that has nanotron (make nanotron); in a container, that of the image
-    slurm: Slurm | None = None  # of the job, for launcher: slurm; gpus: processes of one node
-    container: Container | None = None  # null: none
-    environment: dict[str, str] = Field(default_factory=dict)  # of the processes (NCCL_SOCKET_IFNAME)
+    checkpoint_minutes: float = Field(default=15.0, gt=0)  # the least time between two; there is one at the end too
+    python: str = ".nanotron/bin/python"  # an interpreter that has nanotron (make nanotron)
+    environment: Environment = Field(default_factory=dict)  # of the processes (NCCL_SOCKET_IFNAME)
+
+
+class LocalTraining(TrainingProcesses):
+    """torchrun on this machine."""
+
+    container: ClassVar[None] = None
+    launcher: Literal["local"]
+
+
+class SlurmTraining(TrainingProcesses):
+    """torchrun as a Slurm job. The transformers backend still trains in the stage's own process."""
+
+    launcher: Literal["slurm"]
+    slurm: Slurm  # of the job; gpus: processes per node
+    container: Container | None = None  # null: none; else `python` is the image's own
     restarts: int = Field(default=3, ge=0)  # of a job that failed; requeued jobs do not count
     warn_seconds: int = Field(default=300, ge=10)  # before its time limit a job writes a checkpoint and is requeued
 
-    @field_validator("environment")
-    @classmethod
-    def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
-        return without_secrets("training", environment)
-
     @model_validator(mode="after")
-    def _together(self) -> "Training":
-        if self.launcher == "slurm":
-            if self.slurm is None:
-                raise ValueError("launcher slurm needs the section training.slurm, at least its time")
-            if self.layout.processes % self.slurm.nodes:
-                raise ValueError(
-                    f"dp x tp x pp = {self.layout.processes} processes do not fill {self.slurm.nodes} nodes evenly"
-                )
-            if self.slurm.gpus and self.layout.processes != self.slurm.nodes * self.slurm.gpus:
-                raise ValueError(
-                    f"dp x tp x pp = {self.layout.processes} processes, but training.slurm asks for"
-                    f" {self.slurm.nodes} nodes x {self.slurm.gpus} GPUs"
-                )
-            if self.warn_seconds >= self.slurm.seconds():
-                raise ValueError(f"warn_seconds {self.warn_seconds} leaves nothing of time {self.slurm.time!r}")
+    def _fits(self) -> "SlurmTraining":
+        processes = self.layout.processes
+        if processes % self.slurm.nodes:
+            raise ValueError(f"dp x tp x pp = {processes} processes do not fill {self.slurm.nodes} nodes evenly")
+        if self.slurm.gpus and processes != self.slurm.nodes * self.slurm.gpus:
+            raise ValueError(
+                f"dp x tp x pp = {processes} processes, but training.slurm requests {self.slurm.nodes} nodes x"
+                f" {self.slurm.gpus} GPUs"
+            )
+        if self.warn_seconds >= self.slurm.seconds():
+            raise ValueError(f"warn_seconds {self.warn_seconds} leaves nothing of time {self.slurm.time!r}")
         if self.container is not None and self.container.runtime == "docker":
             raise ValueError("training runs in pyxis or apptainer, or without a container")
         return self
+
+
+Training = Annotated[LocalTraining | SlurmTraining, Field(discriminator="launcher")]
 
 
 class Compute(Params):
@@ -274,7 +345,62 @@ class Compute(Params):
     serving: Serving
     data: Data
     training: Training
-    driver: Driver | None = None  # of `dvc repro` itself as a job (make cluster-repro)
+    driver: Driver | None = None  # of `dvc repro` itself as a job
+
+    @property
+    def uses_slurm(self) -> bool:
+        sections = (self.serving, self.data, self.training)
+        return any(isinstance(section, SlurmServing | SlurmData | SlurmTraining) for section in sections)
+
+
+# What a section's keys depend on, for messages: pydantic names a variant by the values that chose it.
+VARIANTS: dict[tuple[str, ...], type[Params]] = {
+    ("serving", "external"): ExternalServing,
+    ("serving", "cpu", "local"): LocalServing,
+    ("serving", "cpu", "slurm"): CpuJobs,
+    ("serving", "tgi"): TgiServing,
+    ("serving", "vllm"): VllmServing,
+    ("data", "local"): LocalData,
+    ("data", "slurm"): SlurmData,
+    ("data", "ray"): RayData,
+    ("training", "local"): LocalTraining,
+    ("training", "slurm"): SlurmTraining,
+}
+CHOICES = {"serving": ("engine", "launcher"), "data": ("executor",), "training": ("launcher",)}
+
+
+def _variant(choice: tuple[str, ...]) -> str:
+    """("serving", "cpu", "local") as "engine cpu and launcher local"."""
+    section, *values = choice
+    return " and ".join(f"{name} {value}" for name, value in zip(CHOICES[section], values, strict=False))
+
+
+def _complaint(error: Any) -> str:
+    """What is wrong with one key of a compute file, and what to do."""
+    location = tuple(map(str, error["loc"]))
+    choice = next((c for c in VARIANTS if location[: len(c)] == c), location[:0])
+    section, keys = location[:1], location[max(len(choice), 1) :]
+    kind, context = error["type"], error.get("ctx", {})
+    # The key that chooses the variant is missing or unknown itself.
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        known = ", ".join(sorted({c[len(location)] for c in VARIANTS if c[: len(location)] == location}))
+        wrong = f"is {context['tag']!r}" if kind == "union_tag_invalid" else "is missing"
+        chooser = context["discriminator"].strip("'")
+        return f"{location[0]}.{chooser} {wrong}; it must be one of {known}"
+    key = ".".join((*section, *keys))
+    if kind == "extra_forbidden" and choice and len(keys) == 1:
+        others = [_variant(c) for c, model in VARIANTS.items() if c[0] == choice[0] and keys[0] in model.model_fields]
+        if others:
+            return f"remove {key}: it has no effect with {_variant(choice)}, only with {', or '.join(others)}"
+        taken = ", ".join(VARIANTS[choice].model_fields)
+        return f"{key} is not a key; with {_variant(choice)} the section takes {taken}"
+    if kind == "extra_forbidden":
+        return f"{key} is not a key; remove it, or look for a spelling mistake"
+    if kind == "missing":
+        return f"{key} is missing{f' (it is needed with {_variant(choice)})' if choice else ''}"
+    if kind == "value_error":  # our own sentence, which must not repeat a secret
+        return f"{key}: {context['error']}"
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
 
 
 def compute_path() -> Path:
@@ -294,4 +420,7 @@ def _warn_old_name() -> None:
 def load_compute() -> Compute:
     """The compute file that `$COSMO_COMPUTE` names. `ConfigError` when it is missing or wrong."""
     path = compute_path()
-    return check(read_yaml(path), Compute, str(path))
+    try:
+        return Compute.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(map(_complaint, error.errors()))}") from None

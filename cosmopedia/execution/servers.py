@@ -1,8 +1,8 @@
-"""Servers for one run: our CPU server as local processes, or the external endpoints of the cluster file.
+"""Servers for one run: our CPU server as local processes, Slurm jobs, or the external endpoints of the compute file.
 
-In: the model folder and the cluster file. Out: the servers that are there, asked for again and again. Ours are ended
-whatever happens, also when the driver is killed with SIGKILL (PR_SET_PDEATHSIG on Linux). Their logs lie in
-`<store root>/logs`; a run that ends well removes them.
+In: the model and the compute file. Out: the servers that are up, which the run polls. Ours are ended whatever happens,
+also when the driver is killed with SIGKILL (PR_SET_PDEATHSIG on Linux). Local ones log to `<store root>/logs`; a run
+that ends well removes their logs.
 """
 
 import contextlib
@@ -14,34 +14,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cosmopedia.errors import ClusterError, ConfigError
-from cosmopedia.execution import child_process as leash
-from cosmopedia.execution.compute import EndpointSpec, Serving, compute_path, load_compute
+from cosmopedia.execution import child_process
+from cosmopedia.execution.compute import (
+    EndpointSpec,
+    ExternalServing,
+    LocalServing,
+    Serving,
+    SlurmServing,
+    compute_path,
+    load_compute,
+)
+from cosmopedia.files import log_tail
+from cosmopedia.generation.complete import GenerationModel
 from cosmopedia.lineage import store_root
-
-if TYPE_CHECKING:
-    from cosmopedia.execution.slurm.fleet import SlurmFleet
 
 CPU_SERVER = (sys.executable, "-m", "cosmopedia.cpu_server.app")
 STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL
-TAIL_LINES = 15
-
-
-class Served(Protocol):
-    """What a fleet needs to know of the model."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def revision(self) -> str: ...
-    @property
-    def quantisation(self) -> str | None: ...
-    @property
-    def max_length(self) -> int: ...
 
 
 class Server:
@@ -54,7 +45,7 @@ class Server:
         self.registration = folder / f"{name}.json"
         self.registration.unlink(missing_ok=True)
         self.log.unlink(missing_ok=True)
-        self.process = leash.start(
+        self.process = child_process.start(
             [*command, "--registration", str(self.registration)], self.log, when_killed=signal.SIGKILL
         )
 
@@ -65,15 +56,15 @@ class Server:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, AttributeError):
-            raise ClusterError(f"{self.registration} is no registration of a server; see {self.log}") from None
+            raise ClusterError(f"{self.registration} is not a server's registration; see {self.log}") from None
 
     def death(self) -> str | None:
-        """A sentence with the end of its log if it has died."""
+        """A sentence with the end of its log, if it has died."""
         status = self.process.poll()
         if status is None:
             return None
         how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        return f"the server ended {how}; the end of {self.log}:\n{tail(self.log)}"
+        return f"the server ended {how}; the end of {self.log}:\n{log_tail(self.log)}"
 
     def end(self) -> None:
         """SIGTERM, then SIGKILL, to the server and its children."""
@@ -87,7 +78,7 @@ class Server:
 
 
 class Fleet(Protocol):
-    """The servers of a run. `members` says who is there; `tend` looks after them and returns why the run must end."""
+    """The servers of a run. `members` lists those that are up; `tend` looks after them and returns why to stop."""
 
     def members(self) -> list[EndpointSpec]: ...
 
@@ -97,40 +88,44 @@ class Fleet(Protocol):
         """A sentence while a server may still come, however long it takes."""
         ...
 
-    def demand(self, left: int, idle: Callable[[str], bool]) -> None:
-        """Requests that are left to complete, and whether the run has done with a server."""
+    def demand(self, requests_left: int, is_idle: Callable[[str], bool]) -> None:
+        """Requests that are left to complete, and whether the run is done with a server."""
         ...
 
 
-class _Fixed:
+class _FixedSize:
     """What fleets of a fixed size have in common."""
 
     def expecting(self) -> str | None:
         return None
 
-    def demand(self, left: int, idle: Callable[[str], bool]) -> None:
+    def demand(self, requests_left: int, is_idle: Callable[[str], bool]) -> None:
         pass
 
 
-class ExternalFleet(_Fixed):
-    """`serving.endpoints` of the cluster file, which is read again when it changes: servers can join and leave."""
+class ExternalFleet(_FixedSize):
+    """`serving.endpoints` of the compute file, which is read again when it changes: servers can join and leave."""
 
-    def __init__(self, serving: Serving):
+    def __init__(self, serving: ExternalServing):
         if not serving.endpoints:
             raise ConfigError("serving.engine is external, but serving.endpoints is empty; name a server's base URL")
         for endpoint in serving.endpoints:
-            endpoint.token()  # complains before anything starts
-        self._specs, self._path, self._seen = serving.endpoints, compute_path(), _stamp(compute_path())
+            endpoint.token()  # fails before anything starts
+        self._specs = serving.endpoints
+        self._path = compute_path()
+        self._stamp = _stamp(self._path)
 
     def members(self) -> list[EndpointSpec]:
         stamp = _stamp(self._path)
-        if stamp != self._seen:
-            self._seen = stamp
+        if stamp != self._stamp:
+            self._stamp = stamp
             try:
-                found = load_compute().serving.endpoints
-                for endpoint in found:
+                serving = load_compute().serving
+                if not isinstance(serving, ExternalServing):
+                    raise ConfigError(f"{self._path}: serving.engine is not external any more")
+                for endpoint in serving.endpoints:
                     endpoint.token()
-                self._specs = found
+                self._specs = serving.endpoints
             except ConfigError as error:  # half written, or wrong: the run goes on with what it had
                 print(f"warning: {error}; the endpoints stay as they were", file=sys.stderr, flush=True)
         return self._specs
@@ -147,17 +142,17 @@ def _stamp(path: Path) -> tuple[float, int] | None:
     return status.st_mtime, status.st_size
 
 
-class LocalFleet(_Fixed):
-    """Our CPU servers. One that dies in the middle is started again, a few times."""
+class LocalFleet(_FixedSize):
+    """Our CPU servers. One that dies during the run is started again, `serving.restarts` times."""
 
-    def __init__(self, stage: str, arguments: list[str], serving: Serving):
+    def __init__(self, stage: str, arguments: list[str], serving: LocalServing):
         self.stage, self.arguments, self.serving = stage, arguments, serving
         self.servers: list[Server] = []
         self.logs: list[Path] = []
-        self.restarts = serving.restarts * serving.instances.max
+        self.restarts = serving.restarts * serving.instances
         self._started = time.monotonic()
         self._urls: dict[Server, str] = {}
-        for _ in range(serving.instances.max):
+        for _ in range(serving.instances):
             self._start()
 
     def _start(self) -> None:
@@ -167,13 +162,15 @@ class LocalFleet(_Fixed):
 
     def members(self) -> list[EndpointSpec]:
         for server in list(self.servers):  # `tend` may change them meanwhile, in another thread
-            if server not in self._urls and (url := server.url()):
+            url = None if server in self._urls else server.url()
+            if url:
                 self._urls[server] = url
         return [EndpointSpec(url=url, api="tgi", gpus=0) for url in list(self._urls.values())]
 
     def tend(self) -> BaseException | None:
         for server in list(self.servers):
-            if (death := server.death()) is None:
+            death = server.death()
+            if death is None:
                 continue
             if server not in self._urls or not self.restarts:  # it never came up, or dies again and again
                 return ClusterError(death)
@@ -186,23 +183,28 @@ class LocalFleet(_Fixed):
         if late and not self._urls and time.monotonic() - self._started > self.serving.startup_timeout_s:
             return ClusterError(
                 f"a server did not come up within serving.startup_timeout_s = {self.serving.startup_timeout_s:g} s;"
-                f" the end of {late.log}:\n{tail(late.log)}"
+                f" the end of {late.log}:\n{log_tail(late.log)}"
             )
         return None
 
 
 @contextlib.contextmanager
-def fleet(stage: str, model: Served, serving: Serving, keep: bool) -> Iterator[Fleet]:
+def fleet(stage: str, model: GenerationModel, serving: Serving, keep: bool) -> Iterator[Fleet]:
     """Servers for the model, ended whatever happens; with `keep`, jobs may wait for the next stage to adopt them."""
-    if serving.engine == "external":
+    if isinstance(serving, ExternalServing):
         yield ExternalFleet(serving)
-        return
-    if serving.launcher == "slurm":
-        with _on_slurm(stage, model, serving) as servers:
+    elif isinstance(serving, LocalServing):
+        yield from _local(stage, model, serving)
+    else:
+        from cosmopedia.execution.slurm.fleet import SlurmFleet
+
+        with SlurmFleet(stage, model, serving) as servers:
             yield servers
             if not keep:
                 servers.end()
-        return
+
+
+def _local(stage: str, model: GenerationModel, serving: LocalServing) -> Iterator[Fleet]:
     arguments = ["--model", str(model.folder), "--model-id", model.model, "--revision", model.revision, "--port", "0"]
     arguments += ["--batch-size", str(serving.batch_size), "--max-concurrent", str(serving.concurrency)]
     local = LocalFleet(stage, arguments, serving)
@@ -216,19 +218,14 @@ def fleet(stage: str, model: Served, serving: Serving, keep: bool) -> Iterator[F
         log.unlink(missing_ok=True)
 
 
-def _on_slurm(stage: str, model: Served, serving: Serving) -> "SlurmFleet":
-    from cosmopedia.execution.slurm.fleet import SlurmFleet
+def release(stage: str, model: GenerationModel, serving: Serving) -> None:
+    """End the servers that an earlier stage kept for this one, which needs none."""
+    if isinstance(serving, SlurmServing):
+        from cosmopedia.execution.slurm.fleet import SlurmFleet, end_fleet, known_fleets
 
-    return SlurmFleet(stage, model.folder, model.model, model.revision, model.max_length, model.quantisation, serving)
-
-
-def release(stage: str, model: Served, serving: Serving) -> None:
-    """End what an earlier stage kept for this one, which needs no servers."""
-    if serving.engine != "external" and serving.launcher == "slurm":
-        from cosmopedia.execution.slurm.fleet import end_fleet, known_fleets
-
-        name = _on_slurm(stage, model, serving).name
-        if name in known_fleets() and (jobs := end_fleet(name)):
+        name = SlurmFleet(stage, model, serving).name
+        jobs = end_fleet(name) if name in known_fleets() else []
+        if jobs:
             print(f"{stage}: {len(jobs)} idle server job(s) ended", flush=True)
 
 
@@ -238,9 +235,3 @@ def _end(servers: list[Server]) -> None:
             os.killpg(server.process.pid, signal.SIGTERM)
     for server in servers:
         server.end()
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log, indented."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-    return "\n".join(f"    {line}" for line in lines) or "    (empty)"

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import pytest
 
-from cosmopedia.execution.client import endpoints as balancing
+from cosmopedia.execution.client import endpoints
 from cosmopedia.execution.client.dispatcher import Dispatcher, Outcome
 from cosmopedia.execution.client.endpoints import Pool
 from cosmopedia.execution.client.http import Identity
-from cosmopedia.execution.compute import EndpointSpec, Serving
+from cosmopedia.execution.compute import EndpointSpec, ExternalServing
 from cosmopedia.generation.requests import Completion, PendingRequest, Request, Sampling
 from tests.support.fake_tgi import text_of
 
@@ -17,26 +17,24 @@ SAMPLING = Sampling(temperature=0.8, top_p=1.0, top_k=50, repetition_penalty=Non
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balancing, "REST_SECONDS", (0.02, 0.1))
-    monkeypatch.setattr(balancing, "MEMBER_SECONDS", 0.05)
-    monkeypatch.setattr(balancing, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(endpoints, "REST_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(endpoints, "MEMBER_SECONDS", 0.05)
+    monkeypatch.setattr(endpoints, "POLL_SECONDS", 0.05)
 
 
-def serving(**changes: object) -> Serving:
+def serving(**changes: object) -> ExternalServing:
     values = {
         "engine": "external",
         "endpoints": [],
-        "instances": 1,
         "gpus": 0,
         "tokens_per_second": None,
         "concurrency": 8,
-        "batch_size": 8,
         "request_timeout_s": 5.0,
         "startup_timeout_s": 5.0,
         "attempts": 3,
         "max_failed_share": 1.0,
     }
-    return Serving.model_validate({**values, **changes})
+    return ExternalServing.model_validate({**values, **changes})
 
 
 def jobs(count: int, word: str = "prompt") -> list[PendingRequest]:
@@ -44,11 +42,11 @@ def jobs(count: int, word: str = "prompt") -> list[PendingRequest]:
 
 
 class Run:
-    """One dispatch; `committed` is what reached the store, `urls` who is there, also while it runs."""
+    """One dispatch; `committed` is what reached the store, `urls` the servers that are up, also while it runs."""
 
-    def __init__(self, urls: Iterable[str], most: int = 8, before: int = 0, **changes: object):
+    def __init__(self, urls: Iterable[str], concurrency: int = 8, before: int = 0, **changes: object):
         self.committed: list[Completion] = []
-        self.settings = serving(concurrency=most, **changes)
+        self.settings = serving(concurrency=concurrency, **changes)
         self.urls = list(urls)
         self.specs: list[EndpointSpec] = []
         self.before = before

@@ -77,7 +77,7 @@ def write_items(folder: Path, task: str, pairs: Iterable[tuple[str, str]]) -> No
 def repository(
     folder: Path, section: str, cluster_tasks: int = 1, cluster_workers: int = 1, **changes: object
 ) -> None:
-    """Give a folder one stage's parameters (params.yaml and the rehearsal profile, with `changes`) and a cluster.
+    """Give a folder one stage's parameters (params.yaml and the rehearsal profile, with `changes`) and a compute file.
 
     A change goes to the file that has the leaf, so that a test cannot invent one.
     """
@@ -90,9 +90,9 @@ def repository(
         head = {"profile": "rehearsal"} if name == "params.yaml" else {}
         (folder / name).write_text(yaml.safe_dump({**head, section: values}), encoding="utf-8")
     assert not left, f"{section} has no parameter(s) {sorted(left)}"
-    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
-    cluster["data"] |= {"tasks": cluster_tasks, "workers": cluster_workers}
-    (folder / "compute/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    compute = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
+    compute["data"] |= {"tasks": cluster_tasks, "workers": cluster_workers}
+    (folder / "compute/local.yaml").write_text(yaml.safe_dump(compute), encoding="utf-8")
 
 
 def byte_tokenizer(folder: Path) -> Path:

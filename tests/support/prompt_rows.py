@@ -1,4 +1,4 @@
-"""A small repository for the stages that ask a model: prompts, a tokenizer without a model, a cluster file."""
+"""A small repository for the stages that ask a model: prompts, a tokenizer without a model, a compute file."""
 
 import json
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def write_model(folder: Path, max_length: int = 400) -> None:
 def write_settings(folder: Path, endpoints: list[str], **changes: object) -> None:
     """The repository's own params of pilot and generate; `changes` replace leaves by dotted name.
 
-    With endpoints the cluster is external, without it starts servers itself.
+    With endpoints the compute file has an external engine; without, it starts servers itself.
     """
     left = dict(changes)
     for name in ("params.yaml", "profiles/rehearsal.yaml"):
@@ -80,10 +80,11 @@ def write_settings(folder: Path, endpoints: list[str], **changes: object) -> Non
                 node[leaf] = left.pop(dotted)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(yaml.safe_dump(kept), encoding="utf-8")
-    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
-    cluster["serving"] |= {"engine": "external" if endpoints else "cpu", "endpoints": endpoints, "concurrency": 8}
-    cluster["serving"] |= {"startup_timeout_s": 10, "request_timeout_s": 10}
-    cluster["serving"] |= {key.removeprefix("serving."): left.pop(key) for key in list(left) if key[:8] == "serving."}
+    name = "endpoints" if endpoints else "local"
+    compute = yaml.safe_load((ROOT / f"compute/{name}.yaml").read_text(encoding="utf-8"))
+    compute["serving"] |= {"endpoints": endpoints, "gpus": 0} if endpoints else {}
+    compute["serving"] |= {"concurrency": 8, "startup_timeout_s": 10, "request_timeout_s": 10}
+    compute["serving"] |= {key.removeprefix("serving."): left.pop(key) for key in list(left) if key[:8] == "serving."}
     (folder / "compute").mkdir(exist_ok=True)
-    (folder / "compute/local.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
+    (folder / "compute/local.yaml").write_text(yaml.safe_dump(compute), encoding="utf-8")
     assert not left, f"no such parameter(s): {sorted(left)}"

@@ -83,10 +83,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def set_cluster(folder: Path, **training: Any) -> None:
-    """The local cluster file, with other settings of its section `training`."""
-    cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text())
-    cluster["training"] |= {"threads": 1, "python": str(ROOT / ".nanotron/bin/python"), **training}
-    (folder / "compute/local.yaml").write_text(yaml.safe_dump(cluster))
+    """The local compute file, with other settings of its section `training`."""
+    compute = yaml.safe_load((ROOT / "compute/local.yaml").read_text())
+    compute["training"] |= {"threads": 1, "python": str(ROOT / ".nanotron/bin/python"), **training}
+    (folder / "compute/local.yaml").write_text(yaml.safe_dump(compute))
 
 
 def set_recipe(folder: Path, **changes: Any) -> None:

@@ -8,7 +8,6 @@ reap                 cancel every job of this checkout: fleets, arrays, the driv
 
 import contextlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cosmopedia.cli.stages import stage_modules
 from cosmopedia.errors import ClusterError, ConfigError, run_stage
 from cosmopedia.execution.compute import Driver, compute_path, load_compute
 from cosmopedia.execution.slurm import commands as slurm
 from cosmopedia.execution.slurm.driver_job import read_status, stop_mark
-from cosmopedia.execution.slurm.fleet import COMES_BACK, TEMPLATES, end_fleet, in_use, known_fleets
+from cosmopedia.execution.slurm.fleet import COMES_BACK, end_fleet, in_use, known_fleets
+from cosmopedia.execution.slurm.job_scripts import Shell, log_option, options_of, render, words
 from cosmopedia.lineage import store_root
 from cosmopedia.rng import content_hash
 
@@ -51,17 +50,17 @@ def submit(targets: list[str]) -> str:
 
 def driver_script(driver: Driver, targets: list[str]) -> str:
     """The job script of the driver."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("driver.sh.j2").render(
+    return render(
+        "driver.sh.j2",
         name=checkout_name("driver"),
-        log=slurm.log_option(store_root().resolve() / "logs", "driver-%j.log"),
+        log=log_option(store_root().resolve() / "logs", "driver-%j.log"),
         lead=driver.lead_seconds,
-        options=[slurm.directive(option) for option in driver.options()],
-        setup=driver.setup,
-        checkout=shlex.quote(str(Path.cwd())),
-        bin=shlex.quote(str(Path(sys.executable).parent)),
-        cluster=shlex.quote(str(compute_path())),
-        targets=" ".join(map(shlex.quote, targets)),
+        options=options_of(driver),
+        setup=map(Shell, driver.setup),
+        checkout=Path.cwd(),
+        bin=Path(sys.executable).parent,
+        compute=compute_path(),
+        targets=words(targets),
     )
 
 
@@ -127,7 +126,7 @@ def describe(found: dict[str, Any], alive: bool) -> str:
             e["completions"],
             e["tokens_per_second"],
         ]
-        rows.append([*("-" if cell is None else str(cell) for cell in cells), e["last_trouble"][:60]])
+        rows.append([*("-" if cell is None else str(cell) for cell in cells), e["last_error"][:60]])
     return "\n".join([head, table(rows), *(f"waiting for {url}: {why}" for url, why in found["waiting_for"].items())])
 
 

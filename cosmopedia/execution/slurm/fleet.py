@@ -1,11 +1,11 @@
-"""A fleet of servers on Slurm: submitted, found, replaced, grown and shrunk, adopted, and always ended.
+"""A fleet of servers on Slurm: submitted, discovered, replaced, grown and shrunk, adopted, and always ended.
 
-In: the cluster file and the model. Out: the servers that are healthy, asked for again and again. A fleet has a name
-that follows from the model and the cluster file, so a driver that was killed and restarted, and the next stage, find
-the jobs that still run (`squeue --name`) and take them over. What it knows lies in `<store root>/fleets/<name>/`:
+In: the compute file and the model. Out: the healthy servers, which the run polls. A fleet's name follows from the
+model and the compute file, so a driver that was killed and restarted, and the next stage, find the jobs that still run
+(`squeue --name`) and adopt them. A fleet keeps its state in `<store root>/fleets/<name>/`:
 
-    key                  what clients must show; only this user can read it
-    servers/<job>.<restart>.json   a healthy server's address; of a job that Slurm does not run it is ignored
+    key                            what clients must present; only this user can read it
+    servers/<job>.<restart>.json   a healthy server's address; ignored unless Slurm runs that job
     drivers/<host>-<pid>           touched while a driver lives; servers end when none has been touched for long
     logs/<job>.log, server.sh      the jobs' output, and the script as it was submitted
 """
@@ -14,118 +14,102 @@ import contextlib
 import json
 import os
 import secrets
-import shlex
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
-
-from cosmopedia.errors import ClusterError, ConfigError, CosmoError
-from cosmopedia.execution.compute import EndpointSpec, Serving
-from cosmopedia.execution.slurm import commands as slurm
+from cosmopedia.errors import ClusterError, CosmoError
+from cosmopedia.execution.compute import CpuJobs, EndpointSpec, GpuJobs, VllmServing
+from cosmopedia.execution.slurm import commands
+from cosmopedia.execution.slurm.job_scripts import (
+    Shell,
+    directive,
+    in_container,
+    log_option,
+    options_of,
+    render,
+    words,
+)
+from cosmopedia.files import log_tail, write_text
+from cosmopedia.generation.complete import GenerationModel
 from cosmopedia.lineage import store_root
 from cosmopedia.rng import content_hash
 
-TEMPLATES = Path("compute/templates")
-LOOK_SECONDS = 2.0  # between two looks at the queue
+LOOK_SECONDS = 2.0  # between two calls of squeue
 END_SECONDS = 60.0  # for cancelled jobs to end
-PASSED = [  # into docker; the other runtimes pass everything on
+PASSED = [  # into docker; the other runtimes pass on everything
     *("HF_TOKEN", "HF_HOME", "API_KEY", "SHARD_UDS_PATH", "MASTER_PORT", "PROMETHEUS_PORT"),  # TGI
     *("VLLM_API_KEY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"),
 ]
-SERVED = {"engine", "gpus", "concurrency", "batch_size", "slurm", "container", "arguments", "environment", "ports"}
+# Settings that a server was started with: with others, it is another fleet.
+SETTINGS = {"engine", "gpus", "concurrency", "batch_size", "slurm", "container", "arguments", "environment", "ports"}
 LAST = "last"  # touched by a stage that left the servers for the next one
-COMES_BACK = "COSMO_DRIVER_COMES_BACK"  # names a file that exists while the driver waits for its next turn
+COMES_BACK = "COSMO_DRIVER_COMES_BACK"  # names a file that exists while the driver waits to run again
 LEASE_SECONDS = 60.0  # a driver that has not touched its file for so long is gone
 
 
 def fleets_folder() -> Path:
-    """Where fleets keep what they know; on a cluster, `$COSMO_STORE` or the checkout must be a shared file system."""
+    """Where fleets keep their state; on a cluster, `$COSMO_STORE` or the checkout must be on a shared file system."""
     return store_root() / "fleets"
 
 
 class SlurmFleet:
-    """Servers as jobs. A thread looks after them, so that a slow controller holds no request up."""
+    """Servers as jobs. A thread looks after them, so that a slow controller delays no request."""
 
-    def __init__(
-        self,
-        stage: str,
-        folder: Path,
-        model: str,
-        revision: str,
-        max_length: int,
-        quantisation: str | None,
-        serving: Serving,
-    ):
-        assert serving.slurm is not None
-        self.stage, self.serving = stage, serving
-        served = serving.model_dump_json(include=SERVED)
-        place = fleets_folder().resolve()
-        self.name = f"cosmo-{content_hash(place, model, revision, max_length, quantisation, served, size=5)}"
-        self.folder = place / self.name
-        self._values = self._filling(folder, model, revision, max_length, quantisation)
+    def __init__(self, stage: str, model: GenerationModel, serving: CpuJobs | GpuJobs):
+        self.stage, self.model, self.serving = stage, model, serving
+        folder = fleets_folder().resolve()
+        settings = serving.model_dump_json(include=SETTINGS)
+        served = (model.model, model.revision, model.max_length, model.quantisation)
+        self.name = f"cosmo-{content_hash(folder, *served, settings, size=5)}"
+        self.folder = folder / self.name
         self.failure: CosmoError | None = None
-        self.jobs: dict[str, slurm.SlurmJob] = {}  # that wait or run
+        self.jobs: dict[str, commands.SlurmJob] = {}  # that wait or run
         self._servers: dict[str, str] = {}  # url -> job
-        self._retiring: set[str] = set()  # urls that are to end once they are empty
+        self._retiring: set[str] = set()  # urls of servers that end once they are empty
         self._failed = 0
         self._healthy: set[str] = set()  # jobs that were
-        self._cancelled: set[str] = set()  # by us: their end is no failure
-        self._left: int | None = None
-        self._idle: Callable[[str], bool] = lambda url: False
+        self._cancelled: set[str] = set()  # by us: their end is not a failure
+        self._requests_left: int | None = None
+        self._is_idle: Callable[[str], bool] = lambda url: False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def _filling(
-        self, folder: Path, model: str, revision: str, max_length: int, quantisation: str | None
-    ) -> dict[str, Any]:
-        """What the template gets; everything that a shell sees is quoted."""
-        serving = self.serving
-        assert serving.slurm is not None
-        quote = shlex.quote
-        weights = str(folder.resolve())
-        gpus = [f"--gpus-per-node={serving.gpus}"] * bool(serving.gpus and not serving.slurm.gpus)
-        options = gpus + serving.slurm.options()
-        return {
-            "engine": serving.engine,
-            "name": self.name,
-            "log": slurm.log_option(self.folder.resolve() / "logs", "%j.log"),
-            "options": [slurm.directive(option) for option in options],
-            "setup": serving.slurm.setup,
-            "checkout": quote(str(Path.cwd())),
-            "environment": {name: quote(value) for name, value in serving.environment.items()},
-            "python": quote(sys.executable),
-            "fleet": quote(str(self.folder.resolve())),
-            "startup": serving.startup_timeout_s,
-            "idle": serving.idle_minutes * 60,
-            "ports": f"--ports {serving.ports.first} {serving.ports.last}" if serving.ports else "",
-            "folder": quote(weights),
-            "model": quote(model),
-            "revision": quote(revision),
-            "max_length": max_length,
-            "quantise": f"--quantize {quote(quantisation)}" if quantisation else "",
-            "gpus": max(serving.gpus, 1),
-            "batch_size": serving.batch_size,
-            "concurrency": serving.concurrency,
-            "arguments": " ".join(map(quote, serving.arguments)),
-            "container": container_command(serving),
-        }
-
     def script(self) -> str:
         """The job script. `ConfigError` names the template when it does not render."""
-        path = TEMPLATES / "server.sh.j2"
-        loader = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
-        try:
-            return loader.get_template(path.name).render(self._values)
-        except TemplateError as error:
-            raise ConfigError(
-                f"{path}: {error or type(error).__name__}; mend the template, or restore it with git"
-            ) from None
+        model, serving = self.model, self.serving
+        options = options_of(serving.slurm)
+        if serving.gpus and not serving.slurm.gpus:
+            options.append(directive(f"--gpus-per-node={serving.gpus}"))
+        passed = [*PASSED, *serving.environment]
+        return render(
+            "server.sh.j2",
+            engine=serving.engine,
+            name=self.name,
+            log=log_option(self.folder / "logs", "%j.log"),
+            options=options,
+            setup=map(Shell, serving.slurm.setup),
+            checkout=Path.cwd(),
+            environment=serving.environment,
+            python=sys.executable,
+            fleet=self.folder,
+            startup=serving.startup_timeout_s,
+            idle=serving.idle_minutes * 60,
+            ports=Shell(f"--ports {serving.ports.first} {serving.ports.last}" if serving.ports else ""),
+            folder=model.folder.resolve(),
+            model=model.model,
+            revision=model.revision,
+            max_length=model.max_length,
+            quantisation=model.quantisation,
+            gpus=serving.gpus,
+            batch_size=serving.batch_size if isinstance(serving, CpuJobs) else None,
+            concurrency=serving.concurrency,
+            arguments=words(serving.arguments),
+            container=in_container(serving.container, 1, serving.slurm.cpus, writable=True, passed=passed),
+        )
 
     def __enter__(self) -> "SlurmFleet":
         for name in ("servers", "drivers", "logs"):
@@ -139,8 +123,8 @@ class SlurmFleet:
         self._lease = self.folder / "drivers" / f"{socket.gethostname()}-{os.getpid()}"
         self._lease.touch()
         try:
-            # What is ending now was cancelled by an earlier driver; a job that is requeued looks the same, but waits.
-            self._cancelled = {job.id for job in slurm.queue(name=self.name) if job.state == "COMPLETING"}
+            # A job that is ending now was cancelled by an earlier driver; a requeued one looks the same, but waits.
+            self._cancelled = {job.id for job in commands.queue(name=self.name) if job.state == "COMPLETING"}
             self._look()
             if self.jobs:
                 print(f"{self.stage}: {len(self.jobs)} job(s) of {self.name} adopted", file=sys.stderr, flush=True)
@@ -152,8 +136,8 @@ class SlurmFleet:
         return self
 
     def members(self) -> list[EndpointSpec]:
-        """Healthy servers, without those that are to end."""
-        api = "openai" if self.serving.engine == "vllm" else "tgi"
+        """Healthy servers, except those that are about to end."""
+        api = "openai" if isinstance(self.serving, VllmServing) else "tgi"
         key = self.folder / "key"
         urls = [url for url in list(self._servers) if url not in self._retiring]
         return [EndpointSpec(url=url, api=api, gpus=self.serving.gpus, token_file=key) for url in urls]
@@ -162,23 +146,24 @@ class SlurmFleet:
         return self.failure
 
     def expecting(self) -> str | None:
-        """A sentence while a server may still come, so that waiting for it is no failure."""
+        """A sentence while a server may still come, so that waiting for it is not a failure."""
         coming = [job for job in list(self.jobs.values()) if job.id not in self._servers.values()]
         if not coming:
             return None
         return "; ".join(f"job {job.id} is {job.state.lower()} ({job.reason})" for job in coming)
 
-    def demand(self, left: int, idle: Callable[[str], bool]) -> None:
-        """How many requests are left to send or in flight, and whether the run has done with a server."""
-        self._left, self._idle = left, idle
+    def demand(self, requests_left: int, is_idle: Callable[[str], bool]) -> None:
+        """How many requests are left to send or in flight, and whether the run is done with a server."""
+        self._requests_left, self._is_idle = requests_left, is_idle
 
     @property
     def wanted(self) -> int:
         """Instances: as many as there is work for, between `min` and `max`."""
         bounds = self.serving.instances
-        if self._left is None:
+        if self._requests_left is None:
             return bounds.min
-        return max(bounds.min, min(bounds.max, -(-self._left // self.serving.concurrency)))
+        needed = -(-self._requests_left // self.serving.concurrency)
+        return max(bounds.min, min(bounds.max, needed))
 
     def _run(self) -> None:
         while not self._stopped.wait(LOOK_SECONDS):
@@ -193,38 +178,36 @@ class SlurmFleet:
 
     def _look(self) -> None:
         """What Slurm runs for this fleet, and where."""
-        found = slurm.queue(name=self.name)
-        now = {job.id: job for job in found if not job.ended and job.id not in self._cancelled}
-        for job in found:
+        queue = commands.queue(name=self.name)
+        alive = {job.id: job for job in queue if not job.ended and job.id not in self._cancelled}
+        for job in queue:
             if job.ended and job.id in self.jobs:
                 self._ended(job)
-        for lost in self.jobs.keys() - now.keys() - {job.id for job in found}:  # forgotten by the controller
-            self._ended(self.jobs[lost])
-        self.jobs = now
+        for forgotten in self.jobs.keys() - alive.keys() - {job.id for job in queue}:  # by the controller
+            self._ended(self.jobs[forgotten])
+        self.jobs = alive
         registered: dict[str, tuple[int, str]] = {}
         for path in (self.folder / "servers").glob("*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError):
                 content = json.loads(path.read_text(encoding="utf-8"))
                 job, restart, url = str(content["job"]), int(content["restart"]), str(content["url"])
-                running = job in now and now[job].state == "RUNNING" and restart == now[job].restarts
+                running = job in alive and alive[job].state == "RUNNING" and restart == alive[job].restarts
                 self._healthy.add(job)
                 if running and restart >= registered.get(job, (-1, ""))[0]:
                     registered[job] = restart, url
         self._servers = {url: job for job, (_, url) in registered.items()}
         self._retiring &= self._servers.keys()
 
-    def _ended(self, job: slurm.SlurmJob) -> None:
-        """A job that ended by itself: told with the end of its log, and counted if that was its own fault."""
-        why = slurm.why_it_ended(job.id) or job.state.lower()
-        told = f"job {job.id} of {self.name} ended ({why}); the end of its log:\n{slurm.tail(self._log_of(job.id))}"
-        # Slurm ended it after it had served: in a run of a week that happens to every job, and again.
-        self._failed += not (job.state in slurm.ENDED_BY_SLURM and job.id in self._healthy)
+    def _ended(self, job: commands.SlurmJob) -> None:
+        """Report a job that ended by itself with the end of its log, and count it if that was its own fault."""
+        why = commands.why_it_ended(job.id) or job.state.lower()
+        log = self.folder / "logs" / f"{job.id}.log"
+        report = f"job {job.id} of {self.name} ended ({why}); the end of its log:\n{log_tail(log)}"
+        # Slurm may end a job that has served: in a run of a week that happens to every job, more than once.
+        self._failed += not (job.state in commands.ENDED_BY_SLURM and job.id in self._healthy)
         if self._failed > self.serving.restarts * self.serving.instances.max:
-            raise ClusterError(f"{told}\nthat was the last of {self.serving.restarts} restarts an instance")
-        print(f"warning: {told}\nit is submitted again", file=sys.stderr, flush=True)
-
-    def _log_of(self, job: str) -> Path:
-        return self.folder / "logs" / f"{job}.log"
+            raise ClusterError(f"{report}\nthat was the last of {self.serving.restarts} restarts per instance")
+        print(f"warning: {report}\nit is submitted again", file=sys.stderr, flush=True)
 
     def _replace_and_grow(self) -> None:
         if len(self.jobs) - len(self._retiring) < self.wanted:
@@ -232,13 +215,13 @@ class SlurmFleet:
 
     def _submit(self) -> None:
         script = self.script()
-        (self.folder / "server.sh").write_text(script, encoding="utf-8")
+        write_text(self.folder / "server.sh", script)
         while len(self.jobs) - len(self._retiring) < self.wanted:
-            number = slurm.submit(script)
-            self.jobs[number] = slurm.SlurmJob(number, "PENDING", self.name, "", "submitted", 0)
+            number = commands.submit(script)
+            self.jobs[number] = commands.SlurmJob(number, "PENDING", self.name, "", "submitted", 0)
 
     def _shrink(self) -> None:
-        """Servers that there is no work for are drained, and their jobs cancelled when they are empty."""
+        """Drain servers that there is no work for, and cancel their jobs once they are empty."""
         spare = len(self.jobs) - len(self._retiring) - self.wanted
         waiting = [job for job in self.jobs.values() if job.state == "PENDING"]
         for job in waiting[: max(spare, 0)]:
@@ -246,17 +229,17 @@ class SlurmFleet:
             spare -= 1
         newest = sorted(self._servers, key=lambda url: int(self._servers[url]), reverse=True)
         self._retiring.update([url for url in newest if url not in self._retiring][: max(spare, 0)])
-        for url in [url for url in self._retiring if self._idle(url)]:
+        for url in [url for url in self._retiring if self._is_idle(url)]:
             self._cancel(self._servers.pop(url))
             self._retiring.discard(url)
 
     def _cancel(self, job: str) -> None:
         self._cancelled.add(job)
         self.jobs.pop(job, None)
-        slurm.cancel([job])
+        commands.cancel([job])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """The next stage may adopt the servers, or the driver in its next turn; after an error nobody will."""
+        """The next stage may adopt the servers, or the driver when it runs again; after an error nobody will."""
         if kind is None or (kind is KeyboardInterrupt and driver_comes_back()):
             self.leave()
         else:
@@ -269,7 +252,7 @@ class SlurmFleet:
         self._lease.unlink(missing_ok=True)
 
     def end(self) -> None:
-        """Cancel every job of the fleet, unless another driver lives on it."""
+        """Cancel every job of the fleet, unless another driver uses it."""
         self._stop()
         self._lease.unlink(missing_ok=True)
         if not in_use(self.name):
@@ -282,12 +265,13 @@ class SlurmFleet:
 
 
 def driver_comes_back() -> bool:
-    """Whether the driver is stopped only to be requeued (cosmopedia/execution/slurm/driver_job.py)."""
-    return bool(path := os.environ.get(COMES_BACK)) and Path(path).exists()
+    """Whether the driver was stopped only to be requeued (cosmopedia/execution/slurm/driver_job.py)."""
+    mark = os.environ.get(COMES_BACK)
+    return bool(mark) and Path(mark).exists()
 
 
 def _lives(lease: Path) -> bool:
-    """Whether the driver of a lease lives: its process, on this machine; a recent touch, on another."""
+    """Whether a lease's driver lives: on this machine its process does; on another, it touched the lease recently."""
     host, _, pid = lease.name.rpartition("-")
     if host == socket.gethostname() and pid.isdecimal():
         return Path(f"/proc/{pid}").exists() or not Path("/proc").exists()
@@ -297,42 +281,23 @@ def _lives(lease: Path) -> bool:
         return False
 
 
-def container_command(serving: Serving) -> str:
-    """What stands before the engine's own command; the container sees the node's GPUs, network and caches."""
-    container = serving.container
-    if container is None:
-        return ""
-    quote, image = shlex.quote, container.image
-    if container.runtime == "pyxis":
-        mounts = f" --container-mounts={quote(','.join(container.mounts))}" if container.mounts else ""
-        return f"srun --ntasks=1 --container-image={quote(image)}{mounts} --container-writable"
-    if container.runtime == "apptainer":
-        source = image if image.endswith((".sif", ".sqsh")) else f"docker://{image}"
-        return " ".join(["apptainer exec --nv", *(f"--bind {quote(m)}" for m in container.mounts), quote(source)])
-    passed = [*PASSED, *serving.environment]
-    options = [*(f"--volume {quote(m)}" for m in container.mounts), *(f"--env {name}" for name in passed)]
-    return " ".join(
-        ["docker run --rm --gpus all --network host --ipc host", *options, "--entrypoint ''", quote(image)]
-    )
-
-
 def in_use(name: str) -> bool:
-    """Whether a driver lives on the fleet."""
+    """Whether a living driver uses the fleet."""
     return any(_lives(path) for path in (fleets_folder() / name / "drivers").glob("*"))
 
 
 def end_fleet(name: str) -> list[str]:
-    """Cancel what Slurm has under a fleet's name and wait until it is gone; returns the jobs' ids."""
-    jobs = [job.id for job in slurm.queue(name=name) if not job.ended]
-    slurm.cancel(jobs)
-    left = slurm.wait_ended(jobs, END_SECONDS)
-    if left:
+    """Cancel the jobs under a fleet's name and wait until they have ended; returns their ids."""
+    jobs = [job.id for job in commands.queue(name=name) if not job.ended]
+    commands.cancel(jobs)
+    stuck = commands.wait_ended(jobs, END_SECONDS)
+    if stuck:
         raise ClusterError(
-            f"jobs {', '.join(job.id for job in left)} of {name} do not end; look at squeue and scancel"
+            f"jobs {', '.join(job.id for job in stuck)} of {name} do not end; see squeue, and scancel them"
         )
     return jobs
 
 
 def known_fleets() -> list[str]:
-    """Names of the fleets that this store has seen."""
+    """Names of the fleets in this store."""
     return sorted(path.name for path in fleets_folder().glob("cosmo-*"))

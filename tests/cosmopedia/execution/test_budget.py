@@ -1,4 +1,4 @@
-"""The bill of a run: said before the first request, held to, and compared with what it was."""
+"""What a run costs: forecast before the first request, limited by the budget, compared with the result."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def serving(folder: Path, **changes: object):
     from cosmopedia.execution.compute import load_compute
 
-    write_settings(folder, [], **{f"serving.{name}": value for name, value in changes.items()})
+    write_settings(folder, ["http://127.0.0.1:9"], **{f"serving.{name}": value for name, value in changes.items()})
     return load_compute().serving
 
 
@@ -49,7 +49,7 @@ def test_a_forecast_multiplies_what_is_missing_by_the_measured_length_and_rate(f
     assert then.sentence() == (
         "1.2M cached, 80k to generate, 66M tokens, about 44.4 GPU hours at the rate measured (825 tokens/s)"
     )
-    own = forecast(80_000, 1_200_000, 400.0, 2500, "m", machines)  # this run's own completions say more
+    own = forecast(80_000, 1_200_000, 400.0, 2500, "m", machines)  # this run's own completions are the better estimate
     assert own.tokens == 32_000_000
     assert forecast(10, 0, None, 500, "another model", machines).instance_hours is None
 
@@ -57,11 +57,11 @@ def test_a_forecast_multiplies_what_is_missing_by_the_measured_length_and_rate(f
 def test_a_run_that_did_not_fill_the_servers_says_so_and_never_replaces_one_that_did(folder: Path) -> None:
     machines = serving(folder, gpus=1, tokens_per_second=2000.0)
     write_rate("m", 100, 50_000, 100.0, 1, utilisation=0.2)
-    assert "cluster file" in forecast(1000, 0, None, 500, "m", machines).basis  # 500 tokens/s were no full server
+    assert "compute file" in forecast(1000, 0, None, 500, "m", machines).basis  # 500 tokens/s were not a full server
     write_rate("m", 100, 150_000, 100.0, 1, utilisation=0.9)
     assert "1,500 tokens/s" in forecast(1000, 0, None, 500, "m", machines).basis
     write_rate("m", 100, 10_000, 100.0, 1, utilisation=0.2)
-    write_rate("m", 3, 10_000, 1.0, 1, utilisation=1.0)  # too few to say anything
+    write_rate("m", 3, 10_000, 1.0, 1, utilisation=1.0)  # too few to mean anything
     rate = read_rate("m")
     assert rate is not None and rate.tokens_per_second == 1500
 
@@ -199,7 +199,7 @@ def test_mlflow_holds_the_throughput_over_time(folder: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_endpoints_added_to_the_cluster_file_join_a_run_that_goes_on(folder: Path) -> None:
+def test_endpoints_added_to_the_compute_file_join_a_run_that_goes_on(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 300})
     with FakeTgi(delay=0.1) as first, FakeTgi(delay=0.01) as second:
         write_settings(folder, [first.url], **{"serving.concurrency": 4})

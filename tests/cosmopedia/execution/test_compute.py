@@ -1,4 +1,4 @@
-"""Compute files: typed, refused with the key that is wrong, and never a place for a secret."""
+"""Compute files: typed, refused with the name of the wrong key, and never a place for secrets."""
 
 from pathlib import Path
 
@@ -7,20 +7,20 @@ import yaml
 
 from cosmopedia.cli.plan import H100, MIXTRAL, PUBLISHED, plan, roofline
 from cosmopedia.errors import ConfigError
-from cosmopedia.execution.compute import Compute, Slurm, load_compute
-from cosmopedia.execution.slurm.fleet import container_command
+from cosmopedia.execution.compute import Compute, Container, Slurm, load_compute
+from cosmopedia.execution.slurm.job_scripts import in_container
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "compute").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_cluster_file_of_the_repository_is_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_compute_file_of_the_repository_is_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COSMO_COMPUTE", str(path))
     assert isinstance(load_compute(), Compute)
 
 
 def changed(folder: Path, monkeypatch: pytest.MonkeyPatch, base: str, **changes: object) -> str:
-    """The complaint about a cluster file with these leaves (by dotted name)."""
+    """The complaint about a compute file with these leaves (by dotted name)."""
     content = yaml.safe_load((ROOT / f"compute/{base}.yaml").read_text())
     for dotted, value in changes.items():
         *parts, leaf = dotted.split("__")
@@ -39,25 +39,40 @@ def changed(folder: Path, monkeypatch: pytest.MonkeyPatch, base: str, **changes:
 @pytest.mark.parametrize(
     ("base", "changes", "said"),
     [
-        ("local", {"serving__enigne": "cpu"}, "serving.enigne is not a parameter"),
-        ("local", {"serving__instances": {"min": 3, "max": 2}}, "min 3 is more than max 2"),
-        ("local", {"serving__ports": {"first": 41000, "last": 40000}}, "first 41000 is more than last 40000"),
-        ("local", {"serving__ports": {"first": 80, "last": 90}}, "serving.ports.first"),
+        ("local", {"serving__enigne": "cpu"}, "serving.enigne is not a key; with engine cpu and launcher local the"),
+        (
+            "slurm-cpu",
+            {"serving__slurm__tmie": "1"},
+            "serving.slurm.tmie is not a key; remove it, or look",
+        ),
+        (
+            "local",
+            {"serving__engine": "sglang"},
+            "is 'sglang'; it must be one of cpu, external, tgi, vllm",
+        ),
+        ("slurm-cpu", {"serving__launcher": "ray"}, "serving.launcher is 'ray'; it must be one of local, slurm"),
+        ("slurm-cpu", {"serving__instances": {"min": 3, "max": 2}}, "min 3 is more than max 2"),
+        ("slurm-cpu", {"serving__ports": {"first": 41000, "last": 40000}}, "first 41000 is more than last 40000"),
+        ("slurm-cpu", {"serving__ports": {"first": 80, "last": 90}}, "serving.ports.first"),
         ("slurm-h100", {"driver__lead_seconds": 7 * 86400}, "leaves nothing of time '7-00:00:00'"),
-        ("local", {"serving__engine": "tgi"}, "engine tgi starts through launcher: slurm"),
-        ("local", {"serving__launcher": "slurm"}, "launcher slurm needs the section serving.slurm"),
-        ("local", {"data__executor": "slurm"}, "executor slurm needs the section data.slurm"),
+        ("local", {"serving__engine": "tgi"}, "for a server that is running, use engine: external"),
+        (
+            "local",
+            {"serving__launcher": "slurm"},
+            "serving.slurm is missing (it is needed with engine cpu",
+        ),
+        ("local", {"data__executor": "slurm"}, "data.slurm is missing (it is needed with executor slurm)"),
         ("slurm-h100", {"serving__slurm__time": "tomorrow"}, "serving.slurm.time"),
         (
             "slurm-h100",
             {"serving__slurm__extra": ["exclusive"]},
-            "'exclusive' is no option of sbatch; write --name=value",
+            "'exclusive' is not an option of sbatch; write --name=value",
         ),
-        ("slurm-h100", {"serving__container__image": "vllm/vllm-openai:latest"}, "an image is named by its digest"),
+        ("slurm-h100", {"serving__container__image": "vllm/vllm-openai:latest"}, "name an image by its digest"),
         ("slurm-h100", {"serving__container__runtime": "podman"}, "serving.container.runtime"),
         ("endpoints", {"serving__endpoints": ["gpu12:8080"]}, "serving.endpoints.0.url"),
-        ("slurm-h100", {"training__slurm": None}, "launcher slurm needs the section training.slurm"),
-        ("slurm-h100", {"training__layout": {"dp": 4}}, "4 processes, but training.slurm asks for 2 nodes x 8 GPUs"),
+        ("local", {"training__launcher": "slurm"}, "training.slurm is missing (it is needed with launcher slurm)"),
+        ("slurm-h100", {"training__layout": {"dp": 4}}, "4 processes, but training.slurm requests 2 nodes x 8 GPUs"),
         ("slurm-h100", {"training__layout": {"dp": 3}}, "3 processes do not fill 2 nodes evenly"),
         ("slurm-h100", {"training__warn_seconds": 90_000}, "warn_seconds 90000 leaves nothing of time '24:00:00'"),
         (
@@ -71,6 +86,26 @@ def test_what_is_wrong_is_said_with_its_key(
     base: str, changes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert said in changed(tmp_path, monkeypatch, base, **changes)
+
+
+FOREIGN = {  # (file, key): where the key has an effect
+    ("local", "serving.gpus"): "engine external, or engine tgi, or engine vllm",
+    ("local", "serving.endpoints"): "engine external",
+    ("local", "serving.idle_minutes"): "engine cpu and launcher slurm, or engine tgi, or engine vllm",
+    ("slurm-h100", "serving.batch_size"): "engine cpu and launcher local, or engine cpu and launcher slurm",
+    ("endpoints", "serving.instances"): "engine cpu and launcher local",
+    ("slurm-cpu", "serving.container"): "engine tgi, or engine vllm",
+    ("local", "data.retries"): "executor slurm, or executor ray",
+    ("local", "training.slurm"): "launcher slurm",
+}
+
+
+@pytest.mark.parametrize(("base", "key"), FOREIGN)
+def test_a_key_of_another_engine_is_to_be_removed(
+    base: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = changed(tmp_path, monkeypatch, base, **{key.replace(".", "__"): 1})
+    assert f"remove {key}: it has no effect with " in said and f"only with {FOREIGN[base, key]}" in said
 
 
 @pytest.mark.parametrize(
@@ -89,7 +124,7 @@ def test_a_secret_is_refused_and_not_repeated(
 ) -> None:
     for section in ("serving", "training"):
         said = changed(tmp_path, monkeypatch, "slurm-h100", **{f"{section}__environment": environment})
-        assert f"{section}.environment." in said and "looks like a secret" in said
+        assert f"{section}.environment: " in said and "looks like a secret" in said
         assert "hf_abcdefghijklmnop" not in said
 
 
@@ -99,24 +134,28 @@ def test_a_secret_is_refused_and_not_repeated(
         (
             "pyxis",
             "/images/tgi.sqsh",
-            "srun --ntasks=1 --container-image=/images/tgi.sqsh --container-mounts='/a b:/data'",
+            "srun --ntasks=2 --ntasks-per-node=1 --cpus-per-task=22 --container-image=/images/tgi.sqsh"
+            " '--container-mounts=/a b:/data'",
         ),
         (
             "apptainer",
             "ghcr.io/x/tgi@sha256:" + "0" * 64,
-            "apptainer exec --nv --bind '/a b:/data' docker://ghcr.io/x/tgi@",
+            "srun --ntasks=2 --ntasks-per-node=1 --cpus-per-task=22 apptainer exec --nv --bind '/a b:/data'"
+            " docker://ghcr.io/x/tgi@",
         ),
-        ("docker", "ghcr.io/x/tgi@sha256:" + "0" * 64, "docker run --rm --gpus all --network host --ipc host"),
+        (
+            "docker",
+            "ghcr.io/x/tgi@sha256:" + "0" * 64,
+            "docker run --rm --gpus all --network host --ipc host --volume '/a b:/data' --env HF_TOKEN --entrypoint",
+        ),
     ],
 )
-def test_the_container_stands_before_the_engines_command(
-    runtime: str, image: str, wanted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COSMO_COMPUTE", str(ROOT / "compute/slurm-h100.yaml"))
-    serving = load_compute().serving
-    assert serving.container is not None
-    container = serving.container.model_copy(update={"runtime": runtime, "image": image, "mounts": ["/a b:/data"]})
-    assert container_command(serving.model_copy(update={"container": container})).startswith(wanted)
+def test_the_container_precedes_the_command_and_gets_the_jobs_cpus(runtime: str, image: str, wanted: str) -> None:
+    """Since Slurm 22.05, srun does not inherit --cpus-per-task."""
+    container = Container.model_validate({"runtime": runtime, "image": image, "mounts": ["/a b:/data"]})
+    nodes = 1 if runtime == "docker" else 2
+    assert in_container(container, nodes, cpus=22, passed=["HF_TOKEN"]).startswith(wanted)
+    assert in_container(None, 1, cpus=22) == ""
 
 
 def test_the_planner_turns_prompts_into_gpu_hours() -> None:

@@ -1,4 +1,4 @@
-"""The data stages on a Ray of two workers on this machine: the bytes of a local run, a clear end of a failing task.
+"""Data stages on a Ray of two workers on this machine: the bytes of a local run, a clear error from a failing task.
 
 Only where the package is installed, which it is not by the lock files. To run it without touching .venv:
 
@@ -40,7 +40,7 @@ def settings(folder: Path, stage: str, executor: str) -> None:
     repository(folder, stage, 3, 2)
     path = folder / "compute/local.yaml"
     content = yaml.safe_load(path.read_text())
-    content["data"] |= {"executor": executor, "retries": 1}
+    content["data"] |= {"executor": executor} | ({"retries": 1} if executor == "ray" else {})
     path.write_text(yaml.safe_dump(content))
 
 
@@ -61,7 +61,7 @@ def test_a_task_that_fails_on_ray_ends_the_stage_with_its_log(corpus: Path) -> N
     settings(corpus, "clean", "ray")
     cell = corpus / "data/generate/web-blogpost.parquet"
     whole = cell.read_bytes()
-    cell.write_bytes(whole[:4] + bytes(200) + whole[204:])  # the footer is as it was
+    cell.write_bytes(whole[:4] + bytes(200) + whole[204:])  # the footer is unchanged
     with pytest.raises(ClusterError, match=r"task\(s\) \[1\] of 3 failed[\s\S]*web-blogpost.parquet: damaged parquet"):
         clean.main()
 

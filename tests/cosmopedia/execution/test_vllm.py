@@ -35,7 +35,7 @@ import yaml
 
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution.sending import Send
-from cosmopedia.execution.servers import tail
+from cosmopedia.files import log_tail
 from cosmopedia.generation.complete import CompletionRun, GenerationModel, PromptRequests, complete
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.store.store import CompletionStore
@@ -66,7 +66,7 @@ class Vllm:
 
 
 def write_generator(folder: Path) -> None:
-    """models/generator with random weights and one token a word, so that a text's tokens can be counted again.
+    """models/generator with random weights and one token per word, so that a text's tokens can be counted.
 
     The first dimension of the hidden state is a constant, which makes the first column of the output layer a bias:
     the start and unknown tokens never come, which the text would not show, and the end comes now and then.
@@ -120,11 +120,11 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    python = Path(VLLM or "").absolute().with_name("python")  # also if it names bin/vllm
+    python = Path(VLLM or "").absolute().with_name("python")  # even if it names bin/vllm
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "generator")]
     command += ["--served-model-name", SERVED_AS, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--gpu-memory-utilization", "0.1", "--enforce-eager"]
-    command += ["--dtype", "float32"]  # bfloat16's logits are often equal, and top_k keeps all that equal the last
+    command += ["--dtype", "float32"]  # bfloat16's logits are often equal, and top_k keeps all ties with the last
     offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     server, log, began = Vllm(f"http://127.0.0.1:{port}", folder / "generator"), folder / "vllm.log", time.monotonic()
     with log.open("wb") as output:
@@ -140,7 +140,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     try:
         while not healthy(server.url):
             if process.poll() is not None or time.monotonic() - began > START_SECONDS:
-                pytest.fail(f"vLLM did not come up; the end of {log}:\n{tail(log)}", pytrace=False)
+                pytest.fail(f"vLLM did not come up; the end of {log}:\n{log_tail(log)}", pytrace=False)
             time.sleep(0.5)
         print(f"\nvLLM was up after {time.monotonic() - began:.0f} s")
         yield server
@@ -173,17 +173,17 @@ Ask = Callable[..., CompletionRun]
 
 @pytest.fixture
 def ask(vllm: Vllm, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """`complete` with a cluster file that names the server, and a store of its own."""
+    """`complete` with a compute file that names the server, and a store of its own."""
 
     def run(
         prompts: list[tuple[str, str]], sampling: Sampling = SAMPLING, store: str = "store", **endpoint: str
     ) -> CompletionRun:
-        cluster = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
+        compute = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
         spec = {"url": vllm.url, "api": "openai", "served_as": SERVED_AS} | endpoint
-        cluster["serving"] |= {"endpoints": [spec], "concurrency": 64, "gpus": 0, "startup_timeout_s": 30}
-        cluster["serving"] |= {"request_timeout_s": 120, "max_failed_share": 0.2}
-        (empty_folder / "cluster.yaml").write_text(yaml.safe_dump(cluster), encoding="utf-8")
-        monkeypatch.setenv("COSMO_COMPUTE", str(empty_folder / "cluster.yaml"))
+        compute["serving"] |= {"endpoints": [spec], "concurrency": 64, "gpus": 0, "startup_timeout_s": 30}
+        compute["serving"] |= {"request_timeout_s": 120, "max_failed_share": 0.2}
+        (empty_folder / "compute.yaml").write_text(yaml.safe_dump(compute), encoding="utf-8")
+        monkeypatch.setenv("COSMO_COMPUTE", str(empty_folder / "compute.yaml"))
         monkeypatch.setenv("COSMO_STORE", str(empty_folder / store))
         model = GenerationModel.read(vllm.folder)
         requests = PromptRequests(prompts, model, seed=0, samples=2)
@@ -257,13 +257,13 @@ def test_sampling_parameters_are_taken_and_top_k_counts(ask: Ask) -> None:
     for sampling in (SAMPLING, bare, greedy):
         run = ask(PROMPTS[:20], sampling)
         assert set(run.reasons) <= {"empty"} and run.sent == 40
-    found = texts(run)  # of `greedy`: one possible token, so the seed has no say
+    found = texts(run)  # of `greedy`: one possible token, so the seed has no effect
     equal = sum(found.get(f"p{n}-0") == found.get(f"p{n}-1") for n in range(20))
     assert equal >= 18
 
 
 def test_equal_seeds_mostly_give_equal_texts(ask: Ask) -> None:
-    """vLLM promises no more: a logit's last bits depend on what else is in the batch."""
+    """vLLM promises no more: a logit's last bits depend on the rest of the batch."""
     first, second = texts(ask(PROMPTS[:50])), texts(ask(PROMPTS[:50], store="another"))
     equal = sum(first[name] == second.get(name) for name in first)
     print(f"\n{equal} of {len(first)} texts are the same the second time")

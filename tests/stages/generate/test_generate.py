@@ -172,8 +172,8 @@ def test_an_endpoint_that_is_not_there_is_named(folder: Path) -> None:
 
 DRIVER = """
 import sys
-from cosmopedia.execution import servers as fleet
-fleet.CPU_SERVER = (sys.executable, sys.argv[1])
+from cosmopedia.execution import servers
+servers.CPU_SERVER = (sys.executable, sys.argv[1])
 from cosmopedia.errors import run_stage
 from stages.generate.__main__ import main
 run_stage("generate", main)

@@ -120,13 +120,13 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
     with FakeTgi() as server:
         recipe = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         profile = yaml.safe_load((ROOT / "profiles/rehearsal.yaml").read_text(encoding="utf-8"))
-        cluster = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
+        cluster = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
         own = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
         recipe |= {"profile": "p", "prompts": own["prompts"]}
         recipe["tokenize_corpus"]["tokenizer"] = "data/tokenizer"
         profile.pop("prompts")
         profile["tokenize_corpus"].pop("tokenizer", None)
-        cluster["serving"] |= {"engine": "external", "endpoints": [server.url], "concurrency": 8}
+        cluster["serving"] |= {"endpoints": [server.url], "concurrency": 8}
         (folder / "compute").mkdir()
         for name, content in (("params", recipe), ("profiles/p", profile), ("compute/local", cluster)):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -34,7 +34,7 @@ def test_sampling_parameters_are_sent_as_tgi_takes_them() -> None:
     with FakeTgi() as server:
         Run([server.url])(jobs(1))
         wanted = {"temperature": 0.8, "top_k": 50, "max_new_tokens": 20, "do_sample": True, "details": True, "seed": 0}
-        assert server.parameters == [wanted]  # top_p 1.0 is refused by TGI, so it is left out
+        assert server.parameters == [wanted]  # TGI refuses top_p 1.0, so it is left out
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_a_few_lasting_failures_do_not_stop_a_run_that_resumes() -> None:
 def test_a_slow_completion_holds_nobody_up() -> None:
     with FakeTgi(lambda prompt, n: 1.0 if prompt == "prompt 0" else 0.005) as server:
         started = time.monotonic()
-        run = Run([server.url], most=4)
+        run = Run([server.url], concurrency=4)
         run(jobs(200))
         assert time.monotonic() - started < 1.9 and len(run.committed) == 200
         assert server.answered.index(("prompt 0", 0)) > 100
@@ -133,7 +133,7 @@ def test_the_faster_endpoint_gets_more() -> None:
 def test_the_load_settles_at_what_a_server_takes() -> None:
     work = jobs(300)
     with FakeTgi(capacity=5, delay=0.01) as server:
-        run = Run([server.url], most=32)
+        run = Run([server.url], concurrency=32)
         outcome = run(work)
         run.assert_all_once(work)
         assert server.most_active == 5 and outcome.retries["http_429"] < 150
@@ -149,7 +149,7 @@ def test_requests_are_prepared_only_as_slots_come_free() -> None:
                 ahead.append(number - len(server.answered))
                 yield job
 
-        Run([server.url], most=4)(lazy())
+        Run([server.url], concurrency=4)(lazy())
     assert max(ahead) <= 4 + 2 * 4 + 2 * 64
 
 

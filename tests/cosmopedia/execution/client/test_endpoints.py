@@ -6,7 +6,7 @@ import time
 import pytest
 
 from cosmopedia.errors import ClusterError, ConfigError
-from cosmopedia.execution.client import endpoints as balancing
+from cosmopedia.execution.client import endpoints
 from cosmopedia.execution.compute import EndpointSpec
 from cosmopedia.generation.apis import Answer, Load, Malformed, OpenAiApi, TgiApi
 from cosmopedia.generation.requests import Request, Sampling
@@ -77,7 +77,7 @@ def test_a_token_is_sent_from_the_environment_and_stands_nowhere(
 ) -> None:
     with FakeTgi(api="openai", token="s3cret-token") as server:
         spec = EndpointSpec(url=server.url, token_env="MY_TOKEN")
-        with pytest.raises(ConfigError, match=r"wants a token, but \$MY_TOKEN is not set"):
+        with pytest.raises(ConfigError, match=r"needs a token, but \$MY_TOKEN is not set"):
             spec.token()
         monkeypatch.setenv("MY_TOKEN", "s3cret-token")
         run = Run([])
@@ -98,24 +98,24 @@ def test_an_address_with_a_password_in_it_is_refused() -> None:
 
 @pytest.mark.slow
 def test_a_server_that_tells_its_load_gets_a_short_queue_that_never_runs_dry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balancing, "START_LIMIT", 16.0)
+    monkeypatch.setattr(endpoints, "START_LIMIT", 16.0)
     with FakeTgi(delay=0.05, slots=10) as server:
-        run = Run([server.url], most=100)
+        run = Run([server.url], concurrency=100)
         run(jobs(600))
         run.assert_all_once(jobs(600))
-        (endpoint,) = run.pool.gone or run.pool.endpoints
+        (endpoint,) = run.pool.left or run.pool.endpoints
         assert endpoint.peak == 10 and endpoint.limit < 20
 
 
 @pytest.mark.slow
 def test_a_slow_servers_queue_does_not_hold_up_a_fast_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balancing, "START_LIMIT", 16.0)
+    monkeypatch.setattr(endpoints, "START_LIMIT", 16.0)
     with FakeTgi(delay=0.4, slots=4) as slow, FakeTgi(delay=0.04, slots=20) as fast:
-        run = Run([slow.url, fast.url], most=200)
+        run = Run([slow.url, fast.url], concurrency=200)
         run(jobs(800))
         run.assert_all_once(jobs(800))
-        assert slow.most_waiting <= balancing.START_LIMIT - 4 and len(fast.answered) > 8 * len(slow.answered)
-        (limit,) = [e.limit for e in (*run.pool.endpoints, *run.pool.gone) if e.url == slow.url]
+        assert slow.most_waiting <= endpoints.START_LIMIT - 4 and len(fast.answered) > 8 * len(slow.answered)
+        (limit,) = [e.limit for e in (*run.pool.endpoints, *run.pool.left) if e.url == slow.url]
         assert limit < 12
 
 
@@ -123,7 +123,7 @@ def test_a_slow_servers_queue_does_not_hold_up_a_fast_ones(monkeypatch: pytest.M
 def test_an_endpoint_that_joins_is_used_and_one_that_leaves_finishes_what_it_has() -> None:
     work = jobs(400)
     with FakeTgi(delay=0.02) as first, FakeTgi(delay=0.02) as second:
-        run = Run([first.url], most=4)
+        run = Run([first.url], concurrency=4)
 
         def change() -> None:
             time.sleep(0.4)
@@ -138,12 +138,12 @@ def test_an_endpoint_that_joins_is_used_and_one_that_leaves_finishes_what_it_has
         run.assert_all_once(work)
         assert outcome.failures == [] and not outcome.retries
         assert len(first.answered) > 50 and len(second.answered) > 100
-        assert [e.url for e in run.pool.gone if e.draining] == [first.url]
+        assert [e.url for e in run.pool.left if e.draining] == [first.url]
 
 
 @pytest.mark.slow
 def test_what_a_stalled_server_holds_goes_elsewhere_long_before_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balancing, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(endpoints, "STALL_SECONDS", 0.3)
     monkeypatch.setattr("cosmopedia.execution.client.http.PROBE_SECONDS", 0.1)
     work = jobs(300)
     with FakeTgi(delay=0.01, slots=8) as stays, FakeTgi(delay=0.01, slots=8) as stalls:
@@ -167,7 +167,7 @@ def test_a_server_that_comes_back_is_used_again() -> None:
 
         with FakeTgi(script, delay=0.005) as back:
             threading.Timer(0.5, fails.update, [{"now": False}]).start()
-            run = Run([stays.url, back.url], most=4)
+            run = Run([stays.url, back.url], concurrency=4)
             run(work)
             run.assert_all_once(work)
             assert len(back.answered) > 50
@@ -177,10 +177,10 @@ def test_a_server_that_comes_back_is_used_again() -> None:
 @pytest.mark.slow
 def test_an_open_breaker_lets_one_request_through_at_a_time() -> None:
     with FakeTgi(delay=0.01) as good, FakeTgi(lambda prompt, n: 500) as bad:
-        run = Run([good.url, bad.url], most=16, attempts=5)
+        run = Run([good.url, bad.url], concurrency=16, attempts=5)
         outcome = run(jobs(400))
         assert outcome.failures == []
-        assert sum(bad.asked.values()) < 16 + 30  # a full limit before it opens, single requests after
+        assert sum(bad.asked.values()) < 16 + 30  # a full limit before the breaker opens, single requests after
 
 
 def test_an_endpoint_that_refuses_all_alike_is_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +202,7 @@ def test_no_limit_and_no_penalty_are_said_not_left_to_the_servers_defaults() -> 
 def test_a_server_with_a_shorter_context_than_the_models_is_refused() -> None:
     with FakeTgi() as server:
         server.info["max_total_tokens"] = 399
-        with pytest.raises(ClusterError, match=r"holds 399 tokens, but generator\.max_length is 400"):
+        with pytest.raises(ClusterError, match=r"takes 399 tokens, but generator\.max_length is 400"):
             Run([server.url])(jobs(5))
         server.info["max_total_tokens"] = 400
         Run([server.url])(jobs(5))

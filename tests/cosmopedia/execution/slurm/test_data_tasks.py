@@ -1,4 +1,4 @@
-"""The data stages as arrays of tasks, most of them on a real Slurm, in a checkout whose path has a blank and a quote.
+"""The data stages as arrays of tasks, mostly on a real Slurm, in a checkout whose path has a blank and a quote.
 
 The same bytes as without an array, failed tasks again, killed ones taken up again, a clear end, nothing left.
 """
@@ -21,7 +21,7 @@ import yaml
 from cosmopedia.corpus import pipeline as cells
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution import executors
-from cosmopedia.execution.compute import Data
+from cosmopedia.execution.compute import SlurmData
 from cosmopedia.rng import draw_u64
 from cosmopedia.tables import row_ranges as spans
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
@@ -40,7 +40,7 @@ CELLS = ("openstax-college", "web-blogpost", "wikihow-article")
 
 
 def text(number: int) -> str:
-    """Different texts, but for every tenth, which is nearly the one before."""
+    """Different texts, except every tenth, which nearly equals the one before."""
     topic = number - (number % 10 == 9)
     words = [f"w{draw_u64(1, topic, position) % 5000}" for position in range(120)]
     said = [" ".join(words[at : at + 12]).capitalize() + "." for at in range(0, 120, 12)]
@@ -49,7 +49,7 @@ def text(number: int) -> str:
 
 @pytest.fixture
 def checkout(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three cells of generated documents, a tokenizer, and a dvc.yaml that says what clean and dedup depend on."""
+    """Three cells of generated documents, a tokenizer, and a dvc.yaml with the deps of clean and dedup."""
     folder = empty_folder / "this user's checkout"
     byte_tokenizer(folder / "models/generator")
     monkeypatch.chdir(folder)
@@ -64,7 +64,7 @@ def checkout(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def corpus(checkout: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The checkout on a cluster that looks after its jobs quickly, and ends what a test left."""
+    """The checkout on a cluster, polled quickly; jobs that a test leaves are cancelled."""
     monkeypatch.setattr(executors, "LOOK_SECONDS", 0.3)
     monkeypatch.setattr(executors, "GRACE_SECONDS", 5.0)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -80,16 +80,17 @@ def clean_locally(folder: Path) -> None:
 
 
 def settings(folder: Path, stage: str, executor: str, **data: object) -> None:
-    """The repository's own params of a stage, and a cluster file."""
+    """The repository's own params of a stage, and a compute file."""
     repository(folder, stage, 3)
     path = folder / "compute/local.yaml"
     content = yaml.safe_load(path.read_text())
-    content["data"] = {"executor": executor, "tasks": 3, "workers": 2, "slurm": {"time": "10"}, **data}
+    slurm = {"slurm": {"time": "10"}} if executor == "slurm" else {}
+    content["data"] = {"executor": executor, "tasks": 3, "workers": 2, **slurm, **data}
     path.write_text(yaml.safe_dump(content))
 
 
 def test_arrays_write_the_bytes_of_a_local_run(corpus: Path, slurm: SlurmCluster) -> None:
-    """Every corpus stage in the whole pipeline: tests/repository/test_pipeline.py; here the one with most arrays."""
+    """Every corpus stage in the pipeline: tests/repository/test_pipeline.py; here the one with the most arrays."""
     clean_locally(corpus)
     found = {}
     for executor in ("local", "slurm"):
@@ -233,7 +234,7 @@ def test_after_a_killed_driver_only_the_tasks_that_were_not_done_run(
     assert left.state == "RUNNING"
     assert sorted((failing / "site/began").read_text().split()) == sorted(CELLS)
 
-    def go_on() -> None:  # the task that was left never ends by itself
+    def go_on() -> None:  # the abandoned task never ends by itself
         while any(job.id == left.id for job in slurm.jobs()):
             time.sleep(0.1)
         (failing / "site/wait").unlink()
@@ -282,10 +283,8 @@ def test_a_run_that_broke_off_is_taken_up_unless_something_changed(
 
 
 def test_a_path_in_which_an_array_can_keep_no_log_is_refused(tmp_path: Path) -> None:
-    data = Data.model_validate({"executor": "slurm", "tasks": 1, "workers": 1, "slurm": {"time": "1"}})
-    with pytest.raises(
-        ConfigError, match=r"100% sure: an array's log cannot lie in a path with '%'; move the checkout"
-    ):
+    data = SlurmData.model_validate({"executor": "slurm", "tasks": 1, "workers": 1, "slurm": {"time": "1"}})
+    with pytest.raises(ConfigError, match=r"100% sure: a job array cannot log to a path with '%'; move the checkout"):
         executors.ArrayExecutor("clean", "clean", [], 1, data, tmp_path / "100% sure")
 
 

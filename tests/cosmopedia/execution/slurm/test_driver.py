@@ -14,13 +14,12 @@ import yaml
 
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.compute import load_compute
-from cosmopedia.execution.slurm import driver
-from cosmopedia.execution.slurm import driver_job as turn
+from cosmopedia.execution.slurm import driver, driver_job
 from cosmopedia.lineage import store_root
 from tests.support.prompt_rows import ROOT, write_settings
 from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
-SOON = 240.0  # seconds; a bound for what takes a few where the machine is free
+SOON = 240.0  # seconds; a limit for what takes a few on a free machine
 STATUS = {
     "stage": "generate",
     "state": "running",
@@ -42,7 +41,7 @@ STATUS = {
             "limit": 252,
             "completions": 81204,
             "tokens_per_second": 8310.2,
-            "last_trouble": "",
+            "last_error": "",
         }
     ],
     "waiting_for": {"http://gpu13:40011": "no answer yet"},
@@ -69,7 +68,7 @@ def test_the_status_names_the_drivers_stage() -> None:
 
 @pytest.fixture
 def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A checkout whose `dvc` is a script of ours; `real_dvc` puts DVC in its place."""
+    """A checkout whose `dvc` is our script; `real_dvc` replaces it with DVC."""
     write_settings(empty_folder, [])
     settings(time="10")
     (empty_folder / "compute/templates").symlink_to(ROOT / "compute/templates")
@@ -93,7 +92,7 @@ def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPa
 
 
 def settings(**of_driver: object) -> None:
-    """The cluster file's section driver."""
+    """The compute file's section driver."""
     path = Path("compute/local.yaml")
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "driver": of_driver}))
 
@@ -110,7 +109,7 @@ def real_dvc(folder: Path, second: str) -> None:
 
 
 def log() -> str:
-    """What the driver's jobs have said."""
+    """The output of the driver's jobs."""
     return "".join(path.read_text() for path in (store_root() / "logs").glob("driver-*.log"))
 
 
@@ -160,16 +159,16 @@ def test_a_driver_out_of_time_goes_on_by_itself(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     real_dvc(folder, "while [ ! -e go ]; do sleep 0.1; done")
-    settings(time="1", lead_seconds=20)  # Slurm looks every 30 s, and signals up to that much earlier
+    settings(time="1", lead_seconds=20)  # Slurm checks every 30 s, and signals up to that much earlier
     run(monkeypatch, "submit")
-    wait_for(folder / "ran", "first\nsecond\nsecond\n")  # the second turn; the limit is a minute
-    wait_for(turn.driver_folder() / "status.json", '"stage": "second"')
+    wait_for(folder / "ran", "first\nsecond\nsecond\n")  # the second run; the limit is a minute
+    wait_for(driver_job.driver_folder() / "status.json", '"stage": "second"')
     run(monkeypatch, "status")
     assert ", running, in second for 0 min, 1 of 2 stages done, requeued 1 times" in capsys.readouterr().out
     Path("go").touch()
     slurm.wait_empty(SOON)
     assert (folder / "ran").read_text() == "first\nsecond\nsecond\n" and Path("two").exists()
-    assert turn.read_status() | {"state": "done", "done": 2, "requeued": 1} == turn.read_status()
+    assert driver_job.read_status() | {"state": "done", "done": 2, "requeued": 1} == driver_job.read_status()
     assert "out of time; requeued (1 of 20)" in log()
 
 
@@ -183,7 +182,7 @@ def test_a_pipeline_that_fails_is_not_run_again(
     run(monkeypatch, "submit")
     slurm.wait_empty(SOON)
     assert (folder / "ran").read_text() == "first\nsecond\n"
-    assert turn.read_status()["state"] == "failed" and "failed to reproduce 'second'" in log()
+    assert driver_job.read_status()["state"] == "failed" and "failed to reproduce 'second'" in log()
 
 
 @pytest.mark.slow
@@ -191,8 +190,8 @@ def test_a_pipeline_that_fails_is_not_run_again(
     ("resubmit", "command", "turns"),
     [
         (0, ("scancel", "--signal=TERM", "--batch"), 1),  # what Slurm sends before the time limit
-        (1, ("scancel",), 1),  # a person's, without `stop`
-        (0, ("scontrol", "requeue"), 2),  # as after a preemption or with a node that died
+        (1, ("scancel",), 1),  # by a person, without `stop`
+        (0, ("scontrol", "requeue"), 2),  # as after a preemption or the loss of a node
     ],
 )
 def test_a_driver_comes_back_as_often_as_it_may(
@@ -218,7 +217,7 @@ def test_a_driver_comes_back_as_often_as_it_may(
     slurm.wait_empty(SOON)
     assert (folder / "said").read_text().count("repro") == turns
     assert ("driver.resubmit = 0" in log()) == (resubmit == 0 and turns == 1)
-    assert not list(turn.driver_folder().glob("back-*"))
+    assert not list(driver_job.driver_folder().glob("back-*"))
 
 
 @pytest.mark.slow
@@ -262,7 +261,7 @@ def test_no_path_is_too_odd_and_no_token_is_written_down(
     run(monkeypatch, "submit", "a 'target'")
     slurm.wait_empty(SOON)
     assert f"repro a 'target' on {Path('compute/local.yaml')}" in (odd / "said").read_text(), log()
-    assert turn.read_status()["state"] == "done" and "hf_" not in log()
+    assert driver_job.read_status()["state"] == "done" and "hf_" not in log()
     assert len(list((odd / ".store/logs").glob("driver-*.log"))) == 1 and not list(folder.rglob("pwned"))
 
 
@@ -293,7 +292,7 @@ def test_a_path_that_sbatch_cannot_take_is_named(empty_folder: Path, monkeypatch
         run(monkeypatch, "submit")
 
 
-def test_a_cluster_file_without_a_driver_section_says_so(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compute_file_without_a_driver_section_says_so(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_settings(empty_folder, [])
     with pytest.raises(ConfigError, match=r"compute/local\.yaml has no section driver"):
         run(monkeypatch, "submit")

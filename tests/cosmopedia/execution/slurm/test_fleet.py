@@ -17,26 +17,29 @@ import pytest
 import yaml
 
 from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution.compute import VARIANTS
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.fleet import COMES_BACK, SlurmFleet, end_fleet, known_fleets
 from cosmopedia.execution.slurm.server_job import claim
+from cosmopedia.generation.complete import GenerationModel
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import read_table
 from tests.support.prompt_rows import ROOT, write_model, write_prompts, write_settings
 from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 
 pytestmark = pytest.mark.slow
-SOON = 240.0  # seconds; a bound for what takes a few where the machine is free
-LAST = r"fact 0\."  # a prompt that is held, so that the run does not end before the test has seen what it waits for
+SOON = 240.0  # seconds; a limit for what takes a few on a free machine
+LAST = r"fact 0\."  # a prompt that waits, so that the run does not end before the test has seen what it waits for
 
 DRIVER = """
 import sys
 from contextlib import nullcontext
 from cosmopedia.errors import run_stage
-from cosmopedia.execution.slurm import fleet as servers
-from cosmopedia.execution.client import endpoints as balancing
+from cosmopedia.execution.slurm import fleet
+from cosmopedia.execution.client import endpoints
 from cosmopedia.execution import sending
-servers.LOOK_SECONDS, balancing.MEMBER_SECONDS = 0.3, 0.2
+fleet.LOOK_SECONDS = 0.3
+endpoints.MEMBER_SECONDS = 0.2
 sending._mlflow = lambda *_: nullcontext()
 from importlib import import_module
 run_stage(sys.argv[1], import_module(f"stages.{sys.argv[1]}.__main__").main)
@@ -45,7 +48,7 @@ run_stage(sys.argv[1], import_module(f"stages.{sys.argv[1]}.__main__").main)
 
 @pytest.fixture
 def folder(empty_folder: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A small repository whose servers are jobs that run the fake server in the CPU server's place."""
+    """A small repository whose servers are jobs that run the fake server instead of the CPU server."""
     write_model(empty_folder)
     write_prompts(empty_folder, {"web-blogpost": 150, "wikihow-wikihow": 50})
     template = (ROOT / "compute/templates/server.sh.j2").read_text()
@@ -72,7 +75,7 @@ def settings(folder: Path, **changes: object) -> None:
         [],
         **{
             "serving.launcher": "slurm",
-            "serving.slurm": {"time": "10", "cpus": 2},  # a node each
+            "serving.slurm": {"time": "10", "cpus": 2},  # one node each
             "serving.instances": {"min": 2, "max": 2},
             "serving.idle_minutes": 5.0,
             "serving.startup_timeout_s": SOON,
@@ -186,7 +189,7 @@ def test_a_preempted_server_comes_back_and_costs_no_restart(requeued: bool, fold
     urgent = slurm.run("sbatch", "--parsable", *options, stdin="#!/bin/bash\nsleep 1000\n").strip()
     wait_until(lambda: urgent in running(slurm))
     hold(folder, LAST)
-    (servers / f"{victim.id}.0.json").write_text(stale)  # as a node leaves it that is cut off at once
+    (servers / f"{victim.id}.0.json").write_text(stale)  # as a node leaves it behind when it loses power
 
     def back() -> bool:
         """Whether the job's next server, or the next job's, is in use, and the one that is gone is not."""
@@ -260,7 +263,7 @@ def test_a_driver_that_comes_back_finds_its_servers(
 
 
 def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on."""
+    """The first of so many consecutive free ports."""
     for first in range(20_000, 30_000, count):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
@@ -357,10 +360,10 @@ def test_two_drivers_share_a_fleet_and_the_last_one_ends_it(folder: Path, slurm:
     (name,) = known_fleets()
     lease = folder / ".store/fleets" / name / "drivers" / "other-1"
     lease.touch()
-    os.utime(lease, (time.time() + SOON,) * 2)  # it stays fresh for as long as this may take
+    os.utime(lease, (time.time() + SOON,) * 2)  # it stays fresh for the whole test
     release(folder)
     assert_whole(first)
-    assert len(running(slurm)) == 2  # somebody else lives on it
+    assert len(running(slurm)) == 2  # another driver uses it
     lease.unlink()
     assert sorted(end_fleet(name)) and slurm.jobs() == []
 
@@ -374,20 +377,27 @@ def test_a_template_that_does_not_render_is_named(folder: Path, slurm: SlurmClus
     assert slurm.jobs() == []
 
 
-def test_names_and_paths_reach_the_shell_as_they_are(folder: Path, slurm: SlurmCluster) -> None:
-    content = yaml.safe_load((folder / "compute/local.yaml").read_text())
-    content["serving"] |= {"engine": "vllm", "arguments": ["--x=$(touch pwned) 'a' \"b\"; echo"]}
-    from cosmopedia.execution.compute import Serving
-
-    serving = Serving.model_validate(content["serving"])
-    model, quantisation = "org/we$(touch pwned)ird 'name'", "fp8; rm -rf x"
-    fleet = SlurmFleet("generate", folder / "a b", model, "main", 400, quantisation, serving)
-    script = fleet.script().replace("exec  vllm", "exec printf '%s\\n'")
+@pytest.mark.parametrize(("engine", "option"), [("vllm", "--quantization"), ("tgi", "--quantize")])
+def test_names_and_paths_reach_the_shell_as_they_are(folder: Path, engine: str, option: str) -> None:
+    content = yaml.safe_load((ROOT / "compute/slurm-h100.yaml").read_text())["serving"]
+    content |= {"engine": engine, "container": None, "arguments": ["--x=$(touch pwned) 'a' \"b\"; echo"]}
+    name, quantisation = "org/we$(touch pwned)ird 'name'", "fp8; rm -rf x"
+    model = GenerationModel(folder / "a b", name, "main", quantisation, 400)
+    script = SlurmFleet("generate", model, VARIANTS["serving", engine].model_validate(content)).script()
+    command = {"vllm": "vllm", "tgi": "text-generation-launcher"}[engine]
+    script = script.replace(f"exec  {command}", "exec printf '%s\\n'")
     body = script[script.index("serve()") : script.index("export -f")] + "serve"
-    variables = {**os.environ, "PORT": "1", "COSMO_SERVING_KEY": "k"}
+    variables = {
+        **os.environ,
+        "PORT": "1",
+        "COSMO_SERVING_KEY": "k",
+        "COSMO_SECOND_PORT": "2",
+        "COSMO_THIRD_PORT": "3",
+    }
     shown = subprocess.run(["bash", "-c", body], capture_output=True, text=True, env=variables, check=True).stdout
-    assert model in shown.splitlines() and quantisation in shown.splitlines()
-    assert "--x=$(touch pwned) 'a' \"b\"; echo" in shown.splitlines()
+    words = shown.splitlines()
+    assert name in words and words[words.index(option) + 1] == quantisation
+    assert "--x=$(touch pwned) 'a' \"b\"; echo" in words
     assert not Path("pwned").exists()
 
 

@@ -1,4 +1,4 @@
-"""The tests' own Slurm: jobs run, are requeued and cancelled as on a cluster, and nothing of it stays."""
+"""The tests' own Slurm: jobs run, are requeued and cancelled as on a cluster, and nothing is left behind."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.support.slurm_cluster import SlurmCluster, missing, slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 __all__ = ["slurm"]
-SOON = 180.0  # seconds; a bound for what takes one where the machine is free
+SOON = 180.0  # seconds; a limit for what takes one second on a free machine
 
 
 def wait(done: Callable[[], object], cluster: SlurmCluster, seconds: float = SOON) -> None:
