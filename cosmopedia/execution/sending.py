@@ -1,8 +1,8 @@
-"""Sending what the store lacks: the bill, the servers, the dispatcher, the record.
+"""Sending what the store lacks: the forecast, the servers, the dispatcher, the record.
 
-In: what `cosmopedia.generation.complete` found missing, and the compute file. Out: completions in the store; counts,
-failures, figures and throughput in the run. Servers start only if something is missing, and not before the bill is
-known and within the budget.
+In: what `cosmopedia.generation.complete` did not find in the store, and the compute file. Out: completions in the
+store; counts, failures, figures and throughput in the run. Servers start only if something is missing, and only when
+the forecast is within the budget.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from cosmopedia.execution.compute import Serving, load_compute
 from cosmopedia.execution.progress import Progress
 from cosmopedia.generation.complete import CACHED, CompletionRun, GenerationModel, LookUp
 
-SAMPLED = 256  # completions of the store whose mean length forecasts the others'
+SAMPLED = 256  # completions in the store whose mean length forecasts that of the rest
 
 
 @dataclass(frozen=True)
 class Send:
-    """Gets what is missing completed through the servers of the compute file.
+    """Completes what is missing through the servers of the compute file.
 
-    With `track` MLflow records the run; with `keep` servers that took long to start may wait for the next stage.
-    Raises `ConfigError` when the bill is above the budget, `ClusterError` when servers fail or too many requests do,
+    With `track`, MLflow records the run; with `keep`, servers that took long to start may wait for the next stage.
+    Raises `ConfigError` when the forecast is above the budget, `ClusterError` when servers or too many requests fail,
     and `KeyboardInterrupt` after SIGINT or SIGTERM.
     """
 
@@ -49,7 +49,7 @@ class Send:
 
 
 def forecast_of(lookup: LookUp, serving: Serving) -> Forecast:
-    """The bill for what is missing."""
+    """What it will cost to complete what is missing."""
     lengths = []
     for key, state in zip(lookup.keys, lookup.states, strict=True):
         if state == CACHED and (completion := lookup.store.get(key)):
@@ -67,7 +67,7 @@ def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, 
     from cosmopedia.execution.client.endpoints import Pool
     from cosmopedia.execution.client.http import Identity
     from cosmopedia.execution.servers import fleet
-    from cosmopedia.execution.status import Monitor
+    from cosmopedia.execution.status import StatusWriter
 
     model = lookup.model
     with _mlflow(run.stage, model, how.track) as record, fleet(run.stage, model, serving, how.keep) as servers:
@@ -90,17 +90,17 @@ def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, 
             failed_before=run.reasons,
         )
         with Progress(run.stage, lookup.missing, "completions") as progress:
-            monitor = Monitor(run.stage, dispatcher, run.total, run.cached, plan, progress, record)
+            status = StatusWriter(run.stage, dispatcher, run.total, run.cached, plan, progress, record)
             try:
-                with monitor:
+                with status:
                     dispatcher.run(lookup.pending())
             finally:
                 outcome = dispatcher.outcome
                 run.new, run.tokens_new, run.reasons = outcome.new, outcome.tokens, dispatcher.reasons
-                run.figures, run.throughput = monitor.figures(), monitor.throughput()
+                run.figures, run.throughput = status.figures(), status.throughput()
                 run.failures.update((failure.key, failure) for failure in outcome.failures)
                 seconds = pool.instance_seconds(time.monotonic())
-                write_rate(model.identity, outcome.new, outcome.tokens, seconds, serving.gpus, monitor.utilisation)
+                write_rate(model.identity, outcome.new, outcome.tokens, seconds, serving.gpus, status.utilisation)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""What a run of generation is doing, while it does it: a status file, MLflow, a line in the log; its figures after.
+"""What a generation run is doing: a status file, MLflow and a log line while it runs, its figures afterwards.
 
-`<store root>/runs/<stage>.status.json` is rewritten every second, whole, for dashboards and people. Nothing in here
-changes a result: it looks at the dispatcher from a thread of its own, so a slow disk or MLflow holds nothing up.
+`<store root>/runs/<stage>.status.json` is replaced every second, for dashboards and people. Nothing in here changes a
+result: a thread of its own reads the dispatcher, so that a slow disk or MLflow delays no request.
 """
 
 import json
@@ -13,22 +13,22 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ClusterError
 from cosmopedia.execution.budget import Forecast
 from cosmopedia.execution.client.dispatcher import Dispatcher
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.progress import Progress
+from cosmopedia.files import write_text
 from cosmopedia.lineage import store_root
 
 TICK_SECONDS = 1.0
-WINDOW_SECONDS = 30.0  # of the rate that is shown
+WINDOW_SECONDS = 30.0  # over which the shown rate is taken
 RECORD_SECONDS = 10.0  # between two points in MLflow
-MOST_POINTS = 2048  # of the series; beyond, every second one goes
+MAX_POINTS = 2048  # of the series; beyond that, every second one is dropped
 PLOT_POINTS = 200
 
 
-class Monitor:
-    """Watches one dispatch; a context manager. `series` and `figures()` are what it saw."""
+class StatusWriter:
+    """Watches one dispatch; a context manager. `series` and `figures()` are what it recorded."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Monitor:
         self._began, self._started_at = time.monotonic(), time.time()
         self._last = self._began
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> "StatusWriter":
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
@@ -61,7 +61,7 @@ class Monitor:
         self._thread.join()
         self._tick("finished" if kind is None else "stopped")
         if self.record is not None:
-            self._send()
+            self._log(self.status("finished", time.monotonic()))
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK_SECONDS):
@@ -69,8 +69,9 @@ class Monitor:
 
     def _tick(self, state: str) -> None:
         now = time.monotonic()
-        found = self.status(state, now)
-        if (used := found["utilisation"]) is not None and found["tokens"]:
+        status = self.status(state, now)
+        used = status["utilisation"]
+        if used is not None and status["tokens"]:
             self._busy += used * (now - self._last)
             self._watched += now - self._last
         self._last = now
@@ -80,27 +81,27 @@ class Monitor:
             self.series.append(
                 {
                     "seconds": round(now - self._began, 1),
-                    "tokens": found["tokens"],
+                    "tokens": status["tokens"],
                     "utilisation": used or 0.0,
-                    "gpus": found["gpus"],
-                    "endpoints": len(found["endpoints"]),
+                    "gpus": status["gpus"],
+                    "endpoints": len(status["endpoints"]),
                 }
             )
-            if len(self.series) > MOST_POINTS:
+            if len(self.series) > MAX_POINTS:
                 self.series, self._every = self.series[::2], self._every * 2
-        self._write(found)
+        self._write(status)
         done = self.dispatcher.outcome.new + len(self.dispatcher.outcome.failures)
         self.progress.advance(
             done - self._shown,
-            **{"tokens/s": f"{found['tokens_per_second']:,.0f}", "cached": self.cached, "failed": found["failed"]},
+            **{"tokens/s": f"{status['tokens_per_second']:,.0f}", "cached": self.cached, "failed": status["failed"]},
         )
         self._shown = done
         if self.record is not None and now - self._recorded >= RECORD_SECONDS:
             self._recorded = now
-            self._log(found)
+            self._log(status)
 
     def status(self, state: str, now: float) -> dict[str, Any]:
-        """Everything that is known, as the status file has it. Rates are of the last 30 s."""
+        """Everything that is known, as it is in the status file. Rates are over the last 30 s."""
         dispatcher, pool = self.dispatcher, self.dispatcher.pool
         outcome, gpus = dispatcher.outcome, pool.gpus
         self._recent.append((now, outcome.tokens))
@@ -148,47 +149,36 @@ class Monitor:
                     "waiting": e.load.waiting if e.load else None,
                     "completions": e.completions,
                     "tokens_per_second": round(e.tokens / max(now - e.since, 1e-9), 1),
-                    "last_trouble": e.last_trouble,
+                    "last_error": e.last_error,
                 }
                 for e in list(pool.endpoints)
             ],
             "waiting_for": dict(pool.waiting_for),
         }
 
-    def _write(self, found: dict[str, Any]) -> None:
-        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+    def _write(self, status: dict[str, Any]) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            draft.replace(self.path)
+            write_text(self.path, json.dumps(status, indent=1) + "\n")
         except OSError as error:  # a full disk is reported by the store, which matters more
             print(f"warning: {self.path}: {error.strerror}", file=sys.stderr, flush=True)
 
-    def _log(self, found: dict[str, Any]) -> None:
+    def _log(self, status: dict[str, Any]) -> None:
         assert self.record is not None
         names = ("tokens_per_second", "tokens_per_second_gpu", "tokens_per_second_instance", "utilisation")
         names += ("queued", "in_flight", "completed", "failed", "tokens", "gpu_hours")
-        values = {name: found[name] for name in names if found[name] is not None}
-        values |= {f"latency_{name}": value for name, value in found["latency_seconds"].items()}
-        values |= {f"retries.{name}": count for name, count in found["retries"].items()}
-        values["endpoints"] = len(found["endpoints"])
+        values = {name: status[name] for name in names if status[name] is not None}
+        values |= {f"latency_{name}": value for name, value in status["latency_seconds"].items()}
+        values |= {f"retries.{name}": count for name, count in status["retries"].items()}
+        values["endpoints"] = len(status["endpoints"])
         self.record.metrics(values, step=round(time.monotonic() - self._began))
-
-    def _send(self) -> None:
-        assert self.record is not None
-        self._log(self.status("finished", time.monotonic()))
-        try:
-            self.record.flush()
-        except ClusterError as error:  # the completions matter more
-            print(f"warning: {error}", file=sys.stderr, flush=True)
 
     @property
     def utilisation(self) -> float:
-        """Mean over the time in which tokens came."""
+        """Mean over the time in which tokens arrived."""
         return self._busy / self._watched if self._watched else 0.0
 
     def figures(self) -> dict[str, Any]:
-        """The run in a few numbers: forecast beside actual."""
+        """The run in a few numbers: the forecast and what it was."""
         outcome, pool = self.dispatcher.outcome, self.dispatcher.pool
         seconds = max(self._last - self._began, 1e-9)
         instances, gpu_seconds = pool.instance_seconds(self._last), pool.gpu_seconds(self._last)
@@ -210,7 +200,7 @@ class Monitor:
         }
 
     def throughput(self) -> list[dict[str, float]]:
-        """At most 200 points of the run: seconds, tokens/s since the point before, a GPU's share, utilisation."""
+        """At most 200 points of the run: seconds, tokens/s since the previous point (also per GPU), utilisation."""
         step = max(1, -(-len(self.series) // PLOT_POINTS))
         points, before = [], {"seconds": 0.0, "tokens": 0.0}
         for point in self.series[step - 1 :: step]:
@@ -235,5 +225,5 @@ def _utc(seconds: float) -> str:
 
 
 def status_files() -> list[Path]:
-    """Status files of this store's runs."""
+    """The status files of this store's runs."""
     return sorted((store_root() / "runs").glob("*.status.json"))
