@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,22 +14,26 @@ from typing import IO
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write a file or a folder under; it becomes `path` once the body has ended well.
 
-    The name holds the process id, so that two processes that write the same file do not share a draft. A reader sees
-    the old content or the new, never a part. The file's own durability (fsync) is the body's business.
+    The draft's name holds the process and the thread, so that two that write the same file do not share a draft. A
+    reader sees the old content or the new, never a part. Durability (fsync) is left to the body.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    _remove(draft)
     try:
         yield draft
         draft.replace(path)
     except BaseException:
-        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        _remove(draft)
         raise
 
 
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, content: str) -> None:
-    """A text file, UTF-8 with the line ends as given, whole or not at all."""
+    """Write a text file, UTF-8 with the line ends as given, whole or not at all."""
     with replacing(path) as draft:
         draft.write_text(content, encoding="utf-8", newline="")
 
@@ -36,9 +41,9 @@ def write_text(path: Path, content: str) -> None:
 def lock(file: IO | int, of_process: bool = False) -> bool:
     """Lock an open file for writing; False when another process has it.
 
-    The lock ends with the file. By default it belongs to the open file and passes to forked children (flock). With
-    `of_process` it belongs to this process alone, but is also lost when any other handle of the file is closed in it
-    (POSIX). `OSError` other than `BlockingIOError`: the file system has no locks.
+    Closing the file releases the lock. By default it belongs to the open file and passes to forked children (flock).
+    With `of_process` it belongs to this process alone, but is also lost when the process closes any other handle of
+    the file (POSIX). `OSError` other than `BlockingIOError`: the file system has no locks.
     """
     take = fcntl.lockf if of_process else fcntl.flock
     try:
@@ -58,5 +63,5 @@ def log_tail(path: Path, lines: int = 15) -> str:
 
 
 def indented_tail(lines: list[str], count: int = 15) -> str:
-    """The last of some lines, indented, for a message."""
+    """The last lines of some text, indented, for a message."""
     return "\n".join(f"    {line}" for line in lines[-count:]) or "    (empty)"

@@ -25,7 +25,7 @@ from datatrove.utils.stats import PipelineStats
 
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import Data
-from cosmopedia.execution.data_tasks import Arrays
+from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in
@@ -134,7 +134,7 @@ class CorpusRun:
     """One stage's pass over cells: its arrays of tasks, their scratch folder (outside DVC's outs), its accounts.
 
     A context manager: empties `out` on entry; on exit removes the scratch folder, unless tasks failed or the run was
-    stopped (see `Arrays`). Pipelines write to `scratch`, and cells through `WriteCells`.
+    stopped (see `DataTasks`). Pipelines write to `scratch`, and cells through `WriteCells`.
     """
 
     def __init__(self, stage: str, folder: Path | str, out: Path | str, data: Data):
@@ -143,12 +143,12 @@ class CorpusRun:
         self.rows = sum(_checked_rows(cell) for cell in self.cells)
         check_ids(self.cells)
         self.tasks = max(1, min(data.tasks, len(self.cells), self.rows // ROWS_PER_TASK))
-        self.arrays = Arrays(stage, data, self.tasks)
+        self.arrays = DataTasks(stage, data, self.tasks)
 
     def __enter__(self) -> "CorpusRun":
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True)
-        self.scratch = self.arrays.__enter__().scratch
+        self.scratch = self.arrays.__enter__().workdir
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):

@@ -1,12 +1,10 @@
 """What a run will cost before it begins, and what it has cost: completions, tokens, GPU hours.
 
-A forecast multiplies the requests that the store lacks by the tokens that completions of this model had so far, and
-divides by the rate that a run of this model on these machines was measured at (`<store root>/rates.json`, by model and
-cluster file; the pilot gives the first). Nothing in here changes a result.
+A forecast multiplies the requests that the store lacks by the mean tokens of this model's completions so far, and
+divides by the rate that a run of this model on these machines has measured (`<store root>/rates.json`, by model and
+compute file; the pilot measures the first). Nothing in here changes a result.
 """
 
-import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +13,17 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from cosmopedia.errors import ConfigError
+from cosmopedia.execution import rates
 from cosmopedia.execution.compute import Serving, compute_path
 from cosmopedia.lineage import store_root
 from cosmopedia.params import Params
 
-MIN_COMPLETIONS = 20  # of a run that is to say something about the rate
+MIN_COMPLETIONS = 20  # for a run's rate to mean something
 SATURATED = 0.8  # utilisation from which a run's rate holds for longer runs
 
 
 class Budget(Params):
-    """What a run may cost at most; null: no bound."""
+    """What a run may cost at most; null: no limit."""
 
     max_gpu_hours: float | None = Field(gt=0)
     max_tokens: int | None = Field(gt=0)
@@ -42,16 +41,8 @@ class Rate(Params):
 
 
 def rates_path() -> Path:
-    """Where measured rates stand."""
+    """The file of measured rates."""
     return store_root() / "rates.json"
-
-
-def _rates() -> dict[str, Any]:
-    try:
-        content = json.loads(rates_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _name(identity: str) -> str:
@@ -59,9 +50,9 @@ def _name(identity: str) -> str:
 
 
 def read_rate(identity: str) -> Rate | None:
-    """The last rate of a model under the chosen cluster file."""
+    """The last rate of a model with the chosen compute file."""
     try:
-        return Rate.model_validate(_rates().get(_name(identity)))
+        return Rate.model_validate(rates.read_rates(rates_path()).get(_name(identity)))
     except ValidationError:
         return None
 
@@ -69,11 +60,12 @@ def read_rate(identity: str) -> Rate | None:
 def write_rate(
     identity: str, completions: int, tokens: int, instance_seconds: float, gpus: int, utilisation: float
 ) -> None:
-    """Keep what a run measured, unless it was too short to say anything or less telling than the one that is there."""
+    """Keep what a run measured, unless it was too short, or the known rate is from full batches and this is not."""
     if completions < MIN_COMPLETIONS or instance_seconds <= 0 or not tokens:
         return
     saturated = utilisation >= SATURATED
-    if not saturated and (known := read_rate(identity)) and known.saturated:
+    known = read_rate(identity)
+    if known and known.saturated and not saturated:
         return
     rate = Rate(
         tokens_per_second=round(tokens / instance_seconds, 2),
@@ -83,21 +75,17 @@ def write_rate(
         completions=completions,
         measured=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    path = rates_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps({**_rates(), _name(identity): rate.model_dump()}, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    rates.write_rate(rates_path(), _name(identity), rate.model_dump())
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to be sent, and what it will cost as far as that is known."""
+    """What is to be sent, and what it will cost, as far as that is known."""
 
     requests: int  # to send
     cached: int
     tokens: int  # to generate
-    tokens_known: bool  # False: the tokens are the most that sampling allows
+    tokens_known: bool  # False: `tokens` is the maximum that sampling allows
     instance_hours: float | None  # of one server; None: no rate is known
     gpus: int  # of one server
     basis: str  # where the rate comes from
@@ -132,49 +120,48 @@ class Forecast:
 
 
 def forecast(
-    requests: int, cached: int, cached_tokens: float | None, most_tokens: int, identity: str, serving: Serving
+    requests: int, cached: int, cached_tokens: float | None, max_tokens: int, identity: str, serving: Serving
 ) -> Forecast:
-    """`cached_tokens`: mean tokens of the completions of this very run that the store has; `most_tokens`: a
-    completion's at most."""
+    """`cached_tokens`: mean tokens of this run's completions in the store; `max_tokens`: the limit of a completion."""
     rate = read_rate(identity)
     mean = cached_tokens or (rate.tokens_per_completion if rate else None)
-    tokens = round(requests * (mean or most_tokens))
+    tokens = round(requests * (mean or max_tokens))
     speed, gpus, basis = _speed(rate, serving)
     hours = tokens / speed / 3600 if speed else None
     return Forecast(requests, cached, tokens, mean is not None, hours, gpus, basis)
 
 
 def _speed(rate: Rate | None, serving: Serving) -> tuple[float | None, int, str]:
-    """Tokens/s of one instance. A run whose servers were not full tells the least that they can do."""
+    """Tokens/s of one instance. The rate of a run that did not fill its servers is a lower bound."""
     stated = serving.tokens_per_second
     if rate and rate.gpus == serving.gpus and (rate.saturated or not stated or rate.tokens_per_second >= stated):
         full = "" if rate.saturated else " by a run that did not fill the servers"
         return rate.tokens_per_second, rate.gpus, f"the rate measured{full} ({rate.tokens_per_second:,.0f} tokens/s)"
     if stated:
-        return stated, serving.gpus, f"the cluster file's serving.tokens_per_second ({stated:,.0f})"
+        return stated, serving.gpus, f"the compute file's serving.tokens_per_second ({stated:,.0f})"
     return None, serving.gpus, "no known rate"
 
 
-def refuse(found: Forecast, budget: Budget) -> None:
+def refuse(plan: Forecast, budget: Budget) -> None:
     """`ConfigError` when the forecast is above the budget."""
-    if budget.max_tokens is not None and found.tokens > budget.max_tokens:
-        what = f"{found.tokens:,} tokens, more than generate.max_tokens = {budget.max_tokens:,}"
-    elif budget.max_gpu_hours is None or not found.requests or not found.gpus:
+    if budget.max_tokens is not None and plan.tokens > budget.max_tokens:
+        what = f"{plan.tokens:,} tokens, more than generate.max_tokens = {budget.max_tokens:,}"
+    elif budget.max_gpu_hours is None or not plan.requests or not plan.gpus:
         return
-    elif found.gpu_hours is None:
+    elif plan.gpu_hours is None:
         raise ConfigError(
-            "generate.max_gpu_hours is set, but no rate is known to forecast with; let the pilot measure one, or state"
-            " serving.tokens_per_second in the cluster file"
+            "generate.max_gpu_hours is set, but no rate is known to forecast with; let the pilot measure one, or set"
+            " serving.tokens_per_second in the compute file"
         )
-    elif found.gpu_hours > budget.max_gpu_hours:
-        what = f"about {found.gpu_hours:,.1f} GPU hours, more than generate.max_gpu_hours = {budget.max_gpu_hours:g}"
+    elif plan.gpu_hours > budget.max_gpu_hours:
+        what = f"about {plan.gpu_hours:,.1f} GPU hours, more than generate.max_gpu_hours = {budget.max_gpu_hours:g}"
     else:
         return
-    raise ConfigError(f"{found.sentence()}: that is {what}. Generate fewer prompts, or raise the bound")
+    raise ConfigError(f"{plan.sentence()}: that is {what}. Generate fewer prompts, or raise the limit")
 
 
 def spent(budget: Budget, gpu_seconds: float, tokens: int) -> ConfigError | None:
-    """The error that ends a run once its bill is above the budget."""
+    """The error that ends a run once it has cost more than the budget."""
     if budget.max_gpu_hours is not None and gpu_seconds / 3600 > budget.max_gpu_hours:
         what = f"{gpu_seconds / 3600:,.2f} GPU hours are spent, generate.max_gpu_hours is {budget.max_gpu_hours:g}"
     elif budget.max_tokens is not None and tokens > budget.max_tokens:

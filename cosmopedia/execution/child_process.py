@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, also if that is killed (PR_SET_PDEATHSIG; on Linux)."""
+"""Processes that end with the one that started them, even if it is killed (PR_SET_PDEATHSIG; on Linux)."""
 
 import os
 import signal
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Runs before the command, in its process: 1 is PR_SET_PDEATHSIG; the starter may have died in the meantime.
-_LEASH = """
+# Runs before the command, in its process: 1 is PR_SET_PDEATHSIG; the parent may have died in the meantime.
+_PRELUDE = """
 import ctypes, os, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, int(sys.argv[1]))
@@ -19,14 +19,14 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 def start(command: list[str], log: Path, when_killed: signal.Signals, **options: Any) -> subprocess.Popen:
-    """Start a command (its first word a path), in a session of its own so that Ctrl-C reaches the starter alone.
+    """Start a command (its first word a path), in a session of its own so that Ctrl-C reaches only the parent.
 
-    It writes on at the end of `log`, and gets `when_killed` when the starter dies.
+    Its output is appended to `log`, and it gets the signal `when_killed` when the parent dies.
     """
-    leash = [sys.executable, "-I", "-S", "-c", _LEASH, str(int(when_killed)), str(os.getpid())]
+    prelude = [sys.executable, "-I", "-S", "-c", _PRELUDE, str(int(when_killed)), str(os.getpid())]
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [*leash, *command],
+            [*prelude, *command],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

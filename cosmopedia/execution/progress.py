@@ -14,8 +14,8 @@ LOG_SECONDS = 5.0
 class Progress:
     """Counts units done out of a total, with rate and ETA.
 
-    On a terminal it is a tqdm bar; elsewhere one line at most every five seconds, and one at the end, so that a log
-    file can be read: `generate: 480/960 prompts (50%), 12.1/s, ETA 0:40, cached 200, failed 0`.
+    On a terminal it is a tqdm bar; elsewhere at most one line every five seconds, and one at the end, so that a log
+    file stays readable: `generate: 480/960 prompts (50%), 12.1/s, ETA 0:40, cached 200, failed 0`.
     """
 
     def __init__(self, stage: str, total: int | None, unit: str):
@@ -25,7 +25,7 @@ class Progress:
         self._bar = tqdm(total=total, desc=stage, unit=f" {unit}", leave=False) if sys.stderr.isatty() else None
 
     def advance(self, count: int = 1, **notes: object) -> None:
-        """Add finished units; `notes` (name=value) stand at the end of the line."""
+        """Add finished units; `notes` (name=value) follow at the end of the line."""
         self.done += count
         self.notes.update(notes)
         if self._bar is not None:
@@ -36,7 +36,7 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """The state in one line."""
+        """The state as one line."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = self.done / seconds
         parts = [f"{self.stage}: {self.done}"]

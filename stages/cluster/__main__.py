@@ -19,7 +19,7 @@ from pydantic import Field
 
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.compute import load_compute
-from cosmopedia.execution.data_tasks import Arrays
+from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.params import Params, load
 from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
@@ -98,8 +98,8 @@ def main() -> str:
     )
     sizes, account = np.zeros(len(groups.centroids), np.int64), RowCounts("cluster", rows_in=rows_in)
     tasks = max(1, min(tasks_for(rows_in, data.tasks), rows_in // ROWS_PER_TASK))
-    with Arrays("cluster", data) as arrays, TableWriter(OUT / "assignments.parquet", ASSIGNMENT) as writer:
-        parts, found = arrays.scratch / "parts", arrays.scratch / "groups.pickle"
+    with DataTasks("cluster", data) as arrays, TableWriter(OUT / "assignments.parquet", ASSIGNMENT) as writer:
+        parts, found = arrays.workdir / "parts", arrays.workdir / "groups.pickle"
         found.write_bytes(pickle.dumps(groups))
         step = AssignRows(VECTORS, parts, arrays.notes("assign"), found, params.min_similarity)
         arrays.run("assign", [step], tasks, total=rows_in, unit="rows")

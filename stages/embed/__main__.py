@@ -15,7 +15,7 @@ from pydantic import Field
 
 from cosmopedia.errors import DataError, run_stage
 from cosmopedia.execution.compute import load_compute
-from cosmopedia.execution.data_tasks import Arrays
+from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter
@@ -42,8 +42,8 @@ def main() -> str:
         raise DataError(f"{WEB} holds no rows, and topics are made of web rows; run the sources stage")
     _, revision = find_model(params.model, params.revision)
     tasks = 1 if data.executor == "local" else tasks_for(rows, data.tasks)  # here one process uses all cores
-    with Arrays("embed", data, revision) as arrays:
-        parts = arrays.scratch / "parts"
+    with DataTasks("embed", data, revision) as arrays:
+        parts = arrays.workdir / "parts"
         step = EmbedTexts(WEB, parts, arrays.notes("embed"), params.model, revision, params.max_tokens)
         stats = arrays.run("embed", [step], tasks, total=rows, unit="texts")
         arrays.check()

@@ -19,7 +19,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cosmopedia.execution.workdir import lend, made
+from cosmopedia.execution.workdir import lend
+from cosmopedia.files import replacing
 from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import read_batches
 from stages.prompts.render import DIGEST, digests_of, order_of, prepared
@@ -110,7 +111,7 @@ class Seeds:
         """The file of an array that is made once."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
-            with made(path) as partial, partial.open("wb") as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 np.save(file, make())
         return path
 
@@ -143,7 +144,7 @@ def on_disk(
     if not finished.exists():
         runs = _runs(source, batches, extract_chars, folder / "runs", note)
         held = [_parted(runs, number, pieces, folder, look) for pieces in [_pieces(runs)] for number in range(pieces)]
-        with made(finished) as partial:
+        with replacing(finished) as partial:
             partial.write_text(json.dumps(held))
         shutil.rmtree(folder / "runs")
     parts, first = [], 0
@@ -168,7 +169,7 @@ def _runs(
         runs.append(folder / f"run-{len(runs):05d}.arrow")
         rows = pa.concat_tables(pending).combine_chunks()
         pending.clear()  # one copy less in memory while they are sorted
-        with made(runs[-1]) as partial:
+        with replacing(runs[-1]) as partial:
             _write(rows, partial)
 
     for batch in batches:
@@ -181,7 +182,7 @@ def _runs(
             spill()
     if pending:
         spill()
-    with made(finished) as partial:
+    with replacing(finished) as partial:
         partial.write_text(json.dumps(len(runs)))
     return runs
 
@@ -202,7 +203,7 @@ def _parted(runs: list[Path], number: int, pieces: int, folder: Path, look: Call
     """Make a part, if it is not there: of `pieces` equal ranges of digests the one of this number; its rows."""
     target = _folder(folder, number)
     if not target.exists():
-        with made(target) as partial:
+        with replacing(target) as partial:
             partial.mkdir()
             if pieces == len(runs) == 1:
                 lend(runs[0], partial / "rows.arrow")

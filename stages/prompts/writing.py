@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cosmopedia.execution.workdir import made
+from cosmopedia.files import replacing
 from cosmopedia.tables.cell_files import cell_of, shard_names, source_and_style
 from cosmopedia.tables.contracts import PROMPT, REJECTED
 from cosmopedia.tables.parquet import TableWriter, table_of
@@ -56,7 +56,7 @@ def write_shards(
         if not counts.exists():
             likes = _likes(seeds, parts, fate, like)
             found = _write(parts, cell, fate, likes, params, folder / name)
-            with made(counts) as partial:
+            with replacing(counts) as partial:
                 partial.write_text(json.dumps(found))
         note(sum(part.rows for part in parts))
     return names

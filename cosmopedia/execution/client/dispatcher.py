@@ -1,9 +1,9 @@
-"""Sends requests to several endpoints at once and hands each outcome on as it comes; nothing is asked for twice.
+"""Sends requests to several endpoints at once and hands on each outcome as it arrives; nothing is generated twice.
 
-A slot that is free takes the next request: there is no barrier between chunks, and no more requests are in memory than
-are in flight and a short queue holds. 429, 502, 503, broken connections and stalled servers give the request back;
-500 and timeouts spend one of its attempts; other refusals and empty texts are failures with a reason. Completions
-go to `commit` in batches, at most half a second after they arrive. Which endpoint is asked is `balancing`'s choice.
+A free slot takes the next request: there is no barrier between chunks, and memory holds only the requests in flight
+and a short queue. 429, 502, 503, broken connections and stalled servers give the request back; 500 and timeouts spend
+one of its attempts; other 4xx answers and empty texts are failures with a reason. Completions go to `commit` in
+batches, at most half a second after they arrive. `endpoints` chooses the endpoint.
 """
 
 import asyncio
@@ -32,23 +32,23 @@ from cosmopedia.execution.compute import Serving
 from cosmopedia.generation.apis import Answer
 from cosmopedia.generation.requests import Completion, Failure, PendingRequest
 
-COMMIT_SECONDS = 0.5  # what kill -9 can lose
+COMMIT_SECONDS = 0.5  # at most so much is lost to kill -9
 COMMIT_ROWS = 512
-COMMITS_BEHIND = 4  # batches that may wait for a slow disk before no more requests are sent
+COMMITS_BEHIND = 4  # batches that may wait for a slow disk before sending pauses
 FEED_ROWS = 64  # requests prepared together
-DRAIN_SECONDS = 10.0  # for what is in flight, once a signal asked to stop
+DRAIN_SECONDS = 10.0  # for requests in flight, after a signal
 WATCH_SECONDS = 0.25
 MIN_RESULTS = 20  # before the share of failures can stop the stage
-JUDGED_ROWS = 100  # a share is taken of at least so many while the run goes on: two failures of 34 are no verdict
-RESETS_PER_ATTEMPT = 5  # broken connections that spend an attempt: a prompt that kills servers must end as a failure
-OVERLOAD_SECONDS = (0.05, 2.0)  # a request that met 429 waits this long, doubling up to the second figure
+JUDGED_ROWS = 100  # during the run, a share is of at least so many requests: two failures of 34 prove nothing
+RESETS_PER_ATTEMPT = 5  # broken connections that spend an attempt: a prompt that kills servers must become a failure
+OVERLOAD_SECONDS = (0.05, 2.0)  # pause of a request after 429: the first, doubling up to the second
 
 
 @dataclass(slots=True, eq=False)
-class _Pending:
-    """A job on its way."""
+class _Attempted:
+    """A request with its tries so far."""
 
-    job: PendingRequest
+    pending: PendingRequest
     attempts: int = 0
     resets: int = 0
     overloads: int = 0
@@ -61,17 +61,17 @@ class Outcome:
     new: int = 0
     tokens: int = 0
     failures: list[Failure] = field(default_factory=list)
-    retries: Counter[str] = field(default_factory=Counter)  # by reason, also of requests that were completed later
+    retries: Counter[str] = field(default_factory=Counter)  # by reason, including requests that were completed later
 
 
 class Dispatcher:
-    """One run over a stream of jobs.
+    """One run over a stream of requests.
 
-    `commit` stores completions durably; it runs in a thread, one call at a time. `stop` is asked now and then and
-    returns an error when the run has to end (no server is left, the budget is spent); `expecting` says whether a
-    server may still come. `count_tokens` counts a prompt where the server does not. `before` counts requests that are
-    done already (from the store) and `failed_before` ones that failed before they were sent; both count in the share
-    of failures.
+    `commit` stores completions durably; it runs in a thread, one call at a time. `stop` is called regularly and
+    returns an error when the run must end (no server is left, the budget is spent); `expecting` returns a sentence
+    while a server may still come. `count_tokens` counts a prompt's tokens where the server does not. `before` is how
+    many requests were done before (from the store), and `failed_before` how many failed before they were sent; both
+    count towards the share of failures.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Dispatcher:
         self.outcome = Outcome()
         self.latencies = Latencies()
         self.in_flight = 0
-        self._ready: deque[_Pending] = deque()  # prepared, not sent yet
-        self._again: deque[_Pending] = deque()  # given back, and first in the queue
-        self._pausing = 0  # given back, waiting out a pause
+        self._ready: deque[_Attempted] = deque()  # prepared, not sent yet
+        self._again: deque[_Attempted] = deque()  # given back, and first in line
+        self._pausing = 0  # given back, but pausing
         self._fed = False
         self._uncommitted: list[Completion] = []
         self._stop: BaseException | None = None
@@ -110,27 +110,35 @@ class Dispatcher:
         """Requests that wait for a slot."""
         return len(self._ready) + len(self._again) + self._pausing
 
-    def run(self, jobs: Iterable[PendingRequest]) -> Outcome:
-        """Send every job. Raises `ClusterError` when the run has to stop, `KeyboardInterrupt` after SIGINT or SIGTERM;
-        whatever was completed until then has been committed."""
-        asyncio.run(self._run(iter(jobs)))
+    def run(self, requests: Iterable[PendingRequest]) -> Outcome:
+        """Send every request.
+
+        Raises `ClusterError` when the run must stop, `KeyboardInterrupt` after SIGINT or SIGTERM; whatever was
+        completed by then has been committed.
+        """
+        asyncio.run(self._run(iter(requests)))
         if self._stop is None:
             self._check_failures(final=True)
         if self._stop is not None:
             raise self._stop
         return self.outcome
 
-    async def _run(self, jobs: Iterator[PendingRequest]) -> None:
+    async def _run(self, requests: Iterator[PendingRequest]) -> None:
         loop = asyncio.get_running_loop()
-        self._now, self._succeeded = loop.time, loop.time()
-        self._done, self._room, self._arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._committing, self._tasks = asyncio.Lock(), set[asyncio.Task[None]]()
+        self._now = loop.time
+        self._succeeded = loop.time()  # when a server last proved that it works
+        self._done = asyncio.Event()
+        self._feed_more = asyncio.Event()
+        self._batch_full = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._tasks = set[asyncio.Task[None]]()
         with self._signals(loop):
             async with session() as http:
                 self._http = http
-                others = [self._feed(jobs), self.pool.run(http), self._watch(), self._commit_often()]
-                workers = [asyncio.create_task(work) for work in others]
-                feeder, done = workers[0], asyncio.create_task(self._done.wait())
+                coroutines = [self._feed(requests), self.pool.run(http), self._watch(), self._commit_often()]
+                workers = [asyncio.create_task(coroutine) for coroutine in coroutines]
+                feeder = workers[0]
+                done = asyncio.create_task(self._done.wait())
                 try:
                     waiting = {done, *workers}
                     while not done.done():  # only the feeder ends by itself; an error in any of them ends the run
@@ -152,10 +160,10 @@ class Dispatcher:
 
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """SIGINT and SIGTERM stop the sending; a second one is not waited for."""
+        """SIGINT and SIGTERM stop the sending; a second one takes its usual effect."""
 
-        def asked() -> None:
-            note = f"{self.stage}: stopping; waiting up to {DRAIN_SECONDS:g} s for what is in flight"
+        def stop() -> None:
+            note = f"{self.stage}: stopping; waiting up to {DRAIN_SECONDS:g} s for requests in flight"
             print(note, file=sys.stderr, flush=True)
             self._end(KeyboardInterrupt())
             remove()
@@ -166,8 +174,8 @@ class Dispatcher:
 
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, asked)
-        except (ValueError, RuntimeError):  # not the main thread: signals are somebody else's
+                loop.add_signal_handler(number, stop)
+        except (ValueError, RuntimeError):  # not the main thread: others handle the signals
             yield
             return
         try:
@@ -180,14 +188,14 @@ class Dispatcher:
             self._stop = why
         self._done.set()
 
-    async def _feed(self, jobs: Iterator[PendingRequest]) -> None:
-        """Rendering and hashing happen in a thread, ahead of the free slot."""
-        while batch := await asyncio.to_thread(lambda: list(itertools.islice(jobs, FEED_ROWS))):
-            self._ready.extend(map(_Pending, batch))
+    async def _feed(self, requests: Iterator[PendingRequest]) -> None:
+        """Render and hash in a thread, ahead of the free slot."""
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(requests, FEED_ROWS))):
+            self._ready.extend(map(_Attempted, batch))
             self._fill()
             while len(self._ready) >= FEED_ROWS:
-                self._room.clear()
-                await self._room.wait()
+                self._feed_more.clear()
+                await self._feed_more.wait()
         self._fed = True
 
     def _fill(self) -> None:
@@ -196,44 +204,48 @@ class Dispatcher:
             return
         behind = len(self._uncommitted) > COMMITS_BEHIND * COMMIT_ROWS
         while (self._again or self._ready) and not behind:
-            if (endpoint := self.pool.choose(self._now())) is None:
+            endpoint = self.pool.choose(self._now())
+            if endpoint is None:
                 return
-            pending = (self._again or self._ready).popleft()
+            request = (self._again or self._ready).popleft()
             endpoint.outstanding += 1
             self.in_flight += 1
-            task = asyncio.create_task(self._ask(endpoint, pending))
+            task = asyncio.create_task(self._try(endpoint, request))
             self._tasks.add(task)
             endpoint.tasks.add(task)
         if len(self._ready) < FEED_ROWS:
-            self._room.set()
+            self._feed_more.set()
             if self._fed and not (self._again or self._ready or self.in_flight or self._pausing):
                 self._done.set()
 
-    async def _ask(self, endpoint: Endpoint, pending: _Pending) -> None:
-        """One try at one endpoint; the job then is done, has failed, or is given back."""
-        connection, job, began, pause = endpoint.connection, pending.job, self._now(), 0.0
+    async def _try(self, endpoint: Endpoint, request: _Attempted) -> None:
+        """One try at one endpoint; the request is then completed, has failed, or is given back."""
+        connection, pending = endpoint.connection, request.pending
+        began = self._now()
+        pause = 0.0
         result: Completion | Failure | None = None
         timeout_s = self.serving.request_timeout_s
         try:
             answer = await generate(
-                self._http, endpoint.url, connection.headers, connection.api, job.request, timeout_s
+                self._http, endpoint.url, connection.headers, connection.api, pending.request, timeout_s
             )
-            result = self._completion(job, answer, connection.engine)
+            result = self._completion(pending, answer, connection.engine)
         except asyncio.CancelledError:
             if self._done.is_set():
                 raise
             self._error_of(endpoint, Requeue("stalled", f"{endpoint.url} has stalled"))
-        except Permanent as error:  # it answers
+        except Permanent as error:  # the server works
             endpoint.streak, self._succeeded = 0, self._now()
-            result = Failure(job.key, error.reason, error.detail, pending.attempts + 1)
+            result = Failure(pending.key, error.reason, error.detail, request.attempts + 1)
         except RequestError as error:
-            pause = self._count(endpoint, pending, error)
-            if pending.attempts >= self.serving.attempts:
-                result = Failure(job.key, error.reason, error.detail, pending.attempts)
+            pause = self._count(endpoint, request, error)
+            if request.attempts >= self.serving.attempts:
+                result = Failure(pending.key, error.reason, error.detail, request.attempts)
         except Exception as error:  # a defect of ours: end the run with it
             self._end(error)
         else:
-            self._succeeded = now = self._now()
+            now = self._now()
+            self._succeeded = now
             self.latencies.add(now - began)
             endpoint.succeeded(now, answer.tokens)
         finally:
@@ -246,39 +258,40 @@ class Dispatcher:
             self._take(result)
         elif pause:
             self._pausing += 1
-            asyncio.get_running_loop().call_later(pause * random.uniform(0.5, 1.5), self._back, pending)
+            asyncio.get_running_loop().call_later(pause * random.uniform(0.5, 1.5), self._back, request)
         else:
-            self._again.append(pending)
+            self._again.append(request)
         self._fill()
 
-    def _back(self, pending: _Pending) -> None:
+    def _back(self, request: _Attempted) -> None:
         self._pausing -= 1
-        self._again.append(pending)
+        self._again.append(request)
         self._fill()
 
-    def _completion(self, job: PendingRequest, answer: Answer, engine: str) -> Completion:
-        known = answer.prompt_tokens if job.prompt_tokens is None else job.prompt_tokens
-        counted = self.count_tokens(job.request.prompt) if known is None else known
-        return Completion(job.key, answer.text, answer.finish_reason, answer.tokens, counted, engine)
+    def _completion(self, pending: PendingRequest, answer: Answer, engine: str) -> Completion:
+        prompt_tokens = answer.prompt_tokens if pending.prompt_tokens is None else pending.prompt_tokens
+        if prompt_tokens is None:
+            prompt_tokens = self.count_tokens(pending.request.prompt)
+        return Completion(pending.key, answer.text, answer.finish_reason, answer.tokens, prompt_tokens, engine)
 
-    def _count(self, endpoint: Endpoint, pending: _Pending, error: RequestError) -> float:
-        """Book a trouble on the request and the endpoint; returns how long the request pauses, in seconds."""
+    def _count(self, endpoint: Endpoint, request: _Attempted, error: RequestError) -> float:
+        """Count an error against the request and the endpoint; returns the request's pause in seconds."""
         pause = 0.0
         if isinstance(error, Overloaded):
             endpoint.overloaded(self._now())
-            pause = error.pause or min(OVERLOAD_SECONDS[0] * 2**pending.overloads, OVERLOAD_SECONDS[1])
-            pending.overloads += 1
+            pause = error.pause or min(OVERLOAD_SECONDS[0] * 2**request.overloads, OVERLOAD_SECONDS[1])
+            request.overloads += 1
         elif isinstance(error, Retryable):
-            pending.attempts += 1
+            request.attempts += 1
         elif isinstance(error, Requeue):
-            pending.resets += 1
-            pending.attempts += pending.resets % RESETS_PER_ATTEMPT == 0
+            request.resets += 1
+            request.attempts += request.resets % RESETS_PER_ATTEMPT == 0
         self._error_of(endpoint, error)
         return pause
 
     def _error_of(self, endpoint: Endpoint, error: RequestError) -> None:
         self.outcome.retries[error.reason] += 1
-        endpoint.last_trouble = error.detail
+        endpoint.last_error = error.detail
         if isinstance(error, EndpointRejected):
             self.pool.refuse(endpoint, error.detail)
         elif not isinstance(error, Overloaded):
@@ -288,7 +301,7 @@ class Dispatcher:
         if isinstance(result, Completion):
             self._uncommitted.append(result)
             if len(self._uncommitted) >= COMMIT_ROWS:
-                self._arrived.set()
+                self._batch_full.set()
             self.outcome.new += 1
             self.outcome.tokens += result.tokens
         else:
@@ -297,30 +310,30 @@ class Dispatcher:
             self._check_failures()
 
     async def _watch(self) -> None:
-        """End the run when the servers are gone, or have not completed anything for too long."""
+        """End the run when the servers are gone, or have completed nothing for too long."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            self._fill()  # a rest that ends wakes nobody
+            self._fill()  # nothing else wakes up when a rest ends
             why = self.pool.failure or self.stop() or self._silence()
             if why is not None:
                 return self._end(why)
 
     def _silence(self) -> ClusterError | None:
         if not self.pool.endpoints and self.expecting():
-            self._succeeded = self._now()  # a job that waits in a queue is no failure of a server
+            self._succeeded = self._now()  # a job that waits in a queue is not a failed server
         idle = self._now() - self._succeeded
         if not self.pool.endpoints and idle > self.serving.startup_timeout_s:
-            told = "; ".join(self.pool.waiting_for.values()) or "no endpoint is there"
+            reasons = "; ".join(self.pool.waiting_for.values()) or "there is no endpoint"
             first = next(iter(self.pool.waiting_for), "the servers")
             return ClusterError(
-                f"{first}/health did not become healthy within {self.serving.startup_timeout_s:g} s ({told}); start"
-                " the server, or mend serving.endpoints in the cluster file"
+                f"{first}/health did not become healthy within {self.serving.startup_timeout_s:g} s ({reasons}); start"
+                " the server, or fix serving.endpoints in the compute file"
             )
         patience = self.serving.startup_timeout_s + (self.serving.request_timeout_s if self.in_flight else 0)
-        troubled = [endpoint.last_trouble for endpoint in self.pool.endpoints if endpoint.last_trouble]
-        if idle > patience and troubled:
+        errors = [endpoint.last_error for endpoint in self.pool.endpoints if endpoint.last_error]
+        if idle > patience and errors:
             return ClusterError(
-                f"no completion for {idle:.0f} s. {'; '.join(troubled)}. Look at the server(s) and run again; what was"
+                f"no completion for {idle:.0f} s. {'; '.join(errors)}. Look at the server(s) and run again; what was"
                 " completed is in the store"
             )
         return None
@@ -328,8 +341,8 @@ class Dispatcher:
     async def _commit_often(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), COMMIT_SECONDS)
-            self._arrived.clear()
+                await asyncio.wait_for(self._batch_full.wait(), COMMIT_SECONDS)
+            self._batch_full.clear()
             try:
                 await asyncio.shield(self._commit_now())
             except ClusterError as error:
@@ -355,10 +368,10 @@ class Dispatcher:
         if nothing or (failed > self.serving.max_failed_share * judged and failed + new >= MIN_RESULTS):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
             sample = f"; the last: {self.outcome.failures[-1].detail}" if self.outcome.failures else ""
-            bound = f", more than serving.max_failed_share = {self.serving.max_failed_share:g} allows"
+            limit = f", more than serving.max_failed_share = {self.serving.max_failed_share:g} allows"
             self._end(
                 ClusterError(
-                    f"{failed} of {done} requests failed ({reasons}){'' if nothing else bound}{sample}. What was"
+                    f"{failed} of {done} requests failed ({reasons}){'' if nothing else limit}{sample}. What was"
                     " completed is in the store"
                 )
             )

@@ -1,10 +1,10 @@
 """Which endpoint gets the next request: client-side balancing over unequal servers that come and go.
 
-Each endpoint has a limit of requests outstanding. Where a server tells its load (`/metrics`), the limit keeps a short
-queue in front of its batch: no slot of the server waits for the network, and no request waits behind a slow server
-while a fast one is idle. Where it does not, the limit falls to what a 429 leaves and grows by one a round trip. A
-breaker keeps requests away from a server that fails at every one, and lets one through at a time to see whether it is
-back. Membership is asked for again and again, so servers join and leave a run.
+Each endpoint has a limit of outstanding requests. Where a server reports its load (`/metrics`), the limit keeps a
+short queue in front of its batch: no slot of the server waits for the network, and no request waits behind a slow
+server while a fast one is idle. Where it does not, the limit falls to what a 429 leaves and grows by one per round
+trip. A circuit breaker keeps requests away from a server that fails every one, and lets one through at a time to see
+whether it has recovered. Membership is polled, so servers join and leave during a run.
 """
 
 import asyncio
@@ -31,29 +31,29 @@ from cosmopedia.execution.compute import EndpointSpec, Serving
 from cosmopedia.generation.apis import Load
 from cosmopedia.generation.requests import Sampling
 
-POLL_SECONDS = 0.5  # between two looks at a server's gauges
+POLL_SECONDS = 0.5  # between two reads of a server's gauges
 GROW_SECONDS = 0.05  # the same while its limit grows
-START_LIMIT = 128.0  # of a server that tells its load: a slow one must not begin with a long queue
-MEMBER_SECONDS = 1.0  # between two looks at who is there
-QUEUE_SHARE = 0.05  # of the running requests: the queue that is wanted in front of a server's batch
-REST_SECONDS = (0.2, 10.0)  # an open breaker rests this long, doubling up to the second figure
-BREAK_AFTER = 5  # failures without a success between them that open it
-STALL_SECONDS = 30.0  # neither a completion nor an answer to a probe for so long: what is in flight goes elsewhere
+START_LIMIT = 128.0  # of a server that reports its load: a slow one must not begin with a long queue
+MEMBER_SECONDS = 1.0  # between two polls of the members
+QUEUE_SHARE = 0.05  # of the running requests: the queue to keep in front of a server's batch
+REST_SECONDS = (0.2, 10.0)  # of an open breaker: the first, doubling up to the second
+BREAK_AFTER = 5  # consecutive failures that open it
+STALL_SECONDS = 30.0  # without a completion or an answer to a probe: requests in flight go elsewhere
 
 
 @dataclass(eq=False)
 class Endpoint:
-    """A server and what this client knows of it. Times are the event loop's, in seconds."""
+    """A server and what this client knows about it. Times are the event loop's, in seconds."""
 
     spec: EndpointSpec
     connection: Connection
-    most: int  # requests outstanding at most
+    max_outstanding: int  # requests
     gpus: int = 0
     limit: float = 0.0
     outstanding: int = 0
     load: Load | None = None
-    peak: float = 0.0  # most requests that it was seen to run at once: the size of its batch
-    full: bool = False  # a queue was seen: from then on the limit grows in small steps
+    peak: float = 0.0  # most requests seen running at once: the size of its batch
+    full: bool = False  # a queue was seen: the limit then grows in small steps
     streak: int = 0  # failures since the last success
     rest: float = field(default_factory=lambda: REST_SECONDS[0])
     resting_until: float = 0.0
@@ -61,13 +61,13 @@ class Endpoint:
     since: float = 0.0  # when it joined
     until: float | None = None  # when it left
     heard: float = 0.0  # when it last answered anything
-    last_trouble: str = ""
+    last_error: str = ""
     completions: int = 0
     tokens: int = 0
     tasks: set["asyncio.Task[Any]"] = field(default_factory=set)  # requests in flight
 
     def __post_init__(self) -> None:
-        self.limit = float(self.most)
+        self.limit = float(self.max_outstanding)
 
     @property
     def url(self) -> str:
@@ -79,21 +79,24 @@ class Endpoint:
         return self.streak >= BREAK_AFTER
 
     def free(self, now: float) -> bool:
-        """Whether it may be asked for one more."""
+        """Whether it may get one more request."""
         if self.draining or now < self.resting_until:
             return False
         return self.outstanding < (1 if self.broken else int(self.limit))
 
     def succeeded(self, now: float, tokens: int) -> None:
         """A completion arrived."""
-        self.streak, self.rest, self.last_trouble, self.heard = 0, REST_SECONDS[0], "", now
+        self.streak = 0
+        self.rest = REST_SECONDS[0]
+        self.last_error = ""
+        self.heard = now
         self.completions += 1
         self.tokens += tokens
         if self.load is None:
-            self.limit = min(self.limit + 1 / self.limit, float(self.most))
+            self.limit = min(self.limit + 1 / self.limit, float(self.max_outstanding))
 
     def overloaded(self, now: float) -> None:
-        """It takes fewer than are outstanding now; 429 comes at once, so this settles at what it does take."""
+        """It takes fewer than are outstanding now; 429 comes at once, so the limit settles at what it does take."""
         self.heard = now
         self.limit = max(min(self.limit, self.outstanding - 1.0), 1.0)
 
@@ -105,18 +108,19 @@ class Endpoint:
             self.rest = min(self.rest * 2, REST_SECONDS[1])
 
     def measured(self, load: Load) -> bool:
-        """Move the limit so that the server's queue is short and not empty; others may use the server too. Returns
+        """Move the limit so that the server's queue is short but not empty; others may use the server too. Returns
         whether it grew."""
-        self.load, self.peak = load, max(self.peak, load.running)
+        self.load = load
+        self.peak = max(self.peak, load.running)
         wanted = max(1.0, QUEUE_SHARE * load.running)
         if load.waiting > 2 * wanted:
             self.limit = max(min(self.limit, self.outstanding - (load.waiting - wanted)), 1.0)
         elif (
             load.waiting < wanted
-            and load.running >= 0.8 * self.outstanding  # else they are on their way, and say nothing yet
-            and int(self.limit) - 1 <= self.outstanding < self.most
+            and load.running >= 0.8 * self.outstanding  # else some are still on their way
+            and int(self.limit) - 1 <= self.outstanding < self.max_outstanding
         ):
-            self.limit = min(self.limit + (wanted if self.full else self.limit), float(self.most))
+            self.limit = min(self.limit + (wanted if self.full else self.limit), float(self.max_outstanding))
             return True
         self.full |= load.waiting > 0
         return False
@@ -131,7 +135,7 @@ class Endpoint:
 class Pool:
     """The endpoints of one run.
 
-    `members` says who is there now; it is called again and again, in a thread. `changed` is called when a slot may
+    `members` lists the servers that are up; it is called regularly, in a thread. `changed` is called when a slot may
     have become free.
     """
 
@@ -146,7 +150,7 @@ class Pool:
         self.members, self.serving, self.sampling, self.identity = members, serving, sampling, identity
         self.changed = changed
         self.endpoints: list[Endpoint] = []
-        self.gone: list[Endpoint] = []  # left the run; their counts still count
+        self.left: list[Endpoint] = []  # their counts still count
         self.waiting_for: dict[str, str] = {}  # url -> why it is not in use yet
         self.known: set[str] = set()
         self._refused: set[str] = set()
@@ -155,20 +159,17 @@ class Pool:
 
     def choose(self, now: float) -> Endpoint | None:
         """The endpoint with the largest share of its limit free, or None."""
-        best, least = None, 1e9
-        for endpoint in self.endpoints:
-            if endpoint.free(now) and (used := endpoint.outstanding / endpoint.limit) < least:
-                best, least = endpoint, used
-        return best
+        free = [endpoint for endpoint in self.endpoints if endpoint.free(now)]
+        return min(free, key=lambda endpoint: endpoint.outstanding / endpoint.limit, default=None)
 
     def refuse(self, endpoint: Endpoint, detail: str) -> None:
-        """Use an endpoint no more in this run: it refuses every request alike."""
+        """Stop using an endpoint in this run: it refuses every request alike."""
         if endpoint.url not in self._refused:
             self._refused.add(endpoint.url)
-            print(f"warning: {detail}; it is not used any more", file=sys.stderr, flush=True)
+            print(f"warning: {detail}; it is no longer used", file=sys.stderr, flush=True)
         endpoint.draining = True
         if all(e.draining for e in self.endpoints) and not self.waiting_for:
-            self.failure = WrongServer(f"{detail}; mend the address, token_env or served_as in serving.endpoints")
+            self.failure = WrongServer(f"{detail}; fix the address, token_env or served_as in serving.endpoints")
 
     def uses(self, url: str) -> bool:
         """Whether requests are in flight there, or may be sent."""
@@ -180,15 +181,15 @@ class Pool:
         return sum(endpoint.gpus for endpoint in self.endpoints)
 
     def instance_seconds(self, now: float) -> float:
-        """Seconds that endpoints have been in use, all together."""
-        return sum((e.until or now) - e.since for e in (*self.endpoints, *self.gone))
+        """Seconds that endpoints have been in use, in sum."""
+        return sum((e.until or now) - e.since for e in (*self.endpoints, *self.left))
 
     def gpu_seconds(self, now: float) -> float:
-        """The same, times their GPUs."""
-        return sum(((e.until or now) - e.since) * e.gpus for e in (*self.endpoints, *self.gone))
+        """The same, weighted by their GPUs."""
+        return sum(((e.until or now) - e.since) * e.gpus for e in (*self.endpoints, *self.left))
 
     def utilisation(self) -> float | None:
-        """Requests running over the most that were seen to run, all servers together; None before anything ran."""
+        """Requests running over the most seen running, over all servers; None before anything ran."""
         known = [e for e in self.endpoints if e.load is not None and e.peak and not e.draining]
         if known:
             return sum(e.load.running for e in known if e.load) / sum(e.peak for e in known)
@@ -196,7 +197,7 @@ class Pool:
         return sum(e.outstanding for e in self.endpoints) / slots if slots else None
 
     async def run(self, http: aiohttp.ClientSession) -> None:
-        """Watch who is there until cancelled."""
+        """Watch the members until cancelled."""
         first = True
         try:
             while True:
@@ -230,7 +231,7 @@ class Pool:
         return [spec for spec in specs if spec.url not in self._tasks and spec.url not in self._refused]
 
     async def _serve(self, http: aiohttp.ClientSession, spec: EndpointSpec, first: bool) -> None:
-        """Connect, then look at the gauges until the endpoint has left and is empty."""
+        """Connect, then read the gauges until the endpoint has left and is empty."""
         loop = asyncio.get_running_loop()
         self.waiting_for[spec.url] = "no answer yet"
         while True:
@@ -245,12 +246,12 @@ class Pool:
                 self.waiting_for.pop(spec.url, None)
                 self._refused.add(spec.url)
                 return
-            except RequestError as trouble:
-                self.waiting_for[spec.url] = trouble.detail
+            except RequestError as error:
+                self.waiting_for[spec.url] = error.detail
                 await asyncio.sleep(0.2)
-        most = min(self.serving.concurrency, connection.most or self.serving.concurrency)
+        limit = min(self.serving.concurrency, connection.max_concurrent or self.serving.concurrency)
         gpus = self.serving.gpus if spec.gpus is None else spec.gpus
-        endpoint = Endpoint(spec, connection, most, gpus, since=loop.time(), heard=loop.time())
+        endpoint = Endpoint(spec, connection, limit, gpus, since=loop.time(), heard=loop.time())
         self.waiting_for.pop(spec.url, None)
         with contextlib.suppress(RequestError):
             if await read_load(http, spec.url, connection.headers, connection.api) is not None:
@@ -262,10 +263,11 @@ class Pool:
         await self._watch(http, endpoint)
         self.endpoints.remove(endpoint)
         endpoint.until = loop.time()
-        self.gone.append(endpoint)
+        self.left.append(endpoint)
 
     async def _watch(self, http: aiohttp.ClientSession, endpoint: Endpoint) -> None:
-        loop, gauges = asyncio.get_running_loop(), True
+        loop = asyncio.get_running_loop()
+        gauges = True
         while not (endpoint.draining and not endpoint.outstanding):
             grew = False
             try:
@@ -277,16 +279,16 @@ class Pool:
                 else:
                     grew = endpoint.measured(load)
                 endpoint.heard = loop.time()
-            except (RequestError, ClusterError) as trouble:
+            except (RequestError, ClusterError) as error:
                 silent = loop.time() - endpoint.heard
                 if endpoint.draining or silent > STALL_SECONDS:
-                    endpoint.last_trouble = endpoint.last_trouble or str(trouble)
+                    endpoint.last_error = endpoint.last_error or str(error)
                     self._give_back(endpoint, loop.time())
             self.changed()
             await asyncio.sleep(GROW_SECONDS if grew else POLL_SECONDS)
 
     def _give_back(self, endpoint: Endpoint, now: float) -> None:
-        """It has stalled: cancel what is in flight there, which then goes elsewhere, and open the breaker."""
+        """It has stalled: cancel its requests, which then go elsewhere, and open the breaker."""
         endpoint.streak = max(endpoint.streak, BREAK_AFTER)
         endpoint.failed(now)
         endpoint.load = None
@@ -305,7 +307,7 @@ class Latencies:
 
     def quantiles(self) -> dict[str, float]:
         """p50, p90 and p99, in seconds; empty before the first request."""
-        found = sorted(self._seconds)
-        if not found:
+        seconds = sorted(self._seconds)
+        if not seconds:
             return {}
-        return {f"p{q}": round(found[min(len(found) * q // 100, len(found) - 1)], 3) for q in (50, 90, 99)}
+        return {f"p{q}": round(seconds[min(len(seconds) * q // 100, len(seconds) - 1)], 3) for q in (50, 90, 99)}

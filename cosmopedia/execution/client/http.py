@@ -1,7 +1,7 @@
-"""One request to one endpoint: what an answer means, and who is to blame when there is none.
+"""One request to one endpoint: what an answer means, and whose fault it is when there is none.
 
 The connections are one pooled aiohttp session: the `text-generation` package opens a new one for each request
-(1,250 requests/s on a core against 6,200-7,400, measured). Tokens go into headers here and nowhere else.
+(1,250 requests/s per core against 6,200-7,400, measured). Bearer tokens go into headers here and nowhere else.
 """
 
 import json
@@ -18,7 +18,7 @@ PROBE_SECONDS = 5.0  # deadline of /health, /info and /metrics
 
 
 class RequestError(Exception):
-    """Base of what can go wrong with a request; `reason` is counted, `detail` is for people."""
+    """Base of everything that can go wrong with a request; `reason` is counted, `detail` is for people."""
 
     def __init__(self, reason: str, detail: str, pause: float = 0.0):
         super().__init__(detail)
@@ -26,27 +26,27 @@ class RequestError(Exception):
 
 
 class Requeue(RequestError):
-    """The server could not take the request (502, 503) or the connection broke: ask again, no attempt spent."""
+    """The server could not take the request (502, 503) or the connection broke: try again, no attempt is spent."""
 
 
 class Overloaded(Requeue):
-    """429: the server takes fewer requests than it has; `pause` is its Retry-After in seconds, or 0."""
+    """429: the server has more requests than it takes; `pause` is its Retry-After in seconds, or 0."""
 
 
 class Retryable(RequestError):
-    """The server failed at the request (500, 504, 424, a timeout, an answer that is none): one attempt is spent."""
+    """The server failed on the request (500, 504, 424, a timeout, a malformed answer): one attempt is spent."""
 
 
 class Permanent(RequestError):
-    """The request itself is at fault (422 and other 4xx), or the text is empty: asking again is no use."""
+    """The request itself is at fault (422 and other 4xx), or the text is empty: trying again is no use."""
 
 
 class EndpointRejected(RequestError):
-    """The endpoint is at fault for every request alike: 401 and 403 (token), 404 and 405 (wrong address or model)."""
+    """The endpoint refuses every request alike: 401 and 403 (token), 404 and 405 (wrong address or model)."""
 
 
 class WrongServer(ClusterError):
-    """The endpoint is no server for this run: another model, no known API, no valid token."""
+    """The endpoint does not suit this run: another model, an unknown API, no valid token."""
 
 
 def session() -> aiohttp.ClientSession:
@@ -77,13 +77,13 @@ async def generate(
         complaint = api.complaint(payload) or content[:200].decode("utf-8", "replace")
         raise _error_of(answer.status, f"{url}: {answer.status} {complaint}", answer.headers.get("Retry-After", ""))
     try:
-        found = api.answer(payload, answer.headers)
+        completion = api.answer(payload, answer.headers)
     except Malformed as error:
-        raise Retryable("server_error", f"{url} answered 200 with no completion in it: {error}") from None
-    text = found.text.encode("utf-8", "replace").decode("utf-8")
+        raise Retryable("server_error", f"{url} answered 200 without a completion: {error}") from None
+    text = completion.text.encode("utf-8", "replace").decode("utf-8")
     if not text.strip():
-        raise Permanent("empty", f"{url} answered with an empty text after {found.tokens} token(s)")
-    return found if text == found.text else found._replace(text=text)
+        raise Permanent("empty", f"{url} answered with an empty text after {completion.tokens} token(s)")
+    return completion if text == completion.text else completion._replace(text=text)
 
 
 def _json(content: bytes) -> Any:
@@ -124,47 +124,47 @@ async def _get(http: aiohttp.ClientSession, url: str, headers: dict[str, str]) -
         async with http.get(url, headers=headers, timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS)) as answer:
             return answer.status, await answer.read()
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise Requeue("connection", f"{url}: {said}") from None
+        message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise Requeue("connection", f"{url}: {message}") from None
 
 
 class Identity:
-    """The model that an endpoint must serve, and the tokens of prompt and completion together that it must hold."""
+    """The model that an endpoint must serve, and the context in tokens (prompt and completion) that it must take."""
 
     def __init__(self, model: str, revision: str, max_length: int):
         self.model, self.revision, self.max_length = model, revision, max_length
 
     def check_length(self, url: str, length: object) -> None:
-        """`WrongServer` when the server's context is shorter: it would refuse or cut what the model could write."""
+        """`WrongServer` when the server's context is shorter: it would refuse prompts or cut completions."""
         if type(length) is int and length < self.max_length:
             raise WrongServer(
-                f"{url} holds {length} tokens, but generator.max_length is {self.max_length}; start the server with a"
+                f"{url} takes {length} tokens, but generator.max_length is {self.max_length}; start the server with a"
                 " longer context (vLLM: --max-model-len, TGI: --max-total-tokens), or lower generator.max_length"
             )
 
-    def check(self, url: str, names: set[str], revision: str | None, vouched: str | None) -> None:
-        """`WrongServer` when the names that the server gives its model are others. A short revision is a branch."""
-        known = {name for name in (self.model, vouched) if name}
+    def check(self, url: str, names: set[str], revision: str | None, served_as: str | None) -> None:
+        """`WrongServer` when the server names another model. Revisions shorter than a commit hash are branches."""
+        expected = {name for name in (self.model, served_as) if name}
         differs = revision and min(len(revision), len(self.revision)) >= 40 and revision != self.revision
-        if not names & known or differs:
+        if not names & expected or differs:
             served = " / ".join(sorted(names)) + (f" at {revision}" if revision else "")
             raise WrongServer(
                 f"{url} serves {served}, but models/generator is {self.model} at {self.revision}; its completions"
-                " would be stored under the wrong name: start the right server, or give the endpoint's served_as"
+                " would be stored under the wrong name: start the right server, or set the endpoint's served_as"
             )
 
 
 class Connection:
-    """An endpoint that was found healthy and right: how to speak to it and what it calls itself."""
+    """An endpoint that is healthy and serves the right model: its API, its engine, its own limit of requests."""
 
-    def __init__(self, api: Api, headers: dict[str, str], engine: str, most: int | None):
-        self.api, self.headers, self.engine, self.most = api, headers, engine, most
+    def __init__(self, api: Api, headers: dict[str, str], engine: str, max_concurrent: int | None):
+        self.api, self.headers, self.engine, self.max_concurrent = api, headers, engine, max_concurrent
 
 
 async def connect(
     http: aiohttp.ClientSession, spec: EndpointSpec, sampling: Sampling, identity: Identity
 ) -> Connection:
-    """Find out which API an endpoint speaks and check that it serves the model.
+    """Detect an endpoint's API and check that it serves the model.
 
     `RequestError` when it does not answer (yet), `WrongServer` when it never will.
     """
@@ -175,11 +175,12 @@ async def connect(
         _authorised(spec, status)
         info = _json(content) if status == 200 else None
         if isinstance(info, dict) and isinstance(info.get("model_id"), str):
-            sha, most = info.get("model_sha"), info.get("max_concurrent_requests")
+            sha = info.get("model_sha")
+            limit = info.get("max_concurrent_requests")
             identity.check(spec.url, {info["model_id"]}, sha if isinstance(sha, str) else None, spec.served_as)
             identity.check_length(spec.url, info.get("max_total_tokens"))
             engine = f"{info.get('router') or 'text-generation'}/{info.get('version') or 'unknown'}"
-            return Connection(TgiApi(sampling), headers, engine, most if type(most) is int and most > 0 else None)
+            return Connection(TgiApi(sampling), headers, engine, limit if type(limit) is int and limit > 0 else None)
         if spec.api == "tgi":
             raise WrongServer(
                 f"{spec.url}/info does not name a model_id as TGI does; is another server listening there?"
@@ -195,9 +196,9 @@ async def connect(
             f"{spec.url} answers neither /info as TGI nor /v1/models as an OpenAI-style server (status {status});"
             " is another server listening there?"
         )
-    wanted = {identity.model, spec.served_as}
-    served = next((n for n, card in cards.items() if n in wanted or card.get("root") in wanted), None)
-    identity.check(spec.url, {served} if served and served in wanted else _roots(cards), None, spec.served_as)
+    expected = {identity.model, spec.served_as}
+    served = next((n for n, card in cards.items() if n in expected or card.get("root") in expected), None)
+    identity.check(spec.url, {served} if served and served in expected else _roots(cards), None, spec.served_as)
     assert served is not None
     identity.check_length(spec.url, cards[served].get("max_model_len"))
     engine = f"{cards[served].get('owned_by') or 'openai'}/{await _version(http, spec.url, headers)}"
@@ -210,8 +211,8 @@ def _roots(cards: dict[str, Any]) -> set[str]:
 
 def _authorised(spec: EndpointSpec, status: int) -> None:
     if status in (401, 403):
-        held = f"the one in ${spec.token_env} is refused" if spec.token_env else "token_env names none"
-        raise WrongServer(f"{spec.url} answers {status}: it wants a token, and {held}; mend serving.endpoints")
+        problem = f"the one in ${spec.token_env} is refused" if spec.token_env else "token_env is not set"
+        raise WrongServer(f"{spec.url} answers {status}: it needs a token, and {problem}; fix serving.endpoints")
 
 
 async def _version(http: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> str:

@@ -1,9 +1,9 @@
-"""The process that a server's job runs: it starts the engine, says where it is, and ends it when nobody wants it.
+"""The process that a server's job runs: it starts the engine, registers its address, and ends it when it is idle.
 
 In: a fleet's folder on a file system that all nodes share. Out: `<fleet>/servers/<job>.<restart>.json` with the
-address, while the engine is healthy. It ends the engine when the job is cancelled, and when no driver has shown a sign
-of life (`<fleet>/drivers/*`) for `--idle` seconds: a fleet whose driver was killed ends by itself.
-Alone: the job script of compute/templates/server.sh.j2 runs it.
+address, while the engine is healthy. It ends the engine when the job is cancelled, and when no driver has touched
+`<fleet>/drivers/*` for `--idle` seconds: a fleet whose driver was killed ends by itself.
+Run: by the job script of compute/templates/server.sh.j2.
 """
 
 import argparse
@@ -20,11 +20,13 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from cosmopedia.files import write_text
+
 LOOK_SECONDS = 1.0
-HEALTH_SECONDS = 15.0  # between two looks at a server that is in use
+HEALTH_SECONDS = 15.0  # between two health checks of a server that is in use
 UNHEALTHY_SECONDS = 180.0  # without an answer: the job fails, and is replaced
 PROBE_SECONDS = 5.0
-ANY_PORT = (0,) * 20  # the kernel chooses; so many tries, should another supervisor have claimed its choice
+ANY_PORT = (0,) * 20  # the kernel chooses; 20 tries, in case another supervisor has claimed its choice
 STOP_SECONDS = 20.0  # between SIGTERM and SIGKILL of the engine; Slurm's own KillWait is 30 s
 
 
@@ -39,19 +41,19 @@ class Supervisor:
         self.file = fleet / "servers" / f"{self.job}.{self.restart}.json"
         self.host = os.environ.get("COSMO_NODE_ADDRESS") or socket.gethostname()
         self.key = (fleet / "key").read_text(encoding="utf-8").strip()
-        self.asked_to_stop = False
+        self.stopping = False
 
     def run(self) -> int:
-        """The job's exit status: 0 when it was asked to end, 1 when the engine ended or never became healthy."""
+        """The job's exit status: 0 when it was told to end, 1 when the engine ended or never became healthy."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         claims = [claim(self.ports), claim(ANY_PORT), claim(ANY_PORT)]
-        found = [claimed[0] for claimed in claims if claimed]
-        if len(found) < len(claims):
-            wanted = f"none of the ports {self.ports[0]} to {self.ports[-1]} is free on {socket.gethostname()}"
-            print(f"supervisor: {wanted}; widen serving.ports in the cluster file", file=sys.stderr, flush=True)
+        claimed = [claim[0] for claim in claims if claim]
+        if len(claimed) < len(claims):
+            problem = f"none of the ports {self.ports[0]} to {self.ports[-1]} is free on {socket.gethostname()}"
+            print(f"supervisor: {problem}; widen serving.ports in the compute file", file=sys.stderr, flush=True)
             return 1
-        port, *others = map(str, found)
+        port, *others = map(str, claimed)
         variables = {**os.environ, "PORT": port, "COSMO_SERVING_KEY": self.key}
         variables |= {"COSMO_SECOND_PORT": others[0], "COSMO_THIRD_PORT": others[1]}  # for an engine's own processes
         engine = subprocess.Popen(self.command, env=variables, start_new_session=True)
@@ -62,12 +64,15 @@ class Supervisor:
             _end(engine)
 
     def _stop(self, *_: object) -> None:
-        self.asked_to_stop = True
+        self.stopping = True
 
     def _watch(self, engine: "subprocess.Popen[bytes]", url: str) -> int:
-        began, registered, healthy = time.monotonic(), False, 0.0
-        while not self.asked_to_stop:
-            if (status := engine.poll()) is not None:
+        began = time.monotonic()
+        registered = False
+        healthy = 0.0
+        while not self.stopping:
+            status = engine.poll()
+            if status is not None:
                 print(f"supervisor: the engine ended with status {status}", file=sys.stderr, flush=True)
                 return 1
             if (not registered or time.monotonic() - healthy > HEALTH_SECONDS) and self._healthy(url):
@@ -89,24 +94,20 @@ class Supervisor:
 
     def _healthy(self, url: str) -> bool:
         request = urllib.request.Request(f"{url}/health", headers={"Authorization": f"Bearer {self.key}"})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                request, timeout=PROBE_SECONDS
-            ) as a:
-                return a.status == 200
+            with opener.open(request, timeout=PROBE_SECONDS) as answer:
+                return answer.status == 200
         except (OSError, urllib.error.URLError, ValueError):
             return False
 
     def _register(self, url: str) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.file.with_suffix(".draft")
-        found = {"url": url, "job": self.job, "restart": self.restart, "host": self.host, "pid": os.getpid()}
-        draft.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        draft.replace(self.file)
+        address = {"url": url, "job": self.job, "restart": self.restart, "host": self.host, "pid": os.getpid()}
+        write_text(self.file, json.dumps(address) + "\n")
         print(f"supervisor: {url} is healthy", file=sys.stderr, flush=True)
 
     def _abandoned(self, began: float) -> bool:
-        """Whether no driver has touched its file for `idle_s`, on the file system's own clock."""
+        """Whether no driver has touched its file for `idle_s`, by the file system's own clock."""
         probe = self.fleet / f".clock-{self.job}"
         with contextlib.suppress(OSError):
             probe.touch()
@@ -114,18 +115,18 @@ class Supervisor:
             seen = [path.stat().st_mtime for path in (self.fleet / "drivers").glob("*")]
             probe.unlink(missing_ok=True)
             return now - max(seen, default=0.0) > self.idle_s and time.monotonic() - began > min(self.idle_s, 30.0)
-        return False  # a file system that does not answer says nothing about drivers
+        return False  # a file system that does not respond says nothing about drivers
 
 
 def claim(ports: Sequence[int]) -> tuple[int, socket.socket] | None:
-    """One of the ports that nobody on this node has, and what keeps it; None when all are taken.
+    """(a port that is free on this node, what reserves it); None when all are taken.
 
     An engine binds its port only once its weights are loaded, minutes later. Until then the returned socket, an
-    abstract one that the kernel frees with this process, keeps the other supervisors of the node from the same port.
+    abstract one that the kernel frees with this process, keeps the node's other supervisors from taking the same port.
     """
     for wanted in ports:
         with socket.socket() as attempt:
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a server's end blocks its port
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a port outlives its server
             try:
                 attempt.bind(("", wanted))
             except OSError:
@@ -159,7 +160,7 @@ def main() -> int:
     parser.add_argument("--fleet", type=Path, required=True, help="the fleet's folder")
     parser.add_argument("--startup", type=float, required=True, help="seconds until the engine must be healthy")
     parser.add_argument("--idle", type=float, required=True, help="seconds without a driver after which it ends")
-    parser.add_argument("--ports", type=int, nargs=2, help="the first and the last that it may take")
+    parser.add_argument("--ports", type=int, nargs=2, help="first and last port that it may take")
     parser.add_argument("command", nargs="+", help="what starts the engine")
     options = parser.parse_args()
     ports = range(options.ports[0], options.ports[1] + 1) if options.ports else ANY_PORT
