@@ -1,9 +1,9 @@
-"""One client in a process of its own, so that its CPU seconds and its memory are its own.
+"""One client in a process of its own, so that its CPU seconds and memory can be measured.
 
 In: a task (JSON file). Out: its measurements (JSON file). The client is `complete()` of this repository, or one of two
-to compare it with: `chunked`, the published script's order of requests, and `bare`, a loop over one aiohttp session
-that keeps nothing, which is what the HTTP itself costs.
-Alone: only perf/generation.py starts it.
+for comparison: `chunked`, the published script's order of requests, and `bare`, a loop over one aiohttp session that
+keeps nothing, which is what HTTP itself costs.
+Run: by perf/generation.py.
 """
 
 import asyncio
@@ -19,8 +19,9 @@ from typing import Any
 
 import aiohttp
 
+from cosmopedia.files import write_text
 from perf.reference_chunks import run as run_chunks
-from perf.stub_server import MOST_TOKENS, corpus
+from perf.stub_server import MAX_TOKENS, corpus
 
 SEED = 1
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": None, "repetition_penalty": None}
@@ -28,9 +29,9 @@ SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": None, "repetition_penalt
 
 @dataclass
 class Prompts:
-    """(id, text) of prompts, walkable over again: made ones, or a file's column `prompt`.
+    """(id, text) of prompts, any number of times: made-up ones, or a file's column `prompt`.
 
-    A file that has fewer is read again from its start, with the round's number before the text.
+    A file that has too few is read again from its start, with the round's number before the text.
     """
 
     count: int
@@ -44,12 +45,13 @@ class Prompts:
             return
         number, last = 0, self.first + self.count
         while number < last:
-            start, turn = number, number and f"({number}) "
+            start = number
+            prefix = f"({number}) " if number else ""
             for text in self._read():
                 if number >= last:
                     break
                 if number >= self.first:
-                    yield f"file-{number}", f"{turn}{text}" if turn else text
+                    yield f"file-{number}", f"{prefix}{text}"
                 number += 1
             if number == start:
                 raise SystemExit(f"{self.file} holds no prompts in a column `prompt`")
@@ -77,7 +79,7 @@ class Prompts:
 
 @dataclass
 class Task:
-    """What one client process does. `connections` is for the two comparisons; ours reads the cluster file."""
+    """What one client process does. `connections` is for the two comparisons; ours reads the compute file."""
 
     client: str  # ours | chunked | bare
     prompts: Prompts
@@ -86,7 +88,7 @@ class Task:
     urls: list[str] = field(default_factory=list)
     connections: int = 0
     cpu: int | None = None
-    most_tokens: int = MOST_TOKENS
+    max_tokens: int = MAX_TOKENS
 
     def write(self, path: Path) -> None:
         """As JSON, for `read`."""
@@ -133,12 +135,12 @@ def memory_mb(pid: int | str = "self") -> tuple[float, float]:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0.0, 0.0
-    found = {
+    sizes = {
         name: int(value.split()[0]) * 1024 / 1e6
         for name, _, value in (line.partition(":") for line in lines)
         if name in ("VmRSS", "VmHWM")
     }
-    return found.get("VmRSS", 0.0), found.get("VmHWM", 0.0)
+    return sizes.get("VmRSS", 0.0), sizes.get("VmHWM", 0.0)
 
 
 def cpu_seconds() -> float:
@@ -147,15 +149,15 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def bodies(requests: Any, most_tokens: int) -> Iterator[dict[str, Any]]:
+def bodies(requests: Any, max_tokens: int) -> Iterator[dict[str, Any]]:
     """What is posted to /generate for each request."""
-    parameters = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": most_tokens, "details": True}
+    parameters = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": max_tokens, "details": True}
     for request in requests:
         yield {"inputs": request.prompt, "parameters": {**parameters, "seed": request.seed}}
 
 
 async def run_bare(url: str, posts: list[dict[str, Any]], connections: int) -> int:
-    """Every request through one session, the answers parsed and thrown away; returns how many texts came."""
+    """Every request through one session, the answers parsed and dropped; returns how many texts arrived."""
     left, texts = iter(posts), 0
     connector = aiohttp.TCPConnector(limit=connections)
     async with aiohttp.ClientSession(connector=connector, trust_env=False) as http:
@@ -178,39 +180,39 @@ def run(task: Task) -> dict[str, Any]:
     from cosmopedia.generation.requests import Failure, Sampling
     from cosmopedia.store.store import CompletionStore
 
-    found: dict[str, Any] = {"rss_imports": memory_mb()[0], "error": None}
+    measured: dict[str, Any] = {"rss_imports": memory_mb()[0], "error": None}
     model = GenerationModel.read(task.model)
     requests = PromptRequests(task.prompts, model, SEED, 1)
     for _ in PromptRequests(Prompts(1), model, SEED, 1):
         model.count_tokens(["warm"])
-    found["rss_tokenizer"] = memory_mb()[0]
-    found["cpu_before"] = cpu_seconds()
-    posts = list(bodies(requests, task.most_tokens)) if task.client == "bare" else []
+    measured["rss_tokenizer"] = memory_mb()[0]
+    measured["cpu_before"] = cpu_seconds()
+    posts = list(bodies(requests, task.max_tokens)) if task.client == "bare" else []
     before, started = cpu_seconds(), time.monotonic()
     results: Any = ()
     try:
         if task.client == "ours":
-            sampling = Sampling(**SAMPLING, max_new_tokens=task.most_tokens)
+            sampling = Sampling(**SAMPLING, max_new_tokens=task.max_tokens)
             with CompletionStore() as store:
                 done = complete("bench", requests, model, sampling, store, Send())
-            found |= {"sent": done.sent, "new": done.new, "cached": done.cached, "failed": done.failed}
-            found["retries"] = done.record().get("retries", {})
+            measured |= {"sent": done.sent, "new": done.new, "cached": done.cached, "failed": done.failed}
+            measured["retries"] = done.record().get("retries", {})
             results = done.results if done.failed else ()
         elif task.client == "chunked":
             out = Path(task.result).parent / f"chunks-{os.getpid()}"
             out.mkdir()
-            posts_of = bodies(requests, task.most_tokens)
-            found["new"] = asyncio.run(run_chunks(task.urls[0], posts_of, task.connections, out))
+            posts_of = bodies(requests, task.max_tokens)
+            measured["new"] = asyncio.run(run_chunks(task.urls[0], posts_of, task.connections, out))
         else:
-            found["new"] = asyncio.run(run_bare(task.urls[0], posts, task.connections))
+            measured["new"] = asyncio.run(run_bare(task.urls[0], posts, task.connections))
     except ClusterError as error:
-        found["error"] = str(error)
+        measured["error"] = str(error)
     except KeyboardInterrupt:
-        found["error"] = "interrupted"
-    found |= {"wall": time.monotonic() - started, "cpu": cpu_seconds() - before}
-    found |= {"peak": memory_mb()[1]}  # ru_maxrss would begin with the memory of the process that forked us
-    found["failures"] = [[result.key, result.reason] for _, result in results if isinstance(result, Failure)]
-    return found
+        measured["error"] = "interrupted"
+    measured |= {"wall": time.monotonic() - started, "cpu": cpu_seconds() - before}
+    measured |= {"peak": memory_mb()[1]}  # ru_maxrss would begin with the memory of the process that forked us
+    measured["failures"] = [[result.key, result.reason] for _, result in results if isinstance(result, Failure)]
+    return measured
 
 
 def main() -> None:
@@ -219,9 +221,7 @@ def main() -> None:
     if task.cpu is not None:
         os.sched_setaffinity(0, {task.cpu})
     measured = run(task)
-    path = Path(task.result)
-    path.with_suffix(".partial").write_text(json.dumps(measured))
-    path.with_suffix(".partial").rename(path)
+    write_text(Path(task.result), json.dumps(measured))
 
 
 if __name__ == "__main__":

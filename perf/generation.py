@@ -1,11 +1,11 @@
-"""What asking for completions costs, and what faults do to it: utilisation, CPU, memory, unequal servers, kills.
+"""What requesting completions costs, and how it copes: utilisation, CPU, memory, unequal servers, faults, kills.
 
-In: nothing (prompts are made; --prompts FILE takes real ones). Out: a table a section, and one line with all the key
-figures. Servers are stubs (perf/stub_server.py), the client is a process of its own that calls `complete()`.
-Each section also reads the store back: every request delivered once or failed with a reason, or the run ends with
-status 1. A goal that is missed is printed, and changes no status: machines differ.
-Alone: python -m perf.generation (about 7 minutes on 2 cores), or for one section at a small size
-       python -m perf.generation --sections cost --runs 1 --scale 0.2
+In: nothing (prompts are made up; --prompts FILE takes real ones). Out: a table per section, and one line with all the
+key figures. Servers are stubs (perf/stub_server.py), the client is a process of its own that calls `complete()`.
+Each section also reads the store back: every request is delivered once or has failed with a reason, or the run ends
+with status 1. A missed goal is printed but does not change the status: machines differ.
+Run: python -m perf.generation (about 7 minutes on 2 cores), or for one section at a small size
+     python -m perf.generation --sections cost --runs 1 --scale 0.2
 """
 
 import argparse
@@ -31,16 +31,17 @@ from typing import Any
 
 import yaml
 
+from cosmopedia.files import write_text
 from cosmopedia.generation.complete import GenerationModel, PromptRequests
 from cosmopedia.generation.requests import Sampling, completion_key
 from cosmopedia.store.segments import read_frames
 from cosmopedia.store.store import CompletionStore
 from perf.client_process import SAMPLING, SEED, Prompts, Task, make_model, memory_mb
-from perf.stub_server import CHARACTERS_PER_TOKEN, MEAN_TOKENS, MODEL, MOST_TOKENS, text_of, tokens_of
+from perf.stub_server import CHARACTERS_PER_TOKEN, MAX_TOKENS, MEAN_TOKENS, MODEL, text_of, tokens_of
 
 ROOT = Path(__file__).parents[1]
-HEADROOM = 1.25  # requests outstanding a slot: a slot that frees finds the next one at the server already
-PATIENCE = 900.0  # seconds after which a client process is taken for hung
+HEADROOM = 1.25  # outstanding requests per slot: the next one is already at the server when a slot is freed
+PATIENCE = 900.0  # seconds after which a client process counts as hung
 
 
 class WrongData(Exception):
@@ -99,11 +100,11 @@ class Client:
     def measured(self) -> dict[str, Any]:
         """Wait for its end. `WrongData` with the end of its log when it died or gave up."""
         self.process.wait(PATIENCE)
-        found = json.loads(self.result.read_text()) if self.result.exists() else {"error": "it died"}
-        if found["error"] not in (None, "interrupted"):
+        result = json.loads(self.result.read_text()) if self.result.exists() else {"error": "it died"}
+        if result["error"] not in (None, "interrupted"):
             tail = " | ".join(self.log.read_text(errors="replace").strip().splitlines()[-5:])
-            raise WrongData(f"the client gave up: {found['error']} ({tail[-800:]})")
-        return found
+            raise WrongData(f"the client gave up: {result['error']} ({tail[-800:]})")
+        return result
 
 
 @dataclass
@@ -157,8 +158,8 @@ class Bench:
         """Start a client; its store is `<place>/store`, which several clients of one place share."""
         self._made += 1
         name = f"{client}-{self._made:02d}"
-        cluster = place / "cluster.yaml"
-        write_cluster(cluster, [server.url for server in servers], concurrency=connections, **serving)
+        compute = place / "compute.yaml"
+        write_compute(compute, [server.url for server in servers], concurrency=connections, **serving)
         task = Task(client, prompts, str(self.model.folder), str(place / f"{name}.result"), cpu=cpu)
         task.urls, task.connections = [server.url for server in servers], connections
         task.write(place / f"{name}.task")
@@ -166,7 +167,7 @@ class Bench:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "COSMO_COMPUTE": str(cluster),
+            "COSMO_COMPUTE": str(compute),
             "COSMO_STORE": str(place / "store"),
         }
         with log.open("wb") as stream:
@@ -182,20 +183,20 @@ class Bench:
 
     def check(self, place: Path, prompts: Prompts, failures: Iterable[list[str]] = ()) -> dict[str, int]:
         """Read the store back; `WrongData` unless every request has its one text or a failure with a reason."""
-        sampling = Sampling(**SAMPLING, max_new_tokens=MOST_TOKENS)
+        sampling = Sampling(**SAMPLING, max_new_tokens=MAX_TOKENS)
         failed = {key: reason for key, reason in failures}
         count: Counter[str] = Counter()
         with CompletionStore(place / "store/completions") as store:
             for request in PromptRequests(prompts, self.model, SEED, 1):
                 prompt = request.prompt  # rendered at each access
                 key = completion_key(request, self.model.identity, sampling, prompt)
-                found = store.get(key)
-                if found is None:
+                completion = store.get(key)
+                if completion is None:
                     count["failed" if failed.get(key) else "missing"] += 1
                     continue
                 count["delivered"] += 1
-                count["empty"] += not found.text.strip()
-                count["wrong"] += found.text != text_of(prompt, request.seed)
+                count["empty"] += not completion.text.strip()
+                count["wrong"] += completion.text != text_of(prompt, request.seed)
         rows = stored_rows(place)
         count["twice"] = rows - count["delivered"]
         bad = {name: number for name, number in count.items() if number and name not in ("delivered", "failed")}
@@ -212,13 +213,11 @@ class Bench:
         print(f"  goal: {what}: {value} ({'met' if met else 'MISSED'})", flush=True)
 
 
-def write_cluster(path: Path, urls: list[str], **serving: object) -> None:
+def write_compute(path: Path, urls: list[str], **serving: object) -> None:
     """compute/endpoints.yaml with these endpoints; in one step, since a run may be reading it."""
     content = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
-    content["serving"] |= {"engine": "external", "endpoints": urls, "startup_timeout_s": 30, **serving}
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(content), encoding="utf-8")
-    partial.rename(path)
+    content["serving"] |= {"endpoints": urls, "startup_timeout_s": 30, **serving}
+    write_text(path, yaml.safe_dump(content))
 
 
 def stored_rows(place: Path) -> int:
@@ -251,7 +250,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
 
 
 def speed_for(rate: float, slots: int) -> float:
-    """Tokens/s a slot at which so many requests a second are completed when all slots are busy."""
+    """Tokens/s per slot at which so many requests per second are completed when all slots are busy."""
     return rate * MEAN_TOKENS / slots
 
 
@@ -282,7 +281,7 @@ def utilisation(report: dict[str, Any]) -> tuple[float, float]:
 
 
 def measure_utilisation(bench: Bench) -> None:
-    """Slots busy, ours beside chunks with a barrier."""
+    """Slots busy, ours compared with chunks that have a barrier."""
     rows = []
     for slots in bench.options.slots:
         count = bench.requests(100 * slots)  # a drain is about two mean lengths, so 2% of the run
@@ -293,13 +292,13 @@ def measure_utilisation(bench: Bench) -> None:
             connections = round(slots * HEADROOM)
             with Server(slots=slots, speed=speed_for(bench.options.rate, slots), max_concurrent=4 * slots) as server:
                 prompts = bench.prompts(number)
-                found = bench.start(place, client, prompts, [server], connections).measured()
+                measured = bench.start(place, client, prompts, [server], connections).measured()
                 report = server.report("series")
                 lengths = bench.lengths(prompts, server.speed)
             if client == "ours":
-                bench.check(place, prompts, found["failures"])
-            elif report["distinct"] != number or found["new"] != number:
-                raise WrongData(f"the chunked client completed {found['new']} of {number}")
+                bench.check(place, prompts, measured["failures"])
+            elif report["distinct"] != number or measured["new"] != number:
+                raise WrongData(f"the chunked client completed {measured['new']} of {number}")
             total, steady = shares[client] = utilisation(report)
             seconds = report["last_answer"] - report["first_request"]
             most = sum(lengths) / (slots * ideal(lengths, [(0.0, float("inf"))] * slots))
@@ -307,7 +306,7 @@ def measure_utilisation(bench: Bench) -> None:
             rows.append(
                 [
                     *(f"{slots} {client}", number, seconds, number / seconds, f"{total:.1%}", f"{most:.1%}"),
-                    *(f"{steady:.1%}", f"{late:.1%}", found["cpu"], report["cpu_seconds"]),
+                    *(f"{steady:.1%}", f"{late:.1%}", measured["cpu"], report["cpu_seconds"]),
                 ]
             )
             shutil.rmtree(place)
@@ -323,7 +322,7 @@ def measure_utilisation(bench: Bench) -> None:
 
 
 def measure_cost(bench: Bench) -> None:
-    """CPU a request without latency, client and stub on a core each."""
+    """CPU per request without latency, client and stub on one core each."""
     count = bench.requests(10_000)
     client_core, stub_core = bench.cores[0], bench.cores[1 % len(bench.cores)]
     runs: dict[str, list[tuple[float, float, float, float]]] = {"ours": [], "bare": []}
@@ -332,13 +331,15 @@ def measure_cost(bench: Bench) -> None:
             place = bench.place(f"cost-{client}")
             with Server(speed=0, cpu=stub_core) as server:
                 prompts = bench.prompts(count)
-                found = bench.start(place, client, prompts, [server], 256, client_core).measured()
+                measured = bench.start(place, client, prompts, [server], 256, client_core).measured()
                 stub = server.report()["cpu_seconds"]
             if client == "ours":
-                bench.check(place, prompts, found["failures"])
-            elif found["new"] != count:
-                raise WrongData(f"the bare loop completed {found['new']} of {count}")
-            results.append((found["cpu"] / count * 1000, count / found["wall"], found["peak"], stub / count * 1000))
+                bench.check(place, prompts, measured["failures"])
+            elif measured["new"] != count:
+                raise WrongData(f"the bare loop completed {measured['new']} of {count}")
+            results.append(
+                (measured["cpu"] / count * 1000, count / measured["wall"], measured["peak"], stub / count * 1000)
+            )
             shutil.rmtree(place)
     rows, medians = [], {}
     for client, results in runs.items():
@@ -348,13 +349,13 @@ def measure_cost(bench: Bench) -> None:
     table(["client", "requests", "CPU s/1,000", "req/s", "peak MB", "stub CPU s/1,000", "each run"], rows)
     cpu, rate = medians["ours"][:2]
     print(f"  ratio to the bare loop: {cpu / medians['bare'][0]:.2f} CPU, {rate / medians['bare'][1]:.2f} requests/s")
-    bench.goal("CPU s a thousand requests", f"{cpu:.3f} <= 0.3", cpu <= 0.3)
+    bench.goal("CPU s per thousand requests", f"{cpu:.3f} <= 0.3", cpu <= 0.3)
     bench.goal("requests/s", f"{rate:.0f} >= 2500", rate >= 2500)
     bench.figures.append(f"{cpu:.3f} CPU s/1,000 (bare {medians['bare'][0]:.3f}), {rate:.0f} requests/s on one core")
 
 
 def measure_memory(bench: Bench) -> None:
-    """Resident memory with many prompts to come; stopped by SIGTERM after the first completions."""
+    """Resident memory with many prompts to send; stopped by SIGTERM after the first completions."""
     count, stop = bench.size(bench.options.queued), bench.size(5000)
     place = bench.place("memory")
     prompts = bench.prompts(count)
@@ -371,7 +372,7 @@ def measure_memory(bench: Bench) -> None:
         then = memory_mb(client.process.pid)
         if client.process.poll() is None:
             client.process.send_signal(signal.SIGTERM)
-        found = client.measured()
+        measured = client.measured()
         answered = server.report()["answered"]
     if not asked and answered < stop:
         raise WrongData(f"the client ended after {answered} of {stop} completions")
@@ -388,10 +389,10 @@ def measure_memory(bench: Bench) -> None:
         "peak so far",
         "peak",
     ]
-    row = [count, found["rss_imports"], found["rss_tokenizer"], *looked_up, *then, found["peak"]]
-    table([*head, "first request after s", "CPU s"], [[*row, first, found["cpu"] + found["cpu_before"]]])
-    bench.goal(f"peak memory with {count:,} prompts", f"{found['peak']:.0f} MB <= 150 MB", found["peak"] <= 150)
-    bench.figures.append(f"{found['peak']:.0f} MB peak with {count:,} prompts")
+    row = [count, measured["rss_imports"], measured["rss_tokenizer"], *looked_up, *then, measured["peak"]]
+    table([*head, "first request after s", "CPU s"], [[*row, first, measured["cpu"] + measured["cpu_before"]]])
+    bench.goal(f"peak memory with {count:,} prompts", f"{measured['peak']:.0f} MB <= 150 MB", measured["peak"] <= 150)
+    bench.figures.append(f"{measured['peak']:.0f} MB peak with {count:,} prompts")
     shutil.rmtree(place)
 
 
@@ -433,11 +434,11 @@ def measure_unequal(bench: Bench) -> None:
         killed_at = time.monotonic()
         wait_until(lambda: answered() >= count // 2, client.process, 0.1)
         urls = [server.url for server in servers]
-        write_cluster(place / "cluster.yaml", urls, concurrency=connections)
+        write_compute(place / "compute.yaml", urls, concurrency=connections)
         joined_at = time.monotonic()
-        found = client.measured()
+        measured = client.measured()
         answered()
-    counts = bench.check(place, prompts, found["failures"])
+    counts = bench.check(place, prompts, measured["failures"])
     started = min(report["first_request"] for report in seen.values() if report["first_request"])
     wall = max(report["last_answer"] for report in seen.values()) - started
     lengths, slots, never = bench.lengths(prompts, speed), sum(sizes), float("inf")
@@ -461,7 +462,7 @@ def measure_unequal(bench: Bench) -> None:
         [
             [
                 *(count, counts["delivered"], counts.get("failed", 0), wall, best, without, queue),
-                *(f"{wall / best - 1:.1%}", f"{wall / queue - 1:.1%}", found["cpu"], found["retries"]),
+                *(f"{wall / best - 1:.1%}", f"{wall / queue - 1:.1%}", measured["cpu"], measured["retries"]),
             ]
         ],
     )
@@ -488,7 +489,7 @@ def group(make: Callable[[int], Server], sizes: Iterable[int]) -> Iterator[list[
 
 
 def bound(work: float, steps: list[tuple[float, int]]) -> float:
-    """Seconds that slot-seconds of work take at least; steps are (from when on, slots), in order of time."""
+    """The least seconds that slot-seconds of work take; steps are (start, slots), in order of time."""
     for (start, slots), (end, _) in zip(steps, [*steps[1:], (float("inf"), 0)], strict=True):
         if work <= slots * (end - start):
             return start + work / slots
@@ -499,8 +500,8 @@ def bound(work: float, steps: list[tuple[float, int]]) -> float:
 def ideal(lengths: Iterable[float], slots: list[tuple[float, float]]) -> float:
     """Seconds that a single queue before all slots would take, without any latency; slots are (from, until).
 
-    Nobody who does not know the lengths beforehand can count on less: unlike `bound` it has the drain at the end,
-    and what a server that was killed had begun is begun anew.
+    Without knowing the lengths beforehand, nobody can do better: unlike `bound` it includes the drain at the end, and
+    what a killed server had begun starts over.
     """
     free, again, end = list(slots), [], 0.0
     heapify(free)
@@ -542,17 +543,17 @@ def measure_faults(bench: Bench) -> None:
 
         wait_until(lambda: answered() >= count // 2, client.process, 0.05)
         servers[1].kill()
-        found = client.measured()
+        measured = client.measured()
         answered()
-    counts = bench.check(place, prompts, found["failures"])
-    drawn = Counter(found["retries"])
+    counts = bench.check(place, prompts, measured["failures"])
+    drawn = Counter(measured["retries"])
     faults = sum((Counter(report["faults"]) for report in seen.values()), Counter())
     wall = max(r["last_answer"] for r in seen.values()) - min(r["first_request"] for r in seen.values())
     again = sum(report["duplicates"] for report in seen.values())
-    reasons = dict(Counter(reason for _, reason in found["failures"]))
+    reasons = dict(Counter(reason for _, reason in measured["failures"]))
     table(
         ["requests", "delivered", "failed", "empty", "twice", "answered again", "wall s", "CPU s"],
-        [[count, counts["delivered"], counts.get("failed", 0), 0, 0, again, wall, found["cpu"]]],
+        [[count, counts["delivered"], counts.get("failed", 0), 0, 0, again, wall, measured["cpu"]]],
     )
     print(f"  faults at the servers: {dict(faults)}\n  retries: {dict(drawn)}\n  failures: {reasons}")
     bench.figures.append(
@@ -579,7 +580,7 @@ def measure_kills(bench: Bench) -> None:
             client.process.kill()
             killed_at = time.monotonic()
             client.process.wait()
-            # What was on its way is dropped when the server sees that the connections are closed.
+            # The server drops requests in flight when it sees that their connections are closed.
             time.sleep(0.2)
             report, rows_now = server.report("series"), stored_rows(place)
             lost = report["answered"] - rows_now - before
@@ -587,22 +588,23 @@ def measure_kills(bench: Bench) -> None:
             rows.append([number + 1, rows_now - kept, lost, f"{second:.0f}"])
             worst = max(worst, lost - second)
             before, kept = before + lost, rows_now
-        found = bench.start(place, "ours", prompts, [server], round(slots * HEADROOM)).measured()
+        measured = bench.start(place, "ours", prompts, [server], round(slots * HEADROOM)).measured()
         report = server.report()
-    counts = bench.check(place, prompts, found["failures"])
+    counts = bench.check(place, prompts, measured["failures"])
     table(["kill", "newly stored", "lost", "answered since a second before"], rows)
-    print(f"  last run: {found['cached']} from the store, {found['new']} new; answered again {report['duplicates']}")
+    again = report["duplicates"]
+    print(f"  last run: {measured['cached']} from the store, {measured['new']} new; answered again {again}")
     if report["answered"] - before != counts["delivered"]:
         raise WrongData(f"{report['answered']} answered, {before} lost by kills, {counts['delivered']} delivered")
-    most = max((row[2] for row in rows), default=0)
-    bench.goal("lost by a kill", f"at most {most}, one second's worth or less", worst <= 0)
-    bench.figures.append(f"{len(rows)} kills lost {before} of {count}, {most} at most in one")
+    largest = max((row[2] for row in rows), default=0)
+    bench.goal("lost by a kill", f"at most {largest}, one second's worth or less", worst <= 0)
+    bench.figures.append(f"{len(rows)} kills lost {before} of {count}, at most {largest} in one")
     shutil.rmtree(place)
     two_processes(bench, count // 2, slots, rate)
 
 
 def two_processes(bench: Bench, count: int, slots: int, rate: float) -> None:
-    """Two clients write to one store at once, a half each; a third asks for all and has nothing to send."""
+    """Two clients write to one store at once, half each; a third requests all and has nothing to send."""
     place, half = bench.place("two"), count // 2
     with Server(slots=slots, speed=speed_for(rate, slots)) as server:
         parts = [bench.prompts(half), bench.prompts(count - half, half)]
@@ -639,7 +641,7 @@ print(rows, opened, rate(here, True), rate(others, False), before, *memory_mb())
 
 
 def measure_lookup(bench: Bench) -> None:
-    """Memory and speed of look-ups in a store of many packed completions (their texts are a letter)."""
+    """Memory and speed of look-ups in a store of many packed completions (of one letter each)."""
     from cosmopedia.store.parquet_files import PACK_ROWS
 
     place = bench.place("lookup")
@@ -694,23 +696,23 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The options; without any, everything at its full size."""
-    found = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    found.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    found.add_argument("--scale", type=float, default=1.0, help="multiplies every section's default count")
-    found.add_argument("--requests", type=int, default=0, help="requests a section, instead of its default count")
-    found.add_argument("--runs", type=int, default=3, help="of the cost section; the median counts")
-    found.add_argument("--slots", type=int, nargs="+", default=[256, 500], help="of the utilisation section")
-    found.add_argument("--rate", type=float, default=600.0, help="completions/s that the stubs could give in all")
-    found.add_argument("--unequal", type=int, nargs=4, default=[32, 64, 128, 256], help="slots; the third is killed")
-    found.add_argument("--kills", type=int, default=10, help="of the kills section")
-    found.add_argument("--queued", type=int, default=1_000_000, help="prompts of the memory section")
-    found.add_argument("--keys", type=int, default=5_000_000, help="of the lookup section")
-    found.add_argument(
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    options.add_argument("--scale", type=float, default=1.0, help="multiplies every section's default count")
+    options.add_argument("--requests", type=int, default=0, help="requests per section, instead of its default count")
+    options.add_argument("--runs", type=int, default=3, help="of the cost section; the median counts")
+    options.add_argument("--slots", type=int, nargs="+", default=[256, 500], help="of the utilisation section")
+    options.add_argument("--rate", type=float, default=600.0, help="completions/s that the stubs could give in all")
+    options.add_argument("--unequal", type=int, nargs=4, default=[32, 64, 128, 256], help="slots; the third is killed")
+    options.add_argument("--kills", type=int, default=10, help="of the kills section")
+    options.add_argument("--queued", type=int, default=1_000_000, help="prompts of the memory section")
+    options.add_argument("--keys", type=int, default=5_000_000, help="of the lookup section")
+    options.add_argument(
         "--queued-from", choices=["parquet", "made"], default="parquet", help="made: without a reader's memory"
     )
-    found.add_argument("--prompts", help="parquet or JSON lines with a column `prompt`, instead of made prompts")
-    found.add_argument("--folder", type=Path, help="where stores are written (default: the temporary folder)")
-    return found
+    options.add_argument("--prompts", help="parquet or JSON lines with a column `prompt`, instead of made prompts")
+    options.add_argument("--folder", type=Path, help="where stores are written (default: the temporary folder)")
+    return options
 
 
 def main() -> int:

@@ -1,10 +1,9 @@
-"""How the published script's client goes about it, restated: chunks of prompts with a barrier after each.
+"""The published script's client, restated: chunks of prompts with a barrier after each.
 
-In: requests and one server. Out: a JSON file for each chunk, written when the whole chunk has been answered.
-The rules are the published ones: a chunk of 1,000 is asked for at once, no more than a semaphore allows are
-outstanding, the next chunk starts when the last answer of this one is there, and a request that failed has an empty
-completion. The connections are not: it has the same pooled session as ours, so that only the order of the requests
-is compared.
+In: requests and one server. Out: a JSON file per chunk, written when the whole chunk has been answered.
+The rules are the published ones: a chunk of 1,000 is requested at once, a semaphore limits the outstanding requests,
+the next chunk starts after the last answer of this one, and a failed request has an empty completion. The connections
+are not: it uses the same pooled session as ours, so that only the order of the requests is compared.
 """
 
 import asyncio
@@ -28,12 +27,13 @@ def chunks(requests: Iterable[dict[str, Any]], size: int = CHUNK) -> Iterator[li
 
 
 async def run(url: str, requests: Iterable[dict[str, Any]], concurrency: int, out: Path) -> int:
-    """Ask for bodies of /generate chunk by chunk; returns how many texts came back."""
-    allowed, texts = asyncio.Semaphore(concurrency), 0
+    """Post bodies to /generate chunk by chunk; returns how many texts came back."""
+    allowed = asyncio.Semaphore(concurrency)
+    texts = 0
     connector, deadline = aiohttp.TCPConnector(limit=concurrency), aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=deadline, trust_env=False) as http:
 
-        async def ask(body: dict[str, Any]) -> str:
+        async def post(body: dict[str, Any]) -> str:
             async with allowed:
                 try:
                     async with http.post(f"{url}/generate", json=body) as answer:
@@ -43,7 +43,7 @@ async def run(url: str, requests: Iterable[dict[str, Any]], concurrency: int, ou
                     return ""
 
         for number, chunk in enumerate(chunks(requests)):
-            completions = await asyncio.gather(*(ask(body) for body in chunk))
+            completions = await asyncio.gather(*(post(body) for body in chunk))
             texts += sum(bool(text) for text in completions)
             rows = [
                 {"prompt": body["inputs"], "completion": text} for body, text in zip(chunk, completions, strict=True)

@@ -1,12 +1,12 @@
-"""A stand-in for a TGI server that costs little, so that what is measured is the client.
+"""A cheap stub of a TGI server, so that the client is what is measured.
 
 In: TGI's HTTP contract (POST /generate, GET /health, /info, /metrics). Out: texts that are a function of prompt and
-seed, after as long as a slot would have taken over them, and GET /stub/report: what the slots did (JSON).
-It holds `--slots` sequences at a time; further requests wait in its queue, as in TGI's batch, and above
-`--max-concurrent` it answers 429 at once. Faults have probabilities and come before serving.
-Written on asyncio.Protocol, since a web framework would be the bottleneck of the measurement. Loopback only; it ends
-when its standard input does, so that it cannot outlive the process that started it.
-Alone: python -m perf.stub_server --slots 256 --speed 1000 (prints its address; end it with Ctrl-D)
+seed, after the time that a slot would have needed, and GET /stub/report: what the slots did (JSON).
+It runs `--slots` sequences at a time; further requests wait in its queue, as in TGI's, and above `--max-concurrent` it
+answers 429 at once. Faults have probabilities and come before serving. It is written on asyncio.Protocol, because a
+web framework would be the bottleneck. Loopback only; it ends when its standard input does, so that it cannot outlive
+the process that started it.
+Run: python -m perf.stub_server --slots 256 --speed 1000 (prints its address; end it with Ctrl-D)
 """
 
 import argparse
@@ -25,7 +25,7 @@ from statistics import NormalDist
 from typing import Any
 
 MODEL = "stub-1b"
-MEAN_TOKENS, SIGMA, MOST_TOKENS = 800, 0.6, 2500  # lognormal, cut; the cut takes 1.4% of the completions
+MEAN_TOKENS, SIGMA, MAX_TOKENS = 800, 0.6, 2500  # lognormal, cut; the cut takes 1.4% of the completions
 CHARACTERS_PER_TOKEN = 4
 SAMPLE_SECONDS = 0.05  # between two rows of the report's series
 MAX_HEAD = 64 * 1024
@@ -35,7 +35,7 @@ _NORMAL = NormalDist()
 
 @cache
 def corpus() -> str:
-    """200 kB of made words: compresses about as prose does, and no two slices are alike."""
+    """200 kB of made-up words: compresses about as well as prose, and no two slices are alike."""
     draw = random.Random(0)
     letters, words = "etaoinshrdlucmfwyp", []
     vocabulary = ["".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(4000)]
@@ -48,26 +48,26 @@ def _digest(prompt: str, seed: int | None) -> bytes:
     return blake2b(f"{seed} {prompt}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def tokens_of(prompt: str, seed: int | None, most: int = MOST_TOKENS) -> int:
-    """How many tokens the stub takes over a prompt."""
-    return _tokens(_digest(prompt, seed), most)
+def tokens_of(prompt: str, seed: int | None, limit: int = MAX_TOKENS) -> int:
+    """How many tokens the stub writes for a prompt."""
+    return _tokens(_digest(prompt, seed), limit)
 
 
-def _tokens(digest: bytes, most: int) -> int:
+def _tokens(digest: bytes, limit: int) -> int:
     uniform = (int.from_bytes(digest[:8], "little") + 0.5) / 2**64
     length = math.exp(math.log(MEAN_TOKENS) - SIGMA**2 / 2 + SIGMA * _NORMAL.inv_cdf(uniform))
-    return max(min(round(length), MOST_TOKENS, most), 1)
+    return max(min(round(length), MAX_TOKENS, limit), 1)
 
 
-def text_of(prompt: str, seed: int | None, most: int = MOST_TOKENS, characters: int = 0) -> str:
-    """What the stub writes; `characters` 0: four a token."""
+def text_of(prompt: str, seed: int | None, limit: int = MAX_TOKENS, characters: int = 0) -> str:
+    """What the stub writes; `characters` 0: four per token."""
     digest = _digest(prompt, seed)
-    return _text(digest, characters or CHARACTERS_PER_TOKEN * _tokens(digest, most))
+    return _text(digest, characters or CHARACTERS_PER_TOKEN * _tokens(digest, limit))
 
 
 def _text(digest: bytes, characters: int) -> str:
     words = corpus()
-    start = int.from_bytes(digest[8:], "little") % (len(words) - CHARACTERS_PER_TOKEN * MOST_TOKENS)
+    start = int.from_bytes(digest[8:], "little") % (len(words) - CHARACTERS_PER_TOKEN * MAX_TOKENS)
     return f"{digest.hex()} {words[start : start + characters]}"[: max(characters, 8)]
 
 
@@ -90,7 +90,7 @@ class Stub:
         self.options = options
         self.speed: float = options.speed
         self.slots: int = options.slots
-        self.room: int = options.max_concurrent or options.slots * 4
+        self.max_concurrent: int = options.max_concurrent or options.slots * 4
         self.faulty: bool = any((options.p429, options.p500, options.preset, options.pstall))
         self.draw = random.Random(options.fault_seed)
         self.busy = 0
@@ -106,7 +106,7 @@ class Stub:
     # -- serving
 
     def generate(self, connection: "Connection", body: bytes) -> None:
-        """Answer at once, begin, queue, refuse or break, as chance and load want it."""
+        """Answer at once, begin, queue, refuse or break, depending on chance and load."""
         now = time.monotonic()
         if not self.requests:
             self.first = self.changed = now
@@ -117,16 +117,16 @@ class Stub:
         try:
             content = json.loads(body)
             prompt, parameters = content["inputs"], content.get("parameters") or {}
-            seed, most = parameters.get("seed"), int(parameters.get("max_new_tokens") or MOST_TOKENS)
+            seed, limit = parameters.get("seed"), int(parameters.get("max_new_tokens") or MAX_TOKENS)
         except (ValueError, KeyError, TypeError, AttributeError):
-            return connection.error(400, "the body is no request", "validation")
+            return connection.error(400, "the body is not a request", "validation")
         digest = _digest(prompt, seed)
-        tokens = _tokens(digest, most)
-        work = Work(connection, digest, tokens, most < MOST_TOKENS and tokens == most, len(prompt))
+        tokens = _tokens(digest, limit)
+        work = Work(connection, digest, tokens, limit < MAX_TOKENS and tokens == limit, len(prompt))
         connection.seed = seed
         if not self.speed:
             return self._answer(work)
-        if self.busy + len(self.queue) >= self.room:
+        if self.busy + len(self.queue) >= self.max_concurrent:
             self.faults["overload"] += 1
             return connection.error(429, "Model is overloaded", "overloaded")
         connection.work = work
@@ -213,7 +213,7 @@ class Stub:
         now = time.monotonic()
         self._count(0, now)
         row = (now, self.busy, len(self.queue), self.integral, self.answered)
-        # While nothing happens, one row at each end says it all.
+        # While nothing happens, one row at each end is enough.
         if len(self.series) > 1 and self.series[-1][1:] == row[1:] == self.series[-2][1:]:
             self.series.pop()
         self.series.append(row)
@@ -223,7 +223,7 @@ class Stub:
         """What happened so far. `whole` adds the series, `keys` how often each (prompt, seed) was answered."""
         if self.requests:
             self._count(0, time.monotonic())
-        found: dict[str, Any] = {
+        report: dict[str, Any] = {
             "slots": self.slots,
             "speed": self.speed,
             "now": time.monotonic(),
@@ -243,10 +243,10 @@ class Stub:
             "cpu_seconds": time.process_time(),
         }
         if whole:
-            found["series"] = self.series  # rows of (time, busy, queued, busy slot-seconds so far, answered so far)
+            report["series"] = self.series  # rows of (time, busy, queued, busy slot-seconds so far, answered so far)
         if keys:
-            found["answers"] = {key.hex(): count for key, count in self.answers.items()}
-        return found
+            report["answers"] = {key.hex(): count for key, count in self.answers.items()}
+        return report
 
     def get(self, path: str) -> tuple[int, bytes, str]:
         """(status, body, content type) of a GET."""
@@ -254,8 +254,12 @@ class Stub:
         if name == "/health":
             return 200, b"", "text/plain"
         if name == "/info":
-            said = {"model_id": self.options.model_id, "model_sha": None, "router": "stub", "version": "1.0.0"}
-            return 200, json.dumps({**said, "max_concurrent_requests": self.room}).encode(), "application/json"
+            info = {"model_id": self.options.model_id, "model_sha": None, "router": "stub", "version": "1.0.0"}
+            return (
+                200,
+                json.dumps({**info, "max_concurrent_requests": self.max_concurrent}).encode(),
+                "application/json",
+            )
         if name == "/metrics":
             lines = [
                 "# TYPE tgi_queue_size gauge",
@@ -271,7 +275,7 @@ class Stub:
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1 with keep-alive and Content-Length, one request at a time; what comes early waits its turn."""
+    """HTTP/1.1 with keep-alive and Content-Length, one request at a time; what arrives early waits."""
 
     transport: asyncio.Transport
 
@@ -356,23 +360,23 @@ class Connection(asyncio.Protocol):
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    found = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    found.add_argument("--port", type=int, default=0, help="0: one that is free")
-    found.add_argument("--slots", type=int, default=256, help="sequences at a time")
-    found.add_argument("--max-concurrent", type=int, default=0, help="with the queue; 0: four times the slots")
-    found.add_argument("--speed", type=float, default=1000.0, help="tokens/s of one slot; 0: no latency")
-    found.add_argument("--text-chars", type=int, default=0, help="length of each text; 0: four characters a token")
-    found.add_argument("--model-id", default=MODEL)
-    found.add_argument("--cpu", type=int, default=None, help="the core to stay on")
-    found.add_argument("--fault-seed", type=int, default=0)
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--port", type=int, default=0, help="0: any free port")
+    options.add_argument("--slots", type=int, default=256, help="sequences at a time")
+    options.add_argument("--max-concurrent", type=int, default=0, help="with the queue; 0: four times the slots")
+    options.add_argument("--speed", type=float, default=1000.0, help="tokens/s of one slot; 0: no latency")
+    options.add_argument("--text-chars", type=int, default=0, help="length of each text; 0: four characters per token")
+    options.add_argument("--model-id", default=MODEL)
+    options.add_argument("--cpu", type=int, default=None, help="the core to stay on")
+    options.add_argument("--fault-seed", type=int, default=0)
     for name, meaning in (
         ("429", "answered 429"),
         ("500", "answered 500"),
         ("reset", "connection reset"),
         ("stall", "never answered"),
     ):
-        found.add_argument(f"--p{name}", type=float, default=0.0, help=f"share of requests: {meaning}")
-    return found
+        options.add_argument(f"--p{name}", type=float, default=0.0, help=f"share of requests: {meaning}")
+    return options
 
 
 async def serve(options: argparse.Namespace) -> None:

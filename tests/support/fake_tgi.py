@@ -1,9 +1,9 @@
-"""A server with TGI's HTTP API, or an OpenAI-style one, and no model: its text is a function of prompt and seed, its
-faults are scripted.
+"""A server with TGI's HTTP API, or an OpenAI-style one, without a model: texts depend on prompt and seed, faults are
+scripted.
 
 `FakeTgi(script)` runs in a thread; `python tests/support/fake_tgi.py --registration FILE ...` takes the CPU server's
-arguments, waits $FAKE_TGI_DELAY seconds over each completion and adds each prompt that it completed to $FAKE_TGI_LOG.
-While the file $FAKE_TGI_HOLDS exists, a prompt waits for which "<job> <prompt>" has a match of the pattern in it.
+arguments, takes $FAKE_TGI_DELAY seconds per completion and appends each completed prompt to $FAKE_TGI_LOG. While the
+file $FAKE_TGI_HOLDS exists, prompts wait for which the pattern in it matches "<job> <prompt>".
 """
 
 import argparse
@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
+
+from cosmopedia.files import write_text
 
 Script = Callable[[str, int], object]
 
@@ -52,7 +54,7 @@ class FakeTgi:
         self.script, self.capacity, self.delay, self.log, self.port = script, capacity, delay, log, port
         self.api, self.slots, self.token = api, slots, token
         self.batch = asyncio.Semaphore(slots or 10**6)
-        self.silent = False  # answers nothing at all any more
+        self.silent = False  # true: it no longer answers
         self.most_waiting = 0
         self.info = {"model_id": model_id, "model_sha": model_sha, "version": "3.0.0", "router": "fake"}
         self.asked: Counter[str] = Counter()
@@ -62,7 +64,7 @@ class FakeTgi:
 
     async def generate(self, request: web.Request) -> web.Response:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
-            return self.error(401, "a token is wanted", "authorisation")
+            return self.error(401, "a token is needed", "authorisation")
         if self.active >= self.capacity:
             return self.error(429, "Model is overloaded", "overloaded")
         self.active += 1
@@ -90,7 +92,7 @@ class FakeTgi:
             kinds = {429: "overloaded", 422: "validation", 424: "generation"}
             return self.error(action, f"fault {action}", kinds.get(action, "fault"))
         await asyncio.sleep(action if isinstance(action, float) else self.delay)
-        while self._held(prompt):
+        while self._waits(prompt):
             await asyncio.sleep(0.2)
         text = "" if action == "empty" else text_of(prompt, parameters["seed"])
         self.answered.append((prompt, parameters["seed"]))
@@ -111,8 +113,8 @@ class FakeTgi:
         }
         return web.json_response({"generated_text": text, "details": details})
 
-    def _held(self, prompt: str) -> bool:
-        """Whether the prompt must wait; `<holds>.<job>` tells the test that the job of this server holds one."""
+    def _waits(self, prompt: str) -> bool:
+        """Whether the prompt must wait; `<holds>.<job>` tells the test that this server's job has such a prompt."""
         if self.holds is None or not self.holds.exists():
             return False
         job = os.environ.get("SLURM_JOB_ID", "")
@@ -140,7 +142,7 @@ class FakeTgi:
 
         async def models(request: web.Request) -> web.Response:
             if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
-                return self.error(401, "a token is wanted", "authorisation")
+                return self.error(401, "a token is needed", "authorisation")
             card = {"id": self.info["model_id"], "object": "model", "owned_by": "vllm", "root": "/models/x"}
             return web.json_response({"object": "list", "data": [card]})
 
@@ -177,7 +179,7 @@ class FakeTgi:
         return self
 
     def die(self) -> None:
-        """Break every connection and answer no more."""
+        """Break every connection and stop answering."""
 
         def abort() -> None:
             for connection in list(self._runner.server.connections):  # type: ignore[union-attr]
@@ -221,10 +223,7 @@ async def main() -> None:
     )
     await fake.serve()
     if arguments.registration:
-        registration = Path(arguments.registration)
-        partial = registration.with_suffix(".partial")
-        partial.write_text(json.dumps({"url": fake.url, "pid": os.getpid()}))
-        partial.rename(registration)
+        write_text(Path(arguments.registration), json.dumps({"url": fake.url, "pid": os.getpid()}))
     await asyncio.Event().wait()
 
 

@@ -1,27 +1,27 @@
-"""A real Slurm on one machine for the tests: a controller and several nodes, of Debian's packages (install_slurm.sh).
+"""A real Slurm on one machine for the tests: a controller and several nodes from Debian's packages (install_slurm.sh).
 
 `SlurmCluster(folder)` keeps its configuration, key, sockets, state and logs in `folder`, listens on 127.0.0.1 only,
-and leaves no process behind, also after a failing test or a pytest that was killed with SIGKILL. Jobs are submitted
+and leaves no process behind, even after a failing test or a pytest that was killed with SIGKILL. Jobs are submitted
 with the ordinary commands (sbatch, squeue, scancel, scontrol, `sacct -c`) under `SlurmCluster.environment`. It runs as
-the user who runs the tests. The scheduler counts CPUs, memory and GPUs, but nothing holds a job to what it asked for.
+the user who runs the tests. The scheduler counts CPUs, memory and GPUs, but nothing limits a job to what it requested.
 
 Why the settings in `CONFIGURATION` are as they are (Slurm 22.05):
 
 SlurmctldHost=HOST(127.0.0.1)   the controller refuses to start unless HOST is this machine's own name
 CommunicationParameters         without both, the daemons listen on all addresses
-%n in paths, a port a node      all nodes share this machine: each needs its own spool, pid file, log and port
-AuthInfo cred_expire            a requeued job waits until its old credential has run out: 120 s, else; 5 s at least
-ProctrackType, TaskPlugin       the defaults need cgroups, which a container does not lend
+%n in paths, a port per node    all nodes share this machine: each needs its own spool, pid file, log and port
+AuthInfo cred_expire            a requeued job waits until its old credential expires: 120 s by default; 5 s at least
+ProctrackType, TaskPlugin       the defaults need cgroups, which a container does not have
 SlurmdParameters                lets a node have more CPUs and memory than this machine
-SlurmdTimeout                   a node that was silent for so long is down, and its jobs are requeued
-MessageTimeout                  for so long a refused connection is tried again: 10 s more until a node is down, else
+SlurmdTimeout                   after so long without contact a node is down, and its jobs are requeued
+MessageTimeout                  refused connections are retried for so long; the default adds 10 s until a node is down
 ReturnToService=2               a node that was down is used again as soon as it registers
 JobCompType=jobcomp/filetxt     what `sacct -c` reads; plain `sacct` would need a database
 SchedulerParameters             looks at the queue every second instead of every minute
-MinJobAge                       so many seconds after its end `scontrol show job` still knows a job
-PreemptType, PreemptMode        a job in the partition `urgent` requeues jobs of `all` where it needs their place
+MinJobAge                       for so many seconds after its end, `scontrol show job` knows a job
+PreemptType, PreemptMode        a job in the partition `urgent` requeues jobs of `all` whose nodes it needs
 KillWait                        seconds between SIGTERM and SIGKILL for a job that is cancelled or out of time
-GRES                            slurmd wants a character device for each GPU: links to /dev/null do, bare counts do not
+GRES                            slurmd needs a character device per GPU: links to /dev/null work, bare counts do not
 """
 
 import contextlib
@@ -42,7 +42,7 @@ import pytest
 START_SECONDS = 180.0
 COMMAND_SECONDS = 120.0
 LOG_LINES = 15
-SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where the daemons are; not on everybody's PATH
+SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where the daemons are; not on every user's PATH
 PORTS = range(10_000, 32_000)  # below the ports that Linux gives to outgoing connections
 
 CONFIGURATION = """\
@@ -87,30 +87,30 @@ AccountingStorageType=accounting_storage/none
 GresTypes=gpu
 """
 
-# The process above each daemon. It ends the daemon, and all that came of it, when it is told to (SIGTERM) and when
-# pytest has died. A job's processes leave the daemon's group and survive it; but orphans go to the nearest subreaper,
-# so that everything below the keeper is the daemon's and nothing has to be searched for.
+# The process above each daemon. It ends the daemon and all its descendants on SIGTERM and when pytest has died. A
+# job's processes leave the daemon's group and survive it; but orphans go to the nearest subreaper, so that everything
+# below the keeper is the daemon's, and nothing has to be searched for.
 KEEPER = """\
 import contextlib, ctypes, os, signal, subprocess, sys, time
 from pathlib import Path
 
 
 def children():
-    found = {}
+    by_parent = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                # "pid (name) state parent ...", and a name may hold anything
+                # "pid (name) state parent ...", and a name may contain anything
                 parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-                found.setdefault(int(parent), []).append(int(folder.name))
-    return found
+                by_parent.setdefault(int(parent), []).append(int(folder.name))
+    return by_parent
 
 
 def kill_all():
     while True:
-        found, row = children(), [os.getpid()]
+        by_parent, row = children(), [os.getpid()]
         while row:  # parents first: a slurmstepd that saw its script die would still report that the job failed
-            row = [child for parent in row for child in found.get(parent, [])]
+            row = [child for parent in row for child in by_parent.get(parent, [])]
             for pid in row:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -122,12 +122,12 @@ def kill_all():
         time.sleep(0.01)
 
 
-def told(number, frame):
+def end(number, frame):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(0)
 
 
-signal.signal(signal.SIGTERM, told)
+signal.signal(signal.SIGTERM, end)
 prctl = ctypes.CDLL(None).prctl
 prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -155,11 +155,11 @@ class Job(NamedTuple):
 
 
 def missing() -> str:
-    """Why there can be no Slurm here; nothing if there can."""
+    """Why Slurm cannot run here; empty if it can."""
     if sys.platform != "linux":
         return "Slurm's nodes need Linux"
-    lacking = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _program(name)]
-    return f"{', '.join(lacking)} not found; tests/support/install_slurm.sh installs Debian's Slurm" if lacking else ""
+    absent = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not _program(name)]
+    return f"{', '.join(absent)} not found; tests/support/install_slurm.sh installs Debian's Slurm" if absent else ""
 
 
 def _program(name: str) -> str | None:
@@ -167,26 +167,25 @@ def _program(name: str) -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as attempt:
             try:
                 attempt.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise OSError(f"no {count} free ports from {PORTS.start} to {PORTS.stop - 1}")
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise OSError(f"fewer than {count} free ports from {PORTS.start} to {PORTS.stop - 1}")
 
 
 class SlurmCluster:
-    """A controller and `nodes` nodes named n1, n2, ... with `cpus` CPUs, 1 TB and `gpus` made-up GPUs each.
+    """A controller and `nodes` nodes named n1, n2, ... with `cpus` CPUs, 1 TB and `gpus` fake GPUs each.
 
-    Partitions: `all` (the default) and `urgent`. `folder` need not exist; a short path, for sockets have at most 107
-    characters. A node that was silent for `silence` seconds is down. RuntimeError with the ends of the logs when
-    something does not come up. To be entered in the main thread: the daemons end when the thread does that
-    started them.
+    Partitions: `all` (the default) and `urgent`. `folder` need not exist; keep its path short, since a socket's path
+    has at most 107 characters. A node that was silent for `silence` seconds is down. RuntimeError with the ends of the
+    logs when something does not start. Enter it in the main thread: the daemons end with the thread that started them.
     """
 
     def __init__(self, folder: Path, nodes: int = 3, cpus: int = 2, gpus: int = 0, silence: int = 5):
@@ -220,7 +219,7 @@ class SlurmCluster:
 
     def __enter__(self) -> Self:
         try:
-            # --force: munged wants a folder that all may enter, and pytest's own folders are the user's alone
+            # --force: munged expects a folder that all can enter, but pytest's folders are private
             files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
             munge = self.folder / "munge.socket"
             self._start("munged", "munged", "--foreground", "--force", f"--socket={munge}", *files)
@@ -238,11 +237,11 @@ class SlurmCluster:
         self.close()
 
     def close(self) -> None:
-        """End every process of it, those of its jobs too."""
+        """End all of its processes, including those of its jobs."""
         self._end(list(self._keepers))
 
     def run(self, *command: str, stdin: str | None = None) -> str:
-        """What one of Slurm's commands prints. RuntimeError with its own words when it fails."""
+        """What one of Slurm's commands prints. RuntimeError with its message when it fails."""
         environment = {**os.environ, **self.environment}
         done = subprocess.run(
             command, env=environment, input=stdin, capture_output=True, text=True, timeout=COMMAND_SECONDS
@@ -272,47 +271,47 @@ class SlurmCluster:
         self._wait(idle, seconds, "not all nodes are idle")
 
     def kill_node(self, number: int) -> None:
-        """Node `number` (from 1) is gone as if its plug was pulled: its slurmd and all of its jobs, with SIGKILL.
+        """Node `number` (from 1) goes as if it lost power: its slurmd and all of its jobs, with SIGKILL.
 
-        Slurm finds out by itself, 7 s after `silence` at most, and starts the requeued jobs elsewhere 6 s later. To go
-        without the first wait: `run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=dead")`.
+        Slurm notices by itself, at most 7 s after `silence`, and starts the requeued jobs elsewhere 6 s later. To skip
+        the first wait: `run("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=dead")`.
         """
         self._end([self.nodes[number - 1]])
 
     def restart_node(self, number: int) -> None:
-        """Node `number` (from 1) starts again, and `wait_idle` waits until it has. Its jobs end if it still runs."""
+        """Node `number` (from 1) starts again; `wait_idle` waits until it has. If it still runs, its jobs end."""
         name = self.nodes[number - 1]
         self._end([name] if name in self._keepers else [])
         self._start_node(name)
 
     def logs(self) -> str:
         """The ends of all logs, for an error's text."""
-        found = []
+        tails = []
         for out in sorted(self.folder.glob("*.out")):
             log = out.with_suffix(".log")
             path = log if log.exists() else out
             if lines := path.read_text(errors="replace").splitlines()[-LOG_LINES:]:
-                found.append("\n    ".join([path.name, *lines]))
-        return "\n".join(found)
+                tails.append("\n    ".join([path.name, *lines]))
+        return "\n".join(tails)
 
     def _start_node(self, name: str) -> None:
         self._start(name, "slurmd", "-D", "-N", name, "-f", self.environment["SLURM_CONF"])
 
     def _start(self, name: str, program: str, *arguments: str) -> None:
-        found = _program(program)
-        if not found:
+        path = _program(program)
+        if not path:
             raise RuntimeError(missing())
         keeper = [sys.executable, "-I", "-S", str(self.folder / "keeper.py"), str(os.getpid())]
-        # What stands in its log, and what a daemon says that comes to no log: of a configuration that it cannot read.
+        # Its log has most; this has the rest, such as complaints about a configuration that it cannot read.
         with (self.folder / f"{name}.out").open("wb") as out:
             self._keepers[name] = subprocess.Popen(
-                [*keeper, found, *arguments],
+                [*keeper, path, *arguments],
                 env={**os.environ, **self.environment},
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                start_new_session=True,  # Ctrl-C is for pytest, which then ends the cluster in order
+                start_new_session=True,  # Ctrl-C goes to pytest, which then ends the cluster in order
             )
 
     def _end(self, names: list[str]) -> None:
@@ -334,7 +333,7 @@ class SlurmCluster:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """Three nodes of two CPUs and two made-up GPUs for a module's tests; Slurm's commands lead to them."""
+    """Three nodes with two CPUs and two fake GPUs each for a module's tests; Slurm's commands reach them."""
     if reason := missing():
         pytest.skip(reason)
     with SlurmCluster(tmp_path_factory.mktemp("slurm"), gpus=2) as cluster, pytest.MonkeyPatch.context() as patch:
