@@ -219,7 +219,7 @@ class CpuJobs(SlurmServing):
 
 
 class GpuJobs(SlurmServing):
-    """What TGI and vLLM have in common."""
+    """TGI or vLLM, as Slurm jobs."""
 
     engine: Literal["tgi", "vllm"]
     gpus: int = Field(ge=1)  # of one instance: the model is split over them
@@ -233,16 +233,8 @@ class GpuJobs(SlurmServing):
         return launcher
 
 
-class TgiServing(GpuJobs):
-    engine: Literal["tgi"]  # pyright: ignore[reportIncompatibleVariableOverride]
-
-
-class VllmServing(GpuJobs):
-    engine: Literal["vllm"]  # pyright: ignore[reportIncompatibleVariableOverride]
-
-
 CpuServing = Annotated[LocalServing | CpuJobs, Field(discriminator="launcher")]
-Serving = Annotated[CpuServing | TgiServing | VllmServing | ExternalServing, Field(discriminator="engine")]
+Serving = Annotated[CpuServing | GpuJobs | ExternalServing, Field(discriminator="engine")]
 
 
 class Tasks(Params):
@@ -358,8 +350,8 @@ VARIANTS: dict[tuple[str, ...], type[Params]] = {
     ("serving", "external"): ExternalServing,
     ("serving", "cpu", "local"): LocalServing,
     ("serving", "cpu", "slurm"): CpuJobs,
-    ("serving", "tgi"): TgiServing,
-    ("serving", "vllm"): VllmServing,
+    ("serving", "tgi"): GpuJobs,
+    ("serving", "vllm"): GpuJobs,
     ("data", "local"): LocalData,
     ("data", "slurm"): SlurmData,
     ("data", "ray"): RayData,

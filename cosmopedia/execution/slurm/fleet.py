@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cosmopedia.errors import ClusterError, CosmoError
-from cosmopedia.execution.compute import CpuJobs, EndpointSpec, GpuJobs, VllmServing
+from cosmopedia.execution.compute import CpuJobs, EndpointSpec, GpuJobs
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.job_scripts import (
     Shell,
@@ -137,7 +137,7 @@ class SlurmFleet:
 
     def members(self) -> list[EndpointSpec]:
         """Healthy servers, except those that are about to end."""
-        api = "openai" if isinstance(self.serving, VllmServing) else "tgi"
+        api = "openai" if self.serving.engine == "vllm" else "tgi"
         key = self.folder / "key"
         urls = [url for url in list(self._servers) if url not in self._retiring]
         return [EndpointSpec(url=url, api=api, gpus=self.serving.gpus, token_file=key) for url in urls]

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cosmopedia.errors import ClusterError, ConfigError
-from cosmopedia.execution.compute import VARIANTS
+from cosmopedia.execution.compute import GpuJobs
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.fleet import COMES_BACK, SlurmFleet, end_fleet, known_fleets
 from cosmopedia.execution.slurm.server_job import claim
@@ -383,7 +383,7 @@ def test_names_and_paths_reach_the_shell_as_they_are(folder: Path, engine: str, 
     content |= {"engine": engine, "container": None, "arguments": ["--x=$(touch pwned) 'a' \"b\"; echo"]}
     name, quantisation = "org/we$(touch pwned)ird 'name'", "fp8; rm -rf x"
     model = GenerationModel(folder / "a b", name, "main", quantisation, 400)
-    script = SlurmFleet("generate", model, VARIANTS["serving", engine].model_validate(content)).script()
+    script = SlurmFleet("generate", model, GpuJobs.model_validate(content)).script()
     command = {"vllm": "vllm", "tgi": "text-generation-launcher"}[engine]
     script = script.replace(f"exec  {command}", "exec printf '%s\\n'")
     body = script[script.index("serve()") : script.index("export -f")] + "serve"
