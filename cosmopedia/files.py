@@ -1,8 +1,10 @@
 """Files that are whole or absent, file locks, and the end of a log."""
 
 import fcntl
+import glob
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +16,16 @@ from typing import IO
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write a file or a folder under; it becomes `path` once the body has ended well.
 
-    The draft's name holds the process and the thread, so that two that write the same file do not share a draft. A
-    reader sees the old content or the new, never a part. Durability (fsync) is left to the body.
+    The draft's name holds host, process and thread, so that two that write the same file do not share a draft. Drafts
+    that killed processes of this host left are removed. A reader sees the old content or the new, never a part.
+    Durability (fsync) is left to the body.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    prefix = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*.partial"):
+        if not _runs(left.name.removeprefix(prefix).partition("-")[0]):
+            _remove(left)
+    draft = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}.partial")
     _remove(draft)
     try:
         yield draft
@@ -29,7 +36,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this host still runs; in doubt, yes."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        pass
+    return True
 
 
 def write_text(path: Path, content: str) -> None:

@@ -1,0 +1,61 @@
+"""Files: whole or absent, whatever kills the writer."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cosmopedia.files import lock, log_tail, replacing, write_text
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cosmopedia.files import replacing
+with replacing(Path(sys.argv[1])) as draft:
+    draft.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_content_and_the_next_one_removes_its_draft(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].json"
+    write_text(path, "old\n")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=Path(__file__).parents[2])
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old\n" and len(list(tmp_path.iterdir())) == 2
+    write_text(path, "new\n")
+    assert path.read_text() == "new\n" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_draft_of_a_writer_that_goes_on_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with replacing(path) as draft:
+        draft.write_text("slow")
+        other = draft.with_name(draft.name.replace(str(os.getpid()), str(os.getppid())))
+        draft.rename(other)  # a draft of another process, which runs
+        write_text(path, "quick")
+        other.rename(draft)
+    assert path.read_text() == "slow"
+
+
+def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "folder") as draft:
+        draft.mkdir()
+        (draft / "part").touch()
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_has_a_lock(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as first, (tmp_path / "lock").open("w") as second:
+        assert lock(first) and not lock(second)
+
+
+def test_the_end_of_a_log_is_indented(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert log_tail(log) == "    (no log was written)"
+    log.write_text("".join(f"line {n}\n" for n in range(30)))
+    assert log_tail(log, 2) == "    line 28\n    line 29"
