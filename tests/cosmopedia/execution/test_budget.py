@@ -125,8 +125,7 @@ def test_what_nothing_refers_to_is_named_and_then_removed(folder: Path, monkeypa
     def command(*words: str) -> str:
         return cosmo(store_app, *words)
 
-    no_clusters = SimpleNamespace(requests=[])
-    monkeypatch.setattr(cosmo_requests, "questions", lambda *_: no_clusters)
+    monkeypatch.setattr(cosmo_requests, "labelling_requests", lambda *_: ({}, []))  # no clusters to label here
     monkeypatch.setattr(cosmo_requests, "load", lambda *_: NAMING)
     with FakeTgi() as server:
         write_settings(folder, [server.url])

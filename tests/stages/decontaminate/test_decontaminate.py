@@ -458,7 +458,7 @@ def test_a_document_in_two_cells_is_named(deduplicated: Path):
     repository(deduplicated, "decontaminate")
     with pytest.raises(
         DataError,
-        match=r"completion_id '.*' stands in more than one file \(web-blogpost.parquet, web-wikihow.parquet\)",
+        match=r"completion_id '.*' is in more than one file \(web-blogpost.parquet, web-wikihow.parquet\)",
     ):
         main()
 

@@ -130,7 +130,7 @@ def test_nothing_stays_behind_but_the_tables(cleaned: Path):
 def test_an_id_in_two_cells_is_named(cleaned: Path):
     write_documents(cleaned / "data/clean/openstax-college.parquet", [document(text="other", completion_id="40-0")])
     repository(cleaned, "dedup")
-    with pytest.raises(DataError, match="'40-0' stands in more than one file"):
+    with pytest.raises(DataError, match="'40-0' is in more than one file"):
         main()
 
 

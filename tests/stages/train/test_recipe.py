@@ -75,7 +75,7 @@ def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> N
     assert "tokens/s" not in forecast.describe(recipe, 1)
     set_compute(repository, peak_tflops=989.4, layout={"dp": 4})
     sentence = forecast.describe(recipe, 3)
-    assert "each of 3 seeds" in sentence and "GPU hours" in sentence and "40% of 989.4 TFLOPS a GPU" in sentence
+    assert "each of 3 seeds" in sentence and "GPU hours" in sentence and "40% of 989.4 TFLOPS per GPU" in sentence
     forecast.remember(recipe, 512.0)
     assert "at 512 tokens/s (measured here)" in forecast.describe(recipe, 1)
     forecast._rates().write_text("no json")
