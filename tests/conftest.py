@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, with nothing in the environment that would lead a stage elsewhere."""
-    for name in ("COSMO_STORE", "COSMO_COMPUTE", "DVC_ROOT"):
+    for name in ("COSMO_STORE", "COSMO_COMPUTE", "COSMO_CLUSTER", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path

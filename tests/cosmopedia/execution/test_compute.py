@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cosmopedia.errors import ConfigError
-from cosmopedia.execution.compute import Compute, Container, Slurm, load_compute
+from cosmopedia.execution.compute import Compute, Container, Slurm, _warn_old_name, compute_path, load_compute
 from cosmopedia.execution.slurm.job_scripts import in_container
 
 ROOT = Path(__file__).parents[3]
@@ -155,3 +155,14 @@ def test_the_container_precedes_the_command_and_gets_the_jobs_cpus(runtime: str,
     nodes = 1 if runtime == "docker" else 2
     assert in_container(container, nodes, cpus=22, passed=["HF_TOKEN"]).startswith(wanted)
     assert in_container(None, 1, cpus=22) == ""
+
+
+def test_the_older_variable_still_counts_with_a_warning(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COSMO_CLUSTER", "endpoints")
+    _warn_old_name.cache_clear()
+    assert compute_path() == compute_path() == Path("compute/endpoints.yaml")
+    assert capsys.readouterr().err.count("$COSMO_CLUSTER is now called $COSMO_COMPUTE") == 1
+    monkeypatch.setenv("COSMO_COMPUTE", "mine")
+    assert compute_path() == Path("compute/mine.yaml") and not capsys.readouterr().err
