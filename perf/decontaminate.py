@@ -167,7 +167,7 @@ def ours_rule() -> dict[str, Any]:
     import yaml
 
     from stages.decontaminate.index import DecontaminateParams, Index
-    from stages.decontaminate.steps import BATCH
+    from stages.decontaminate.pipeline import BATCH
 
     section = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["decontaminate"]
     texts, items = pq.read_table("completions.parquet").to_pylist(), pq.read_table("items.parquet").to_pylist()
