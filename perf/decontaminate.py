@@ -1,4 +1,4 @@
-"""CPU time, memory and decisions of decontaminate beside the published script, on the same documents and items.
+"""CPU time, memory and decisions of decontaminate next to the published script, on the same documents and items.
 
     python -m perf.decontaminate                                   # made-up texts, about four minutes
     python -m perf.decontaminate --documents 1000 --runs 1         # smaller
@@ -38,7 +38,7 @@ OURS, PUBLISHED, OURS_RULE, PUBLISHED_RULE = "ours", "published", "ours, rule al
 TWO = "ours, 2 workers"
 CELLS, NGRAM, MIN_BLOCK, MAX_RATIO = 4, 10, 5, 0.5
 PLANTS = 20  # documents that get an item word for word
-EDIT_EVERY = 100  # of so many made-up documents one gets an edited item
+EDIT_EVERY = 100  # of this many made-up documents one gets an edited item
 MADE_ITEMS = 6000
 
 
@@ -167,7 +167,7 @@ def ours_rule() -> dict[str, Any]:
     import yaml
 
     from stages.decontaminate.index import DecontaminateParams, Index
-    from stages.decontaminate.steps import BATCH
+    from stages.decontaminate.pipeline import BATCH
 
     section = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["decontaminate"]
     texts, items = pq.read_table("completions.parquet").to_pylist(), pq.read_table("items.parquet").to_pylist()
@@ -276,27 +276,27 @@ def measure(side: str, folder: Path, seed: int) -> dict[str, Any]:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
         environment[name] = "1"
     command = [sys.executable, "-m", "perf.decontaminate", "--side", side]
-    answer, complaint, most = folder / "answer", folder / "complaint", 0.0
+    answer, complaint, peak = folder / "answer", folder / "complaint", 0.0
     with answer.open("w") as out, complaint.open("w") as err:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
         while process.poll() is None:
-            most = max(most, resident(process.pid))
+            peak = max(peak, resident(process.pid))
             time.sleep(0.05)
     if process.returncode:
         sys.exit(f"{side} failed:\n{complaint.read_text()}")
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    return json.loads(answer.read_text().splitlines()[-1]) | {"peak": most}
+    return json.loads(answer.read_text().splitlines()[-1]) | {"peak": peak}
 
 
 def resident(pid: int) -> float:
     """GB of memory that a process and its children share between them."""
-    found = 0
+    total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         for one in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += one.memory_info().rss
-    return found / 1e9
+                total += one.memory_info().rss
+    return total / 1e9
 
 
 def reason(ids: list[str], texts: dict[str, str], tested: tuple[str, float] | None) -> str:

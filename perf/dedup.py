@@ -1,4 +1,4 @@
-"""Near-duplicate search beside stock datatrove: CPU of the signatures, recall of planted edits, precision.
+"""Near-duplicate search next to stock datatrove: CPU of the signatures, recall of planted edits, precision.
 
     python -m perf.dedup                                    # 2,000 made-up texts, two minutes
     python -m perf.dedup --passages FILE.parquet            # real ones: parquet or jsonl with a column `text`
@@ -39,7 +39,8 @@ from datatrove.pipeline.dedup.minhash import (
 )
 from loguru import logger
 
-from cosmopedia.corpus.words import jaccard, shingles
+from cosmopedia.corpus.minhash import jaccard
+from cosmopedia.corpus.words import shingles
 from stages.dedup.minhash import CLUSTER, Signatures
 
 LEVELS = (0.0, 0.02, 0.05, 0.10, 0.20)
@@ -71,10 +72,10 @@ def made_up(count: int) -> list[str]:
 def read_passages(path: Path, column: str, count: int) -> list[str]:
     """Passages of a file, drawn by seed, cut to 1,000 words; those below 150 words and exact repeats left out."""
     if path.suffix == ".parquet":
-        found = pl.read_parquet(path, columns=[column])[column].drop_nulls().to_list()
+        texts = pl.read_parquet(path, columns=[column])[column].drop_nulls().to_list()
     else:
-        found = [text for line in path.open(encoding="utf-8") for text in _texts(json.loads(line), column)]
-    cut = dict.fromkeys(" ".join(text.split(" ")[:LONGEST]) for text in found if len(text.split()) >= SHORTEST)
+        texts = [text for line in path.open(encoding="utf-8") for text in _texts(json.loads(line), column)]
+    cut = dict.fromkeys(" ".join(text.split(" ")[:LONGEST]) for text in texts if len(text.split()) >= SHORTEST)
     return random.Random(1).sample(list(cut), min(count, len(cut)))
 
 
@@ -138,10 +139,10 @@ def measure(sides: list[str], texts: list[str], runs: int, folder: Path) -> dict
 
 def meet(folder: Path) -> tuple[set[tuple[int, int]], dict[int, int]]:
     """(pairs that share a bucket, cluster of each document that is in one) by datatrove's own steps."""
-    found, buckets, clusters = (str(folder / name) for name in ("signatures", "buckets", "clusters"))
+    signed, buckets, clusters = (str(folder / name) for name in ("signatures", "buckets", "clusters"))
     with contextlib.redirect_stderr(io.StringIO()):
         for rank in range(CONFIG.num_buckets):
-            MinhashDedupBuckets(found, buckets, config=CONFIG, lines_to_buffer=-1).run(
+            MinhashDedupBuckets(signed, buckets, config=CONFIG, lines_to_buffer=-1).run(
                 rank=rank, world_size=CONFIG.num_buckets
             )
         MinhashDedupCluster(buckets, clusters, CONFIG, save_cluster_id=True).run()
@@ -179,9 +180,9 @@ def main(passages: list[str], what: str, runs: int) -> None:
                 level: statistics.mean(together[c] for c, (_, of) in planted.items() if of == level)
                 for level in LEVELS
             }
-            found = [jaccard(sets[one], sets[other]) for one, other in pairs]
-            precision[side] = statistics.mean(value >= ALIKE for value in found) if found else 1.0
-            least = min(found, default=1.0)
+            similarities = [jaccard(sets[one], sets[other]) for one, other in pairs]
+            precision[side] = statistics.mean(value >= ALIKE for value in similarities) if similarities else 1.0
+            least = min(similarities, default=1.0)
             lines.append(
                 f"{side:6} {statistics.median(spent[side]):8.2f}  {min(spent[side]):7.2f}-{max(spent[side]):.2f}"
                 f"  {len(pairs):6}  {precision[side]:9.4f}  {least:17.2f}"

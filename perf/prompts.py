@@ -1,4 +1,4 @@
-"""CPU time of the prompts stage beside the published method, on made-up web rows x the four published styles.
+"""CPU time of the prompts stage next to the published method, on made-up web rows x the four published styles.
 
     python -m perf.prompts                               # 100,000 rows, medians of 3, about five minutes
     python -m perf.prompts --rows 100000 1000000 --runs 1    # how both grow, about fifteen minutes
@@ -50,7 +50,7 @@ def texts(count: int, words: int) -> Iterator[list[str]]:
 
 
 def make(folder: Path, count: int, words: int = WORDS, styles: int = len(STYLES)) -> None:
-    """Seed rows of one topic, settings and templates."""
+    """Source rows of one topic, settings and templates."""
     import pyarrow as pa
     import yaml
 
@@ -153,17 +153,17 @@ def main(counts: list[int], runs: int, words: int, styles: int, sides: list[str]
     """Measure the sides at each number of rows and print the table; the last line sums up the last number."""
     for side in sides:
         measure(side, 1000, words, styles, within)
-    print(f"{'rows':>10}  {'side':30}  {'CPU s':>8}  {'prompts a CPU s':>15}  {'wall s':>7}  {'peak MB':>7}")
-    found: dict[str, float] = {}
+    print(f"{'rows':>10}  {'side':30}  {'CPU s':>8}  {'prompts per CPU s':>17}  {'wall s':>7}  {'peak MB':>7}")
+    spent: dict[str, float] = {}
     for count in counts:
         for side in sides:
             several = [measure(side, count, words, styles, within) for _ in range(runs)]
-            found[side], wall, peak = (median(run[name] for run in several) for name in ("cpu", "wall", "peak_mb"))
-            rate = count * styles / found[side]
-            print(f"{count:10,}  {side:30}  {found[side]:8.1f}  {rate:15,.0f}  {wall:7.1f}  {peak:7.0f}", flush=True)
-    line = f"{counts[-1]:,} rows x {styles} styles: " + "; ".join(f"{s} {found[s]:.1f} CPU s" for s in sides)
+            spent[side], wall, peak = (median(run[name] for run in several) for name in ("cpu", "wall", "peak_mb"))
+            rate = count * styles / spent[side]
+            print(f"{count:10,}  {side:30}  {spent[side]:8.1f}  {rate:17,.0f}  {wall:7.1f}  {peak:7.0f}", flush=True)
+    line = f"{counts[-1]:,} rows x {styles} styles: " + "; ".join(f"{s} {spent[s]:.1f} CPU s" for s in sides)
     if sides[-1] == SIDES[-1] and len(sides) > 1:
-        ratios = " and ".join(f"{found[sides[-1]] / found[side]:.1f}" for side in sides[:-1])
+        ratios = " and ".join(f"{spent[sides[-1]] / spent[side]:.1f}" for side in sides[:-1])
         line += f", {ratios} times as much"
     print(line)
 

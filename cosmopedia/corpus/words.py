@@ -1,4 +1,4 @@
-"""Words of a text and their hashed n-grams: for contamination, near duplicates and copied extracts."""
+"""The words of a text, and hashes of its n-grams as datatrove has them: for near duplicates and copied extracts."""
 
 import re
 import unicodedata
@@ -47,10 +47,3 @@ def shingles(text: str, n: int) -> np.ndarray:
     starts = [0, *(spaces[: len(ends) - 1] + 1).tolist()]
     hashed = (xxhash.xxh64_intdigest(joined[start:end]) for start, end in zip(starts, ends, strict=True))
     return np.fromiter(hashed, dtype=np.uint64, count=len(ends))
-
-
-def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """Jaccard similarity of two sorted sets of shingles (`np.unique`); 1.0 when both are empty."""
-    common = np.intersect1d(first, second, assume_unique=True).size
-    union = first.size + second.size - common
-    return common / union if union else 1.0

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from cosmopedia.hashing import GOLDEN, mix64
+
 LARGEST = np.float32(1e30)  # of a score: a penalty of any size and a temperature of LOWEST keep it a number
 LOWEST = 1e-6  # temperature; colder ones choose the same token
 KEPT_GRAMMARS = 64  # compiled ones; a run has few, and sends them often
 # as outlines has it, with which TGI compiles schemas; a small model would write free white space forever
 WHITESPACE = "[ ]?"
-
-_GOLDEN, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,9 @@ def choose(
 
 
 def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) from (seed, position), by SplitMix64 (Steele, Lea and Flood, 2014)."""
+    """Numbers in [0, 1) from (seed, position), by SplitMix64."""
     with np.errstate(over="ignore"):
-        return (_mix(_mix(seeds + _GOLDEN) + (positions + np.uint64(1)) * _GOLDEN) >> np.uint64(11)) / 2.0**53
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    state = (state ^ (state >> np.uint64(30))) * _FIRST
-    state = (state ^ (state >> np.uint64(27))) * _SECOND
-    return state ^ (state >> np.uint64(31))
+        return (mix64(mix64(seeds + GOLDEN) + (positions + np.uint64(1)) * GOLDEN) >> np.uint64(11)) / 2.0**53
 
 
 def _column(values: Sequence[float]) -> np.ndarray:

@@ -1,12 +1,13 @@
-"""decontaminate: take documents out that hold benchmark items.
+"""decontaminate: remove documents that contain benchmark items.
 
 In: data/dedup/<source>-<style>.parquet (DOCUMENT), data/benchmarks/<task>.parquet (BENCHMARK).
 Out: data/decontaminate/<source>-<style>.parquet (DOCUMENT), data/decontaminate/removed/removed.parquet (REMOVED, with
 benchmark, item, shared n-gram, matched text and both ratios of every item found), metrics/decontaminate.json, and the
 article's table, contaminated documents and distinct items by source and benchmark, in metrics/decontaminate.md and
 metrics/plots/contamination.csv.
-The rule is in stages/decontaminate/index.py. Neither shards nor the order of documents nor PYTHONHASHSEED matter.
-Alone: python -m stages.decontaminate
+Contract: the rule is in stages/decontaminate/index.py. Shards, the order of documents and PYTHONHASHSEED change
+nothing.
+Run: python -m stages.decontaminate
 """
 
 import csv
@@ -21,8 +22,8 @@ from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_batches, tables_in
 from cosmopedia.tables.row_counts import write_metrics
 from stages.decontaminate.index import DecontaminateParams, Index
-from stages.decontaminate.report import SHOWN, Common, contamination_table, markdown, side_by_side
-from stages.decontaminate.steps import CountNgrams, TakeContaminatedOut, merged_counts, merged_verdicts
+from stages.decontaminate.pipeline import CountNgrams, RemoveContaminated, merged_counts
+from stages.decontaminate.report import SHOWN, Common, contamination_table, markdown, merged_pairs, side_by_side
 
 REPORT, PLOT = Path("metrics/decontaminate.md"), Path("metrics/plots/contamination.csv")
 
@@ -39,16 +40,16 @@ def item_texts(tables: list[Path]) -> Iterator[tuple[str, str, str]]:
 
 
 def leave_common_out(run: CorpusRun, index: Index, allowed: float | None) -> Common:
-    """Count the items' n-grams in all documents, and mark those in the index that stand in too many."""
+    """Count the items' n-grams in all documents, and mark in the index those that are in too many."""
     if allowed is None:
         return Common(None, 0, [])
-    most = int(allowed * run.rows if allowed < 1 else allowed)
+    max_documents = int(allowed * run.rows if allowed < 1 else allowed)
     counts = run.scratch / "counts"
     index.save(run.scratch / "counted.pickle")
     run.run("count", [ReadCells(run.cells), CountNgrams(run.scratch / "counted.pickle", counts)], total=run.rows)
     documents = merged_counts(counts, index.ngrams)
-    index.common = documents > most
-    return Common(most, int(index.common.sum()), index.commonest(documents, SHOWN))
+    index.common = documents > max_documents
+    return Common(max_documents, int(index.common.sum()), index.commonest(documents, SHOWN))
 
 
 def main() -> str:
@@ -59,22 +60,23 @@ def main() -> str:
         index = Index(item_texts(tables), params)
         common = leave_common_out(run, index, params.common_ngram)
         index.save(run.scratch / "index.pickle")
-        parts, verdicts = run.scratch / "removed", run.scratch / "verdicts"
+        parts = run.scratch / "removed"
+        pairs = run.scratch / "pairs"
         notes = run.arrays.notes("decontaminate")
-        index_file, removed = run.scratch / "index.pickle", removed_writer(parts)
-        step = TakeContaminatedOut(run.cells, run.out, index_file, verdicts, removed, notes)
+        index_file = run.scratch / "index.pickle"
+        step = RemoveContaminated(run.cells, run.out, index_file, pairs, removed_writer(parts), notes)
         stats = run.run("decontaminate", [step], total=run.rows)
         metrics, _ = run.settle([parts])
-        rows = merged_verdicts(verdicts)
+        rows = merged_pairs(pairs)
     table = contamination_table(rows, params.ratio)
     by_source: dict[str, dict[str, dict[str, int]]] = {}
     for row in table:
         by_source.setdefault(row["source"], {})[row["task"]] = {k: row[k] for k in ("documents", "items")}
-    found = statistic(stats, "candidate.")
+    candidates = statistic(stats, "candidate.")
     metrics |= {
         "benchmark_items": {"checked": index.checked, "short": index.short, "shortest": index.shortest},
-        "candidates": {name: found.get(name, 0) for name in ("documents", "pairs", "common_only")},
-        "common_ngrams": {"allowed_documents": common.most, "left_out": common.ngrams},
+        "candidates": {name: candidates.get(name, 0) for name in ("documents", "pairs", "common_only")},
+        "common_ngrams": {"allowed_documents": common.max_documents, "left_out": common.ngrams},
         "rules": side_by_side(rows),
         "contamination": by_source,
     }
@@ -87,7 +89,7 @@ def main() -> str:
     REPORT.write_text(markdown(metrics, rows, params, [path.stem for path in tables], common), encoding="utf-8")
     return (
         f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; {metrics['rows_removed']} contaminated of"
-        f" {found.get('documents', 0)} that share an n-gram with one of {len(index.items)} benchmark items"
+        f" {candidates.get('documents', 0)} that share an n-gram with one of {len(index.items)} benchmark items"
     )
 
 

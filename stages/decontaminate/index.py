@@ -3,12 +3,12 @@
 The published rule (Cosmopedia, decontamination/decontaminate.py, after Phi-1's 10-grams): words are those of
 `plain_words` and texts are these words joined by spaces. A document that shares a 10-gram with an item is a candidate;
 it is contaminated when difflib's matching blocks of more than 5 characters, joined and with white space collapsed, are
-longer than half the item. The published script looks at the first n-gram hit of a document alone, in the order of a
+longer than half the item. The published script looks only at the first n-gram hit of a document, in the order of a
 set, and an n-gram leads it to the last item that has it; here all pairs are tested. An item's text is its question and
 its right answer.
 
 `plain` is that ratio. It grows with the document: the more text, the more of an item's short phrases are somewhere in
-it. `window` is the same ratio with only the part of the document where the item would stand, if the shared n-gram were
+it. `window` is the same ratio over only the part of the document where the item would be, if the shared n-gram were
 where it is in the item: for an item of L characters that would begin at s, the characters s - window * L to
 s + L + window * L. Of several such places the best counts, of equals the first.
 
@@ -30,12 +30,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from cosmopedia.corpus.word_hashes import Texts, word_hashes
 from cosmopedia.corpus.words import plain_words
 from cosmopedia.params import Params
 from stages.decontaminate.matching_blocks import Block, Matcher
-from stages.decontaminate.ngrams import Hashes, Sieve, Texts, word_hashes
+from stages.decontaminate.ngrams import NOT_COUNTED, NgramTable
 
-NOT_COUNTED = -1  # in place of an n-gram's number: an item found by all its words
 RULES = ("plain", "window")
 
 
@@ -99,7 +99,7 @@ class Findings:
     """What a document has in common with the items."""
 
     pairs: int  # candidates: items that share an n-gram with it
-    common_only: int  # items that share only common n-grams and do not stand in it: not candidates
+    common_only: int  # items that share only common n-grams and are not in it verbatim: not candidates
     matches: list[Match]  # the candidates that may be above max_ratio by either rule
 
 
@@ -118,9 +118,9 @@ class Index:
         self.checked, self.short, self.shortest = len(long), len(middle), len(self.items) - len(long) - len(middle)
         at, grams = hashes.ngrams(rule.ngram)
         items_of = np.searchsorted(hashes.bounds, at, "right") - 1
-        self._long = _Table.of(hashes, rule.ngram, grams, items_of, at - hashes.bounds[items_of])
+        self._long = NgramTable.of(hashes, rule.ngram, grams, items_of, at - hashes.bounds[items_of])
         first = hashes.runs(hashes.bounds[middle], np.full_like(middle, short))
-        self._short = _Table.of(hashes, short, first, middle, np.zeros_like(middle), sizes[middle])
+        self._short = NgramTable.of(hashes, short, first, middle, np.zeros_like(middle), sizes[middle])
         self._whole: dict[str, list[int]] = {}
         for number in np.flatnonzero((sizes > 0) & (sizes < short)).tolist():
             self._whole.setdefault(self.item(number).text, []).append(number)
@@ -133,7 +133,7 @@ class Index:
             self._item[number] = Item(*self.items[number])
         return self._item[number]
 
-    def found(self, texts: Texts) -> Iterator[tuple[int, list[str], dict[int, list[Hit]]]]:
+    def hits(self, texts: Texts) -> Iterator[tuple[int, list[str], dict[int, list[Hit]]]]:
         """(number of a text, its words, the hits of each item by number), for the texts with any, in their order."""
         for text, near in sorted(self._near(texts).items()):
             words = plain_words(str(texts[text]))
@@ -166,8 +166,9 @@ class Index:
 
     def findings(self, texts: Texts) -> Iterator[tuple[int, Findings]]:
         """(number of a text, its findings), for the texts that share an n-gram with an item."""
-        for text, words, hits in self.found(texts):
-            document, rare = " ".join(words), {}
+        for text, words, hits in self.hits(texts):
+            document = " ".join(words)
+            rare: dict[int, str] = {}  # items that are not in it verbatim, with the first n-gram that is not common
             matches: list[Match] = []
             for number, several in hits.items():
                 item = self.item(number)
@@ -186,7 +187,8 @@ class Index:
         """The matches of items that the document does not hold verbatim, where a ratio can be above `max_ratio`."""
         if not shared:
             return
-        rule, starts = self.rule, _starts(words)
+        rule = self.rule
+        starts = _starts(words)
         matcher = Matcher(document, rule.min_block)
         for number, words_shared in shared.items():
             item = self.item(number)
@@ -199,12 +201,12 @@ class Index:
             different = {document[low:high]: (low, high) for low, high in reversed(windows)}
             matched, plain = joined(document, runs.blocks(0, len(document)), size)
             rated = [joined(document, runs.blocks(low, high), size) for low, high in sorted(different.values())]
-            best, window = max(rated, key=lambda found: found[1])
+            best, window = max(rated, key=lambda pair: pair[1])
             yield Match(item, words_shared, matched if rule.ratio == "plain" else best, plain, window)
 
     def count(self, texts: Texts, documents: np.ndarray) -> None:
         """Add to `documents` (by an n-gram's number) the texts that have it."""
-        for _, _, hits in self.found(texts):
+        for _, _, hits in self.hits(texts):
             numbers = {hit.ngram for several in hits.values() for hit in several} - {NOT_COUNTED}
             documents[list(numbers)] += 1
 
@@ -216,15 +218,15 @@ class Index:
     def commonest(self, documents: np.ndarray, count: int) -> list[dict[str, Any]]:
         """`count` of the common n-grams, with how many documents and items have them; most documents first."""
         numbers = np.flatnonzero(self.common)
-        least = np.sort(documents[numbers])[-count:][:1]  # nothing, where none is common
-        found = []
+        least = np.sort(documents[numbers])[-count:][:1]  # empty where none is common
+        rows = []
         for number in numbers[documents[numbers] >= least].tolist():
             entries = slice(*np.searchsorted(self._long.ngrams, (number, number + 1)).tolist())
             items, place = self._long.items[entries], int(self._long.places[entries][0])
             words = self.item(int(items[0])).words[place : place + self.rule.ngram]
             row = {"ngram": " ".join(words), "documents": int(documents[number]), "items": len(np.unique(items))}
-            found.append(row)
-        return sorted(found, key=lambda row: (-row["documents"], row["ngram"]))[:count]
+            rows.append(row)
+        return sorted(rows, key=lambda row: (-row["documents"], row["ngram"]))[:count]
 
     def save(self, path: Path) -> None:
         """Write the index for other processes of the same run."""
@@ -249,66 +251,3 @@ def _shared(item: Item, hit: Hit) -> str:
 def _starts(words: list[str]) -> list[int]:
     """Where each word begins in the words joined by spaces."""
     return list(accumulate([len(word) + 1 for word in words], initial=0))
-
-
-@dataclass(frozen=True)
-class _Table:
-    """N-grams of items by the hash of their first `size` words."""
-
-    size: int
-    hashes: np.ndarray  # different ones, ascending
-    first: np.ndarray  # the first entry that has each of them,
-    count: np.ndarray  # and how many have it
-    items: np.ndarray  # of an entry, as what follows
-    places: np.ndarray
-    ngrams: np.ndarray  # numbers of the different ones, or NOT_COUNTED
-    whole: np.ndarray | None  # hashes of all `sizes` words; None: these are the first `size`
-    sizes: np.ndarray | None
-    sieve: Sieve
-
-    @classmethod
-    def of(
-        cls,
-        words: Hashes,
-        size: int,
-        hashes: np.ndarray,
-        items: np.ndarray,
-        places: np.ndarray,
-        sizes: np.ndarray | None = None,
-    ) -> "_Table":
-        """The table of n-grams with these `hashes` of their first words, in `items` from `places` on.
-
-        They have `sizes` words (default: `size`).
-        """
-        order = np.argsort(hashes, kind="stable")
-        hashes, items, places = hashes[order], items[order], places[order]
-        first = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)])
-        count = np.diff(np.append(first, len(hashes)))
-        if sizes is None:
-            numbers, whole = np.repeat(np.arange(len(first)), count), None
-        else:
-            sizes = sizes[order]
-            numbers, whole = np.full(len(order), NOT_COUNTED), words.runs(words.bounds[items] + places, sizes)
-        different = hashes[first]
-        return cls(size, different, first, count, items, places, numbers, whole, sizes, Sieve.of(different))
-
-    def lookup(self, words: Hashes) -> Iterator[tuple[int, int, int, int, int]]:
-        """(text, place in it, item, place in the item, n-gram) of every equal hash that lies within one text."""
-        at, wanted = words.ngrams(self.size, self.sieve)
-        found = np.searchsorted(self.hashes, wanted)
-        equal = self.hashes[np.minimum(found, len(self.hashes) - 1)] == wanted if len(self.hashes) else []
-        at, found = at[equal], found[equal]
-        if not len(at):
-            return
-        count = self.count[found]
-        before = np.cumsum(count) - count
-        entries = np.arange(int(count.sum())) + np.repeat(self.first[found] - before, count)
-        at = np.repeat(at, count)
-        text = np.searchsorted(words.bounds, at, "right") - 1
-        if self.sizes is not None and self.whole is not None:
-            sizes = self.sizes[entries]
-            inside = np.flatnonzero(at + sizes <= words.bounds[text + 1])
-            equal = inside[words.runs(at[inside], sizes[inside]) == self.whole[entries[inside]]]
-            at, text, entries = at[equal], text[equal], entries[equal]
-        columns = (text, at - words.bounds[text], self.items[entries], self.places[entries], self.ngrams[entries])
-        yield from zip(*(column.tolist() for column in columns), strict=True)

@@ -1,9 +1,9 @@
 """The long matching blocks of difflib's SequenceMatcher(None, document, item, autojunk=False), without its cost.
 
 difflib takes the longest common substring (of equals the one that begins first in the document, then in the item) and
-goes on to its left and to its right. A range's longest block bounds all that lie inside it, so blocks of at most
+goes on to its left and to its right. A range's longest block bounds all that are inside it, so blocks of at most
 `min_block` characters can be left out with everything below them, and what remains is made of runs: common substrings
-that cannot be extended. Compiled code finds these from where `min_block` + 1 characters of the document stand in the
+that cannot be extended. Compiled code finds these from where `min_block` + 1 characters of the document are in the
 item, and goes through difflib's recursion over a few dozen of them. A range of the document cuts runs off at its ends,
 so one list of runs serves the whole document and every window of it.
 """
@@ -14,7 +14,9 @@ from typing import Any
 import numba
 import numpy as np
 
-BASE, MIXED = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd
+from cosmopedia.hashing import GOLDEN, mix64
+
+_mix64 = numba.njit(mix64)
 
 Block = tuple[int, int, int]  # place in the document, place in the item, length
 
@@ -23,15 +25,15 @@ Block = tuple[int, int, int]  # place in the document, place in the item, length
 class Runs:
     """All common substrings of a document and an item that are longer than `min_block` and cannot be extended."""
 
-    found: np.ndarray  # rows of a Block, ascending
-    covered: int  # characters of the item that lie in some run: no range of the document has more in blocks
+    rows: np.ndarray  # of a Block each, ascending
+    covered: int  # characters of the item that are in some run: no range of the document has more in blocks
     item_length: int
     min_block: int
 
     def blocks(self, start: int, end: int) -> list[Block]:
         """difflib's blocks of the document's characters `start` to `end` and the item, ascending."""
-        first_near, end_near = np.searchsorted(self.found[:, 0], (start - self.item_length, end))
-        near = self.found[first_near:end_near]
+        first_near, end_near = np.searchsorted(self.rows[:, 0], (start - self.item_length, end))
+        near = self.rows[first_near:end_near]
         longest_first = near[np.argsort(-near[:, 2], kind="stable")]
         chosen = _chosen(longest_first, start, end, self.item_length, self.min_block + 1)
         return sorted(map(tuple, chosen.tolist()))  # type: ignore[arg-type]
@@ -57,10 +59,10 @@ def _chosen(runs: Any, start: int, end: int, item_length: int, least: int) -> An
             chosen.append((best_at, best_place, size))
             ranges.append((low, best_at, first, best_place))
             ranges.append((best_at + size, high, best_place + size, last))
-    found = np.empty((len(chosen) - 1, 3), np.int64)
+    blocks = np.empty((len(chosen) - 1, 3), np.int64)
     for n in range(1, len(chosen)):
-        found[n - 1, 0], found[n - 1, 1], found[n - 1, 2] = chosen[n]
-    return found
+        blocks[n - 1, 0], blocks[n - 1, 1], blocks[n - 1, 2] = chosen[n]
+    return blocks
 
 
 class Matcher:
@@ -74,8 +76,8 @@ class Matcher:
 
     def runs(self, item: str) -> Runs:
         """The runs that the document has in common with an item."""
-        found, covered = _runs(self._codes, _codes(item), self.min_block + 1, self._first, self._next, self._shift)
-        return Runs(found[np.lexsort((found[:, 1], found[:, 0]))], covered, len(item), self.min_block)
+        rows, covered = _runs(self._codes, _codes(item), self.min_block + 1, self._first, self._next, self._shift)
+        return Runs(rows[np.lexsort((rows[:, 1], rows[:, 0]))], covered, len(item), self.min_block)
 
 
 def _codes(text: str) -> np.ndarray:
@@ -87,8 +89,8 @@ def _bucket(codes: Any, at: int, size: int, shift: Any) -> Any:
     """The number of the chain for the `size` characters from `at` on."""
     value = np.uint64(0)
     for place in range(at, at + size):
-        value = value * np.uint64(BASE) + np.uint64(codes[place])
-    return (value * np.uint64(MIXED)) >> shift
+        value = value * GOLDEN + np.uint64(codes[place])
+    return _mix64(value) >> shift
 
 
 @numba.njit(cache=True, nogil=True)
@@ -104,21 +106,22 @@ def _chains(codes: Any, size: int, bits: int, shift: Any) -> tuple[Any, Any]:
 
 @numba.njit(cache=True, nogil=True)
 def _runs(document: Any, item: Any, least: int, first: Any, following: Any, shift: Any) -> tuple[Any, int]:
-    """(rows of a Block, not sorted; how many characters of the item lie in some of them)."""
-    found, count, covered, reached = np.empty((16, 3), np.int64), 0, 0, 0
+    """(rows of a Block, not sorted; how many characters of the item are in some of them)."""
+    rows = np.empty((16, 3), np.int64)
+    count = covered = reached = 0
     for place in range(len(item) - least + 1):
         at = first[_bucket(item, place, least, shift)]
         while at >= 0:
             if not (at and place and document[at - 1] == item[place - 1]):
-                size, most = 0, min(len(document) - at, len(item) - place)
-                while size < most and document[at + size] == item[place + size]:
+                size, limit = 0, min(len(document) - at, len(item) - place)
+                while size < limit and document[at + size] == item[place + size]:
                     size += 1
                 if size >= least:
-                    if count == len(found):
-                        found = np.concatenate((found, np.empty_like(found)))
-                    found[count, 0], found[count, 1], found[count, 2] = at, place, size
+                    if count == len(rows):
+                        rows = np.concatenate((rows, np.empty_like(rows)))
+                    rows[count, 0], rows[count, 1], rows[count, 2] = at, place, size
                     count += 1
                     covered += max(0, place + size - max(reached, place))
                     reached = max(reached, place + size)
             at = following[at]
-    return found[:count], covered
+    return rows[:count], covered

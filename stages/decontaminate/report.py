@@ -1,24 +1,51 @@
-"""What decontamination found, as metrics, as a table and as Markdown."""
+"""What is contaminated by which items: rows of pairs, and of these metrics, a table and a Markdown report."""
 
+import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from stages.decontaminate.index import RULES, DecontaminateParams
+from stages.decontaminate.index import RULES, DecontaminateParams, Findings, Match
 
 SHOWN = 20  # n-grams, and pairs that the two rules judge differently
 DASH = "–"
 
-Row = dict[str, Any]  # of contaminated.merged_verdicts
+Row = dict[str, Any]  # a document, an item, and the rules by which the one contaminates the other
 
 
 @dataclass(frozen=True)
 class Common:
-    """The n-grams that stand in too many documents to lead to a candidate."""
+    """The n-grams that are in too many documents to lead to a candidate."""
 
-    most: int | None  # documents that an n-gram may stand in; None: any number
-    ngrams: int  # that stand in more
+    max_documents: int | None  # that an n-gram may be in; None: any number
+    ngrams: int  # that are in more
     first: list[Row]  # ngram, documents, items; most documents first
+
+
+def contaminated_pairs(about: dict[str, str], findings: Findings, params: DecontaminateParams) -> Iterator[Row]:
+    """A row per item that contaminates a document (`about`: what it is) by either rule, with the rules that say so."""
+    for match in findings.matches:
+        if rules := [rule for rule in RULES if match.contaminated(params, rule)]:
+            yield about | {"rules": rules} | evidence(match)
+
+
+def evidence(match: Match) -> Row:
+    """What shows that a pair matches, except for the matched text."""
+    return {
+        "task": match.item.task,
+        "item_id": match.item.item_id,
+        "ngram": match.ngram,
+        "ratio": round(match.plain, 4),
+        "window_ratio": round(match.window, 4),
+    }
+
+
+def merged_pairs(folder: Path) -> list[Row]:
+    """The pairs that all tasks have left in a folder (JSON lines), by document and item."""
+    lines = (line for path in folder.glob("*.jsonl") for line in path.read_text(encoding="utf-8").splitlines())
+    return sorted(map(json.loads, lines), key=lambda row: (row["completion_id"], row["source"], row["item_id"]))
 
 
 def contamination_table(rows: list[Row], rule: str) -> list[dict[str, Any]]:
@@ -36,29 +63,30 @@ def contamination_table(rows: list[Row], rule: str) -> list[dict[str, Any]]:
 
 
 def side_by_side(rows: list[Row]) -> dict[str, dict[str, int]]:
-    """Documents and distinct items that each rule calls contaminated, and that one of them alone does."""
+    """Documents and distinct items that each rule calls contaminated, and that only one of them does."""
     documents = {rule: {row["completion_id"] for row in rows if rule in row["rules"]} for rule in RULES}
     items = {rule: {row["item_id"] for row in rows if rule in row["rules"]} for rule in RULES}
     plain, window = RULES
-    found = {rule: {"documents": len(documents[rule]), "items": len(items[rule])} for rule in RULES}
+    counts = {rule: {"documents": len(documents[rule]), "items": len(items[rule])} for rule in RULES}
     for one, other in ((plain, window), (window, plain)):
-        found[f"{one}_only"] = {
+        counts[f"{one}_only"] = {
             "documents": len(documents[one] - documents[other]),
             "items": len(items[one] - items[other]),
         }
-    return found
+    return counts
 
 
 def markdown(
     metrics: dict[str, Any], rows: list[Row], rule: DecontaminateParams, tasks: list[str], common: Common
 ) -> str:
-    """The report: the article's table, the two rules beside each other, common n-grams."""
-    found, items = metrics["rules"], metrics["benchmark_items"]
+    """The report: the article's table, the two rules next to each other, common n-grams."""
+    by_rule = metrics["rules"]
+    items = metrics["benchmark_items"]
     names = {"plain": "plain (published)", "window": f"window of {rule.window:g} lengths"}
     left_out = "`common_ngram` is off: every n-gram makes candidates."
-    if common.most is not None:
+    if common.max_documents is not None:
         left_out = (
-            f"{common.ngrams:,} n-grams stand in more than {common.most:,} documents and make no candidate by"
+            f"{common.ngrams:,} n-grams stand in more than {common.max_documents:,} documents and make no candidate by"
             f" themselves; {metrics['candidates']['common_only']:,} pairs share nothing else."
         )
     differ = [row for row in rows if len(row["rules"]) == 1]
@@ -77,7 +105,7 @@ def markdown(
         _by_source(contamination_table(rows, rule.ratio), tasks),
         "## The two ratios",
         _table(["by", "documents", "items", "documents by this one alone"], "lrrr", [
-            [names[one], found[one]["documents"], found[one]["items"], found[f"{one}_only"]["documents"]]
+            [names[one], by_rule[one]["documents"], by_rule[one]["items"], by_rule[f"{one}_only"]["documents"]]
             for one in RULES
         ]),
         *([
@@ -104,7 +132,7 @@ def _by_source(table: list[dict[str, Any]], tasks: list[str]) -> str:
 
 
 def _table(head: list[str], align: str, rows: list[list[Any]]) -> str:
-    """A Markdown table; `align` has l or r for each column."""
+    """A Markdown table; `align` has l or r per column."""
     lines = [head, ["---" if one == "l" else "---:" for one in align]]
     lines += [
         [f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|") for value in r] for r in rows

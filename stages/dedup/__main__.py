@@ -3,11 +3,11 @@
 In: data/clean/<source>-<style>.parquet (DOCUMENT).
 Out: data/dedup/<source>-<style>.parquet (DOCUMENT), data/dedup/removed/removed.parquet (REMOVED: copy, exact, near;
 evidence {"share"} of a copy, else {"kept": id, "kind": "exact" | "minhash", "jaccard": of the two texts' n-grams}),
-metrics/dedup.json (`copies`: how much of the documents stands in their extracts; `near`: candidates of MinHash, and
-those that verification spared).
-Of a group the document with the smallest completion id stays, for any number of tasks and workers; the whole rule
-stands in stages/dedup/minhash.py.
-Alone: python -m stages.dedup
+metrics/dedup.json (`copies`: how much of the documents is in their extracts; `near`: candidates of MinHash, and those
+that verification spared).
+Contract: of a group the document with the smallest completion id is kept, for any number of tasks and workers; the
+whole rule is in stages/dedup/minhash.py.
+Run: python -m stages.dedup
 """
 
 import sys
@@ -21,19 +21,19 @@ from cosmopedia.execution.compute import load_compute
 from cosmopedia.params import Params, load
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.row_counts import write_metrics
-from stages.dedup.exact import copied, find_exact
-from stages.dedup.minhash import find_near, take_out
+from stages.dedup.exact import copied, find_exact_duplicates
+from stages.dedup.minhash import find_near_duplicates, write_kept
 
 
 class DedupParams(Params):
-    """MinHash's size, what it takes to go, and the goal."""
+    """MinHash's size, what it takes to be removed, and the goal."""
 
     n_grams: int = Field(ge=1)  # words of a shingle, also of those that are compared with the extract
     buckets: int = Field(ge=1)
     hashes: int = Field(ge=1)  # of a bucket; two documents meet where all of them agree
     seed: int  # of the hash functions
-    min_jaccard: float | None = Field(gt=0, le=1)  # with the document that stays; null: MinHash alone decides
-    max_extract_copy: float | None = Field(ge=0, le=1)  # share of n-grams that the extract may have; null: all
+    min_jaccard: float | None = Field(gt=0, le=1)  # with the document that is kept; null: MinHash alone decides
+    max_extract_copy: float | None = Field(ge=0, le=1)  # share of n-grams that may be in the extract; null: all
     goal_rate: float = Field(ge=0, le=1)  # duplicates among documents above which the stage warns
 
 
@@ -42,16 +42,16 @@ def main() -> str:
     params = load("dedup", DedupParams)
     config = MinhashConfig(params.n_grams, params.buckets, params.hashes, params.seed)
     with CorpusRun("dedup", "data/clean", "data/dedup", load_compute().data) as run:
-        gone, stats = find_exact(run, params.n_grams, params.max_extract_copy)
-        plan, near = find_near(run, gone, config, params.min_jaccard)
-        metrics, _ = run.settle(take_out(run, plan), keep=False)
+        exact, stats = find_exact_duplicates(run, params.n_grams, params.max_extract_copy)
+        plan, near = find_near_duplicates(run, exact, config, params.min_jaccard)
+        metrics, _ = run.settle(write_kept(run, plan), keep=False)
         copies = copied(stats, sorted(set(map(cell_of, run.cells))))
-    for account in [metrics, *metrics["cells"].values()]:
-        duplicates = account["rows_removed"] - account["removed"].get("copy", 0)
-        account["rate"] = duplicates / max(account["rows_in"], 1)
+    for row_counts in [metrics, *metrics["cells"].values()]:
+        duplicates = row_counts["rows_removed"] - row_counts["removed"].get("copy", 0)
+        row_counts["rate"] = duplicates / max(row_counts["rows_in"], 1)
     rate, goal = metrics["rate"], params.goal_rate
-    found = {"near": near, "copies": copies, "goal_rate": goal, "within_goal": rate <= goal}
-    write_metrics("metrics/dedup.json", {**metrics, **found})
+    metrics |= {"near": near, "copies": copies, "goal_rate": goal, "within_goal": rate <= goal}
+    write_metrics("metrics/dedup.json", metrics)
     if rate > goal:
         worst = max(metrics["cells"], key=lambda cell: metrics["cells"][cell]["rate"])
         print(

@@ -1,8 +1,8 @@
-"""What goes before MinHash: documents that copy their own extract, and exact duplicates.
+"""What is removed before MinHash: documents that copy their own extract, and exact duplicates.
 
-1. a pass over the cells measures how much of each document stands in its extract, and writes the fingerprint (16
-   bytes) of every document that stays, into parts by the fingerprint's first bytes;
-2. each part finds its duplicates alone: of equal fingerprints the document with the smallest completion id stays.
+1. a pass over the cells measures how much of each document is in its extract, and writes the fingerprint (16 bytes) of
+   every document that is kept, into parts by the fingerprint's first bytes;
+2. the duplicates of each part are found on their own: of equal fingerprints the smallest completion id is kept.
 
 A part holds about 260,000 documents, so memory does not grow with the corpus: 120 MB, half of them duplicates.
 """
@@ -24,41 +24,41 @@ from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, statistic
 from cosmopedia.corpus.words import shingles
 from cosmopedia.rng import content_hash
 from cosmopedia.tables.cell_files import cell_of
-from stages.dedup.removals import GONE, write_removals
+from stages.dedup.removals import REMOVAL, write_removals
 
 ROWS_PER_PART = 1 << 18
 LEVELS = (0.5, 0.9)  # shares above which documents are counted
 MILLION = 1_000_000  # shares are summed as millionths: a sum of whole numbers is the same in any order
 FINGERPRINT = pa.schema([("cell", pa.string()), ("completion_id", pa.string()), ("fingerprint", pa.binary(16))])
-COPY = pa.schema([("completion_id", pa.string()), ("likeness", pa.float64())])
-TWINS = pl.Schema({"cell": pl.String, "completion_id": pl.String, "kept": pl.String})
+COPY = pa.schema([("completion_id", pa.string()), ("similarity", pa.float64())])
+EXACT = pl.Schema({"cell": pl.String, "completion_id": pl.String, "kept": pl.String})
 
 
 def fingerprint(text: str) -> bytes:
-    """16 bytes, equal for texts that differ in case, white space or Unicode composition alone."""
+    """16 bytes, equal for texts that differ only in case, white space or Unicode composition."""
     return bytes.fromhex(content_hash(" ".join(unicodedata.normalize("NFC", text).casefold().split())))
 
 
 def extract_share(text: str, extract: str, n: int) -> float | None:
-    """The share of a text's distinct word n-grams that stand in its extract, 0-1; None when either has none."""
+    """The share of a text's distinct word n-grams that are in its extract, 0-1; None when either has none."""
     quoted = shingles(extract, n)
     own = np.unique(shingles(text, n)) if quoted.size else quoted
     return float(np.isin(own, quoted).mean()) if own.size else None
 
 
 class MeasureCopies(PipelineStep):
-    """Counts how much of the documents stands in their extracts; those above `most` go to `folder` (None: none)."""
+    """Counts how much of the documents is in their extracts; those above `max_share` (None: none) go to `folder`."""
 
     type = "DEDUP"
     name = "copies"
 
-    def __init__(self, n_grams: int, most: float | None, folder: Path):
+    def __init__(self, n_grams: int, max_share: float | None, folder: Path):
         super().__init__()
-        self.n_grams, self.most = n_grams, most
+        self.n_grams, self.max_share = n_grams, max_share
         self._writer = ParquetWriter(str(folder), "${cell}.parquet", "zstd", _as_copy, schema=COPY, max_file_size=-1)
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
-        """Pass the documents on that are no copies."""
+        """Pass on the documents that are no copies."""
         with self._writer as writer:
             for document in cast(Iterator[Document], data):
                 share = extract_share(document.text, document.metadata["seed_data"], self.n_grams)
@@ -68,15 +68,15 @@ class MeasureCopies(PipelineStep):
                     self.stat_update(f"copies.{cell}/sum", value=round(share * MILLION))
                     for level in LEVELS:
                         self.stat_update(f"copies.{cell}/above_{level}", value=int(share > level))
-                    if self.most is not None and share > self.most:
-                        document.metadata["likeness"] = round(share, 4)
+                    if self.max_share is not None and share > self.max_share:
+                        document.metadata["similarity"] = round(share, 4)
                         writer.write(document, rank)
                         continue
                 yield document
 
 
 class Fingerprint(PipelineStep):
-    """Gives each document its fingerprint and the part that looks for its twins."""
+    """Gives each document its fingerprint and the part that looks for its duplicates."""
 
     type = "DEDUP"
     name = "fingerprints"
@@ -88,71 +88,71 @@ class Fingerprint(PipelineStep):
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         """Pass the documents on."""
         for document in cast(Iterator[Document], data):
-            found = fingerprint(document.text)
-            part = int.from_bytes(found[:4], "big") * self.parts >> 32
-            document.metadata.update({"fingerprint": found, "part": f"{part:05d}"})
+            key = fingerprint(document.text)
+            part = int.from_bytes(key[:4], "big") * self.parts >> 32
+            document.metadata.update({"fingerprint": key, "part": f"{part:05d}"})
             yield document
 
 
-class FindTwins(PipelineStep):
+class FindExactDuplicates(PipelineStep):
     """Task `n` finds the duplicates among the fingerprints of `<folder>/<n>/` and writes `<target>/<n>.parquet`."""
 
     type = "DEDUP"
-    name = "twins"
+    name = "exact duplicates"
 
     def __init__(self, folder: Path, target: Path):
         super().__init__()
         self.folder, self.target = folder, target
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
-        """Of equal fingerprints the smallest id stays."""
+        """Of equal fingerprints the smallest id is kept."""
         files = sorted((self.folder / f"{rank:05d}").glob("*.parquet"))
         if files:
             rows = pl.read_parquet(files).with_columns(kept=pl.col("completion_id").min().over("fingerprint"))
-            gone = rows.filter(pl.col("completion_id") != pl.col("kept")).select(TWINS.names())
-            gone.sort("cell", "completion_id").write_parquet(self.target / f"{rank:05d}.parquet")
+            removed = rows.filter(pl.col("completion_id") != pl.col("kept")).select(EXACT.names())
+            removed.sort("cell", "completion_id").write_parquet(self.target / f"{rank:05d}.parquet")
 
 
-def find_exact(run: CorpusRun, n_grams: int, most: float | None) -> tuple[Path, PipelineStats]:
+def find_exact_duplicates(run: CorpusRun, n_grams: int, max_share: float | None) -> tuple[Path, PipelineStats]:
     """Copies and exact duplicates: (the folder of their tables, the statistics of the pass)."""
     parts = 1 + run.rows // ROWS_PER_PART
-    copies, fingerprints, twins = (run.scratch / name for name in ("copies", "fingerprints", "twins"))
+    copies, fingerprints, duplicates = (run.scratch / name for name in ("copies", "fingerprints", "duplicates"))
     writer = ParquetWriter(
         str(fingerprints), "${part}/${rank}.parquet", "zstd", _as_fingerprint, schema=FINGERPRINT, max_file_size=-1
     )
-    steps = [ReadCells(run.cells), MeasureCopies(n_grams, most, copies), Fingerprint(parts), writer]
+    steps = [ReadCells(run.cells), MeasureCopies(n_grams, max_share, copies), Fingerprint(parts), writer]
     stats = run.run("exact", steps, total=run.rows)
-    twins.mkdir()
-    run.run("twins", [FindTwins(fingerprints, twins)], tasks=parts)
+    duplicates.mkdir()
+    run.run("duplicates", [FindExactDuplicates(fingerprints, duplicates)], tasks=parts)
     run.arrays.check()
-    gone = run.scratch / "gone"
+    removals = run.scratch / "removals"
     for cell in run.cells:
-        rows = pl.DataFrame(schema=GONE)
-        if found := sorted(twins.glob("*.parquet")):
-            own = pl.scan_parquet(found).filter(pl.col("cell") == cell.stem).collect()
-            rows = pl.concat([rows, _as_gone(own, "exact").with_columns(likeness=pl.lit(1.0))])
+        rows = pl.DataFrame(schema=REMOVAL)
+        if files := sorted(duplicates.glob("*.parquet")):
+            own = pl.scan_parquet(files).filter(pl.col("cell") == cell.stem).collect()
+            rows = pl.concat([rows, _as_removals(own, "exact").with_columns(similarity=pl.lit(1.0))])
         if (copied := copies / cell.name).is_file():
-            rows = pl.concat([rows, _as_gone(pl.read_parquet(copied), "copy")])
-        write_removals(gone, cell.stem, rows)
-    return gone, stats
+            rows = pl.concat([rows, _as_removals(pl.read_parquet(copied), "copy")])
+        write_removals(removals, cell.stem, rows)
+    return removals, stats
 
 
-def _as_gone(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
-    missing = [pl.lit(None, kind).alias(name) for name, kind in GONE.items() if name not in rows.columns]
-    return rows.with_columns(missing).with_columns(reason=pl.lit(reason)).select(GONE.names())
+def _as_removals(rows: pl.DataFrame, reason: str) -> pl.DataFrame:
+    missing = [pl.lit(None, kind).alias(name) for name, kind in REMOVAL.items() if name not in rows.columns]
+    return rows.with_columns(missing).with_columns(reason=pl.lit(reason)).select(REMOVAL.names())
 
 
 def copied(stats: PipelineStats, cells: list[str]) -> dict[str, dict]:
     """What `MeasureCopies` counted, overall and by cell: documents with an extract, mean share, those above levels."""
     counts = statistic(stats, "copies.")
 
-    def account(*names: str) -> dict:
+    def row_counts(*names: str) -> dict:
         total = {key: sum(counts.get(f"{name}/{key}", 0) for name in names) for key in _KEYS}
         documents = total["documents"]
         shares = {key: total[key] / documents if documents else None for key in _KEYS[2:]}
         return {"documents": documents, "mean": total["sum"] / MILLION / documents if documents else None, **shares}
 
-    return {"all": account(*cells), **{cell: account(cell) for cell in cells}}
+    return {"all": row_counts(*cells), **{cell: row_counts(cell) for cell in cells}}
 
 
 _KEYS = ("documents", "sum", *(f"above_{level}" for level in LEVELS))
@@ -163,4 +163,4 @@ def _as_fingerprint(writer: object, document: Document) -> dict[str, object]:
 
 
 def _as_copy(writer: object, document: Document) -> dict[str, object]:
-    return {"completion_id": document.id, "likeness": document.metadata["likeness"]}
+    return {"completion_id": document.id, "similarity": document.metadata["similarity"]}

@@ -1,13 +1,14 @@
-"""Near duplicates by datatrove's MinHash steps and files, with a rule of our own for which document of a group stays.
+"""Near duplicates by datatrove's MinHash steps and files, with our own rule for which document of a cluster is kept.
 
 1. signatures -> buckets -> clusters over what `exact` leaves: datatrove's steps, the first with cheaper words;
-2. the shingles of the documents that meet another are gathered by cluster, and each cluster is judged alone;
-3. `.remove` files of datatrove's format say what goes, and datatrove's filter takes it out.
+2. the shingles of the documents that meet another are gathered by cluster, and each cluster is verified on its own;
+3. `.remove` files of datatrove's format say what is removed, and datatrove's filter removes it.
 
-The rule: of a cluster the document with the smallest completion id stays. Another one goes for it, whatever the shards
-were (datatrove's own choice depends on them). With `min_jaccard` it goes only when its Jaccard similarity with the one
-that stays reaches that number; else it is compared with the next document that stays, in the order of ids, and when it
-is that similar to none it stays too. A cluster is a chain: two members may be less alike than each is to a third.
+The rule: of a cluster the document with the smallest completion id is kept and the others are removed, whatever the
+shards were (datatrove's own choice depends on them). With `min_jaccard` a document is removed only when its Jaccard
+similarity with the one that is kept reaches that number; else it is compared with the next document that is kept, in
+the order of ids, and when it is that similar to none it is kept too. A cluster is a chain: two members may be less
+similar than each is to a third.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,16 +32,14 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from cosmopedia.corpus.minhash import jaccard, signatures
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
-from cosmopedia.corpus.words import jaccard, shingles
-from stages.dedup.removals import GONE, PlannedFilter, write_removals
+from cosmopedia.corpus.words import shingles
+from stages.dedup.removals import REMOVAL, PlannedFilter, write_removals
 
-READ_SIGNATURES = (
-    10_000  # at a time of a task's file: 680 kB; datatrove's five make 65 minutes of 99 s on remote storage
-)
-MEMBERS_PER_PART = 50_000  # documents whose shingles a judge holds: 8 bytes a word, 300 MB at 700 words
-SHINGLES_AT_ONCE = 128  # x 112 hashes x 8 bytes: stays in the processor's cache
-PRIME = np.uint64((1 << 61) - 1)
+# at a time of a task's file: 680 kB; datatrove's five turn 99 s into 65 minutes on remote storage
+READ_SIGNATURES = 10_000
+MEMBERS_PER_PART = 50_000  # documents whose shingles a task has in memory: 8 bytes per word, 300 MB at 700 words
 CLUSTER = np.dtype([("position", "<u4"), ("cluster", "<u4")])  # datatrove's .clusters file
 REMOVE = np.dtype("<u4")  # datatrove's .remove file: positions in a task's stream
 MEMBER = pa.schema(
@@ -53,15 +52,11 @@ MEMBER = pa.schema(
         ("shingles", pa.binary()),  # uint64, sorted and distinct
     ]
 )
-JUDGED = pl.Schema({"cell": pl.String, "rank": pl.Int32, "position": pl.UInt32, **GONE})
+VERIFIED = pl.Schema({"cell": pl.String, "rank": pl.Int32, "position": pl.UInt32, **REMOVAL})
 
 
 class Signatures(MinhashDedupSignature):
-    """datatrove's signatures, with words and n-grams from `shingles` and the same values from fewer passes.
-
-    A hash is (shingle * a + b) modulo the Mersenne prime 2^61 - 1. Of x = high * 2^61 + low it is high + low, or that
-    less the prime, whichever is smaller as an unsigned number.
-    """
+    """datatrove's signatures, with words and n-grams from `shingles` and the same values from compiled code."""
 
     def __init__(self, folder: Path, config: MinhashConfig):
         super().__init__(str(folder), config, language=cast(str, _NoTokenizer()))
@@ -72,22 +67,13 @@ class Signatures(MinhashDedupSignature):
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
         """The smallest value of each hash function, by bucket."""
-        a, b = self.parameters
-        best = np.full(self.num_hashes, np.iinfo(np.uint64).max, dtype=np.uint64)
-        for start in range(0, len(shingles), SHINGLES_AT_ONCE):
-            value = shingles[start : start + SHINGLES_AT_ONCE] * a
-            value += b
-            high = value >> np.uint64(61)
-            value &= PRIME
-            value += high
-            np.subtract(value, PRIME, out=high)
-            np.minimum(value, high, out=value)
-            np.minimum(best, value.min(axis=0), out=best)
-        return [part.tolist() for part in np.split(best, self.config.num_buckets)]
+        factors, terms = (parameter.ravel() for parameter in self.parameters)
+        (values,) = signatures(shingles.ravel(), np.array([0, len(shingles)]), factors, terms)
+        return [bucket.tolist() for bucket in np.split(values, self.config.num_buckets)]
 
 
 class _NoTokenizer(WordTokenizer):
-    """Stands where datatrove would load spaCy; `Signatures` never asks it."""
+    """In place of datatrove's spaCy, which is not loaded; `Signatures` never calls it."""
 
     def word_tokenize(self, text: str) -> list[str]:
         raise NotImplementedError
@@ -96,13 +82,13 @@ class _NoTokenizer(WordTokenizer):
 
 
 class Clusters(MinhashDedupCluster):
-    """datatrove's clusters and `.clusters` files, in 85 bytes a document that meets another instead of 220.
+    """datatrove's clusters and `.clusters` files, in 85 bytes per document that meets another instead of 220.
 
-    The numbers of the clusters differ from datatrove's, the clusters do not. No `.remove` files: the judge decides.
+    The numbers of the clusters differ from datatrove's, the clusters do not. No `.remove` files: verification decides.
     """
 
     def run(self, data: DocumentsPipeline = None, _: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
-        """Join the pairs of a bucket after the other's; a number is that of the cluster's first document."""
+        """Join the pairs of one bucket after the other; a cluster has the number of its first document."""
         nodes = np.empty(0, dtype=np.uint64)
         buckets = self.input_folder.list_files(glob_pattern="*.dups")
         for name in buckets:
@@ -118,15 +104,16 @@ class Clusters(MinhashDedupCluster):
         for rank in np.unique(ranks):
             own = ranks == rank
             rows = np.empty(np.count_nonzero(own), dtype=CLUSTER)
-            rows["position"], rows["cluster"] = nodes[own] & np.uint64(0xFFFFFFFF), numbers[own]
+            rows["position"] = nodes[own] & np.uint64(0xFFFFFFFF)
+            rows["cluster"] = numbers[own]
             with self.output_folder.open(f"{int(rank):06d}.clusters", "wb") as file:
                 file.write(rows.tobytes())
 
     def _pairs(self, name: str) -> np.ndarray:
-        """Two documents a row, each as its task and its position in that task's stream; uint64."""
+        """Two documents per row, each as its task and its position in that task's stream; uint64."""
         with self.input_folder.open(name, "rb") as file:
-            found = np.frombuffer(file.read(), dtype="<u4").reshape(-1, 4).astype(np.uint64)
-        return found[:, ::2] << np.uint64(32) | found[:, 1::2]
+            pairs = np.frombuffer(file.read(), dtype="<u4").reshape(-1, 4).astype(np.uint64)
+        return pairs[:, ::2] << np.uint64(32) | pairs[:, 1::2]
 
 
 class Members(PipelineStep):
@@ -157,17 +144,17 @@ class Members(PipelineStep):
             for position, document in enumerate(cast(Iterator[Document], data)):
                 if wanted is not None and wanted[0] == position:
                     own = np.unique(shingles(document.text, self.n_grams))
-                    found = {"cluster": wanted[1], "part": f"{wanted[1] % self.parts:05d}", "position": position}
-                    document.metadata.update({**found, "rank_of_task": rank, "shingles": own.tobytes()})
+                    place = {"cluster": wanted[1], "part": f"{wanted[1] % self.parts:05d}", "position": position}
+                    document.metadata.update({**place, "rank_of_task": rank, "shingles": own.tobytes()})
                     writer.write(document, rank)
                     wanted = next(rows, None)
 
 
-class Judge(PipelineStep):
-    """Task `n` decides about the clusters of `<folder>/<n>/`; who goes is in `<target>/<n>.parquet` (JUDGED)."""
+class VerifyClusters(PipelineStep):
+    """Task `n` decides about the clusters of `<folder>/<n>/`; removals go to `<target>/<n>.parquet` (VERIFIED)."""
 
     type = "DEDUP"
-    name = "judge"
+    name = "verify"
 
     def __init__(self, folder: Path, target: Path, min_jaccard: float | None):
         super().__init__()
@@ -178,78 +165,89 @@ class Judge(PipelineStep):
         files = sorted((self.folder / f"{rank:05d}").glob("*.parquet"))
         if not files:
             return
-        gone: list[dict] = []
+        removals: list[dict] = []
         members = pl.read_parquet(files).sort("cluster", "completion_id")
-        for group in members.partition_by("cluster", maintain_order=True):
-            candidates = [(row.pop("completion_id"), row.pop("shingles"), row) for row in group.iter_rows(named=True)]
-            found = judge(((name, np.frombuffer(own, np.uint64)) for name, own, _ in candidates), self.min_jaccard)
-            for name, _, row in candidates:
-                if name in found:
-                    kept, likeness = found[name]
-                    place = {key: row[key] for key in ("cell", "rank", "position")}
-                    gone.append({**place, "completion_id": name, "reason": "near", "kept": kept, "likeness": likeness})
-            self.stat_update("near.candidates", value=len(candidates) - 1)
-            self.stat_update("near.spared", value=len(candidates) - 1 - len(found))
-        pl.DataFrame(gone, schema=JUDGED).write_parquet(self.target / f"{rank:05d}.parquet")
+        for cluster in members.partition_by("cluster", maintain_order=True):
+            rows = cluster.drop("shingles").to_dicts()
+            sets = [np.frombuffer(shingles, np.uint64) for shingles in cluster["shingles"]]
+            ids = cluster["completion_id"].to_list()
+            removed = near_duplicates(zip(ids, sets, strict=True), self.min_jaccard)
+            for row in rows:
+                if pair := removed.get(row["completion_id"]):
+                    removals.append({**row, "reason": "near", "kept": pair[0], "similarity": pair[1]})
+            self.stat_update("near.candidates", value=len(rows) - 1)
+            self.stat_update("near.spared", value=len(rows) - 1 - len(removed))
+        pl.DataFrame(removals, schema=VERIFIED).write_parquet(self.target / f"{rank:05d}.parquet")
 
 
-def judge(members: Iterable[tuple[str, np.ndarray]], min_jaccard: float | None) -> dict[str, tuple[str, float]]:
-    """{who goes: (who stays for it, their similarity)} of a cluster's (id, set of shingles) in the order of ids."""
-    heads: list[tuple[str, np.ndarray]] = []
-    gone: dict[str, tuple[str, float]] = {}
+def near_duplicates(
+    members: Iterable[tuple[str, np.ndarray]], min_jaccard: float | None
+) -> dict[str, tuple[str, float]]:
+    """{removed: (kept for it, their similarity)} of a cluster's (id, set of shingles) in the order of ids."""
+    kept: list[tuple[str, np.ndarray]] = []
+    removed: dict[str, tuple[str, float]] = {}
     for name, own in members:
-        for head, other in heads:
-            least, most = sorted((own.size, other.size))
-            if min_jaccard is not None and least < min_jaccard * most:  # cannot reach it
+        for earlier, other in kept:
+            smaller, larger = sorted((own.size, other.size))
+            if min_jaccard is not None and smaller < min_jaccard * larger:  # cannot reach it
                 continue
-            alike = jaccard(own, other)
-            if min_jaccard is None or alike >= min_jaccard:
-                gone[name] = head, round(alike, 4)
+            similarity = jaccard(own, other)
+            if min_jaccard is None or similarity >= min_jaccard:
+                removed[name] = earlier, round(similarity, 4)
                 break
         else:
-            heads.append((name, own))
-    return gone
+            kept.append((name, own))
+    return removed
 
 
-def find_near(run: CorpusRun, gone: Path, config: MinhashConfig, min_jaccard: float | None) -> tuple[Path, dict]:
-    """Near duplicates among what is not `gone`: (folder of all removals, candidates and spared); `.remove` files."""
+def find_near_duplicates(
+    run: CorpusRun, earlier: Path, config: MinhashConfig, min_jaccard: float | None
+) -> tuple[Path, dict]:
+    """Near duplicates among what the removals in `earlier` leave.
+
+    Writes datatrove's `.remove` files; (folder of all removals, candidates and spared).
+    """
     signatures, buckets, clusters = (run.scratch / name for name in ("signatures", "buckets", "clusters"))
-    left = [ReadCells(run.cells), PlannedFilter(gone, ("copy", "exact"))]
+    left = [ReadCells(run.cells), PlannedFilter(earlier, ("copy", "exact"))]
     run.run("signatures", [*left, Signatures(signatures, config)], total=run.rows)
     steps: list[Any] = [
         MinhashDedupBuckets(str(signatures), str(buckets), config=config, lines_to_buffer=READ_SIGNATURES)
     ]
     run.run("buckets", steps, tasks=config.num_buckets)
     run.run("clusters", [Clusters(str(buckets), str(clusters), config)], tasks=1)
-    members, judged, counts = run.scratch / "members", run.scratch / "judged", {}
-    judged.mkdir()
+    members = run.scratch / "members"
+    verified = run.scratch / "verified"
+    verified.mkdir()
     run.arrays.check()
+    counts = {}
     if size := sum(path.stat().st_size for path in clusters.glob("*.clusters")):
         parts = 1 + size // CLUSTER.itemsize // MEMBERS_PER_PART
-        left = [ReadCells(run.cells), PlannedFilter(gone, ("copy", "exact"))]
+        left = [ReadCells(run.cells), PlannedFilter(earlier, ("copy", "exact"))]
         run.run("members", [*left, Members(clusters, members, config.n_grams, parts)], total=run.rows)
-        counts = statistic(run.run("judge", [Judge(members, judged, min_jaccard)], tasks=parts), "near.")
+        counts = statistic(run.run("verify", [VerifyClusters(members, verified, min_jaccard)], tasks=parts), "near.")
         run.arrays.check()
-    plan = _plan(run, gone, judged)
+    plan = _plan(run, earlier, verified)
     return plan, {"candidates": counts.get("candidates", 0), "spared": counts.get("spared", 0)}
 
 
-def _plan(run: CorpusRun, gone: Path, judged: Path) -> Path:
+def _plan(run: CorpusRun, earlier: Path, verified: Path) -> Path:
     """Join both kinds of removals, cell by cell, and write datatrove's `.remove` files of the near ones."""
-    plan, remove = run.scratch / "plan", run.scratch / "remove"
+    plan = run.scratch / "plan"
+    remove = run.scratch / "remove"
     remove.mkdir()
-    found = sorted(judged.glob("*.parquet"))
-    near = pl.scan_parquet(found) if found else pl.LazyFrame(schema=JUDGED)
-    kept = near.select("completion_id", stays="kept", alike="likeness")
+    files = sorted(verified.glob("*.parquet"))
+    near = pl.scan_parquet(files) if files else pl.LazyFrame(schema=VERIFIED)
+    kept = near.select("completion_id", kept_for_kept="kept", its_similarity="similarity")
     for cell in run.cells:
-        rows = pl.scan_parquet(gone / f"{cell.stem}.parquet").join(
+        rows = pl.scan_parquet(earlier / f"{cell.stem}.parquet").join(
             kept, left_on="kept", right_on="completion_id", how="left"
         )
-        earlier = rows.with_columns(  # the twin of a document that goes too
-            kept=pl.coalesce("stays", "kept"), likeness=pl.coalesce("alike", "likeness")
-        ).select(GONE.names())
-        own = near.filter(pl.col("cell") == cell.stem).select(GONE.names())
-        write_removals(plan, cell.stem, pl.concat([earlier, own]).collect())
+        # an exact duplicate of a document that is itself removed as a near one gets the document that stays
+        exact = rows.with_columns(
+            kept=pl.coalesce("kept_for_kept", "kept"), similarity=pl.coalesce("its_similarity", "similarity")
+        ).select(REMOVAL.names())
+        own = near.filter(pl.col("cell") == cell.stem).select(REMOVAL.names())
+        write_removals(plan, cell.stem, pl.concat([exact, own]).collect())
     ranks = near.select(pl.col("rank").unique().sort()).collect().to_series()
     for rank in ranks:
         rows = near.filter(pl.col("rank") == rank).select(pl.col("position").sort()).collect()
@@ -258,8 +256,8 @@ def _plan(run: CorpusRun, gone: Path, judged: Path) -> Path:
     return plan
 
 
-def take_out(run: CorpusRun, plan: Path) -> list[Path]:
-    """Write the cells without what goes; returns the folders of what was removed."""
+def write_kept(run: CorpusRun, plan: Path) -> list[Path]:
+    """Write the cells without what is removed; returns the folders of what was removed."""
     parts = [run.scratch / "removed-planned", run.scratch / "removed-near"]
     run.run(
         "filter",

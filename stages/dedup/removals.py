@@ -1,6 +1,6 @@
-"""Removals that are decided before the documents are read again: one table a cell, followed as its documents pass.
+"""Removals that are decided before the documents are read again: one table per cell, read along with its documents.
 
-A cell's documents pass in the order of their ids and its table is in that order too, so nothing is held in memory.
+A cell's documents come in the order of their ids and its table is in that order too, so memory does not grow.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from cosmopedia.corpus.pipeline import removal
 from cosmopedia.errors import InternalError
 
-GONE = pl.Schema(
+REMOVAL = pl.Schema(
     {
         "completion_id": pl.String,
         "reason": pl.String,  # copy | exact | near
-        "kept": pl.String,  # the document that stays for it; null of a copy
-        "likeness": pl.Float64,  # exact, near: Jaccard similarity with `kept`; copy: the share that its extract has
+        "kept": pl.String,  # the document that is kept for it; null for a copy
+        "similarity": pl.Float64,  # Jaccard, with `kept`; of a copy the share that is in its extract
     }
 )
 KINDS = {"exact": "exact", "near": "minhash"}
@@ -29,17 +29,18 @@ ROWS = 10_000  # read at a time
 
 
 def write_removals(folder: Path, cell: str, rows: pl.DataFrame) -> int:
-    """Write a cell's table (GONE, in any order); returns how many documents go."""
+    """Write a cell's table (REMOVAL, in any order); returns how many documents it removes."""
     folder.mkdir(exist_ok=True)
-    rows = rows.select(GONE.names()).cast(GONE).sort("completion_id")
+    rows = rows.select(REMOVAL.names()).cast(REMOVAL).sort("completion_id")
     if (twice := rows.filter(pl.col("completion_id").is_duplicated())).height:
-        raise InternalError(f"{folder}: {twice['completion_id'][0]!r} is to go twice: {twice['reason'].to_list()}")
+        reasons = twice["reason"].to_list()
+        raise InternalError(f"{folder}: {twice['completion_id'][0]!r} is to be removed twice: {reasons}")
     rows.write_parquet(folder / f"{cell}.parquet", row_group_size=ROWS)
     return rows.height
 
 
 class Removals:
-    """The removals of `<folder>/<cell>.parquet`, asked for document after document."""
+    """The removals of `<folder>/<cell>.parquet`, looked up document after document."""
 
     def __init__(self, folder: Path):
         self.folder, self._cell = folder, ""
@@ -47,7 +48,7 @@ class Removals:
         self._next: dict | None = None
 
     def of(self, document: Document) -> dict | None:
-        """The GONE row of a document that goes, else None. `InternalError` when one that is named did not pass."""
+        """The REMOVAL row of a document, None if it is kept. `InternalError` when one in the table did not come."""
         if (cell := document.metadata["cell"]) != self._cell:
             self._refuse_left(before=None)
             path = self.folder / f"{cell}.parquet"
@@ -56,8 +57,9 @@ class Removals:
         self._refuse_left(before=document.id)
         if self._next is None or self._next["completion_id"] != document.id:
             return None
-        found, self._next = self._next, next(self._rows, None)
-        return found
+        row = self._next
+        self._next = next(self._rows, None)
+        return row
 
     def _refuse_left(self, before: str | None) -> None:
         if self._next is not None and (before is None or self._next["completion_id"] < before):
@@ -72,7 +74,7 @@ def _rows(path: Path) -> Iterator[dict]:
 
 
 class PlannedFilter(BaseFilter):
-    """Takes out what goes for one of `reasons`, as `folder` says; what goes for another is marked and passes."""
+    """Removes what `folder` lists for one of `reasons`; what it lists for another is marked and passes."""
 
     name = "planned removals"
 
@@ -81,12 +83,12 @@ class PlannedFilter(BaseFilter):
         self.reasons, self._removals = reasons, Removals(folder)
 
     def filter(self, doc: Document) -> bool:
-        """Whether the document stays here."""
-        if (gone := self._removals.of(doc)) is None:
+        """Whether the document passes."""
+        if (removed := self._removals.of(doc)) is None:
             return True
-        if gone["reason"] == "copy":
-            evidence = {"share": gone["likeness"]}
+        if removed["reason"] == "copy":
+            evidence = {"share": removed["similarity"]}
         else:
-            evidence = {"kept": gone["kept"], "kind": KINDS[gone["reason"]], "jaccard": gone["likeness"]}
-        doc.metadata.update(removal(gone["reason"], **evidence))
-        return gone["reason"] not in self.reasons
+            evidence = {"kept": removed["kept"], "kind": KINDS[removed["reason"]], "jaccard": removed["similarity"]}
+        doc.metadata.update(removal(removed["reason"], **evidence))
+        return removed["reason"] not in self.reasons

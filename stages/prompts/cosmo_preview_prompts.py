@@ -28,7 +28,7 @@ from cosmopedia.tables.parquet import read_table, table_of
 from cosmopedia.tables.row_counts import RowCounts
 from stages.prompts.render import Cell, prepared, prompts_of
 from stages.prompts.slots import SLOTS
-from stages.prompts.source_rows import seed_batches
+from stages.prompts.source_rows import read_source_rows
 from stages.prompts.styles import PromptsParams, Style
 from stages.prompts.templates import read_template
 from stages.sources.normalise import SourceParams, normalise
@@ -84,7 +84,7 @@ def candidates(source: str) -> Iterator[pl.DataFrame]:
     """Rows with a `topic`, of the stages' tables where they exist, else of the dataset; says on stderr which."""
     made = Path(f"data/sources/{source}.parquet").is_file()
     if made and (source != "web" or Path("data/topics/web.parquet").is_file()):
-        yield from seed_batches(source)
+        yield from read_source_rows(source)
         return
     rows = pl.DataFrame(read_table(f"data/sources/{source}.parquet", SOURCE)) if made else first_rows(source)
     if source != "web":

@@ -1,4 +1,4 @@
-"""One cell of the prompt grid: which seed rows it takes, and the prompts that it makes of them."""
+"""One cell of the prompt grid: which source rows it takes, and the prompts that it makes of them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,12 +64,14 @@ def drawn(parts: Iterable[np.ndarray], cell: Cell, params: PromptsParams) -> np.
 
     Each with probability `share`, at most `per_cell`, drawn from (seed, row, style).
     """
-    found, ranked = [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=np.uint64)]
+    masks = [np.zeros(0, dtype=bool)]
+    ranked = [np.zeros(0, dtype=np.uint64)]
     for rows in parts:
-        found.append(chosen(rows, cell.style.share, params.seed, "share", cell.style_name))
+        masks.append(chosen(rows, cell.style.share, params.seed, "share", cell.style_name))
         if params.per_cell is not None:
-            ranked.append(draws(rows[found[-1]], params.seed, "limit", cell.style_name))
-    taken, ranks = np.concatenate(found), np.concatenate(ranked)
+            ranked.append(draws(rows[masks[-1]], params.seed, "limit", cell.style_name))
+    taken = np.concatenate(masks)
+    ranks = np.concatenate(ranked)
     if params.per_cell is not None and len(ranks) > params.per_cell:
         places = np.flatnonzero(taken)
         taken[:] = False

@@ -9,7 +9,7 @@ WORST = 5  # cells that a warning names
 
 
 def counts_table(rows: list[tuple]) -> pl.DataFrame:
-    """One row a source, style, format and audience, of rows with CELL and the counts."""
+    """One row per source, style, format and audience, of rows with CELL and the counts."""
     counts = ("prompts", "topic_named", "duplicates", "near_duplicates")
     schema = {**dict.fromkeys(CELL, pl.String), **dict.fromkeys(counts, pl.Int64)}
     table = pl.DataFrame(rows, schema=schema, orient="row")
@@ -17,17 +17,17 @@ def counts_table(rows: list[tuple]) -> pl.DataFrame:
 
 
 def row_counts_of(table: pl.DataFrame, rows: int) -> RowCounts:
-    """The stage's account; `rows`: seed rows x styles. `not_drawn` are those that no style took."""
+    """The stage's row counts; `rows`: source rows x styles. `not_drawn` are those that no style took."""
     kept, same, near = (int(n) for n in table.select("prompts", "duplicates", "near_duplicates").sum().row(0))
-    account = RowCounts("prompts", rows, kept)
+    row_counts = RowCounts("prompts", rows, kept)
     removed = {"duplicate_prompt": same, "near_duplicate_prompt": near, "not_drawn": rows - kept - same - near}
     for reason, number in removed.items():
-        account.remove(reason, number)
-    return account
+        row_counts.remove(reason, number)
+    return row_counts
 
 
 def duplicate_rates(table: pl.DataFrame) -> dict:
-    """Exact and near duplicates over the prompts drawn, in all and by cell."""
+    """Exact and near duplicates over the prompts drawn, overall and by cell."""
     counts = pl.col("prompts", "duplicates", "near_duplicates")
     drawn = pl.col("prompts") + pl.col("duplicates") + pl.col("near_duplicates")
     rate = (pl.col("duplicates", "near_duplicates") / drawn).fill_nan(0.0)
@@ -39,14 +39,14 @@ def duplicate_rates(table: pl.DataFrame) -> dict:
 
 
 def complaint(rates: dict, goal: float, removed: str) -> str:
-    """What the warning says: the rate, the cells above the goal, the next action."""
+    """The warning: the rate, the cells above the goal, the next action."""
     cells = {name: rate["duplicate_rate"] + rate["near_duplicate_rate"] for name, rate in rates["cells"].items()}
     worst = sorted(((-rate, name) for name, rate in cells.items() if rate > goal))
     named = ", ".join(f"{name} ({-rate:.1%})" for rate, name in worst[:WORST])
     more = f" and {len(worst) - WORST} more" if len(worst) > WORST else ""
     return (
         f"{rates['duplicate_rate']:.1%} duplicates and {rates['near_duplicate_rate']:.1%} near duplicates were drawn,"
-        f" the goal is at most {goal:.1%}; most in {named}{more}; see {removed}, and filter these sources' seeds"
+        f" the goal is at most {goal:.1%}; most in {named}{more}; see {removed}, and filter these sources' rows"
     )
 
 

@@ -1,4 +1,4 @@
-"""The slots that each seed source offers to its templates, as columns.
+"""The slots that each source offers to its templates, as columns.
 
 Every source offers what its rows know; `$extract` is cut at a word's end, the "already covered" sentence is empty for
 the first unit and keeps to a budget of names, and data can hold any character: a slot's value is never read as a
@@ -22,8 +22,8 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "openhermes": ("extract",),
     "ready": ("prompt",),
 }
-QUOTED = ("extract", "prompt")  # slots that hold a seed's text
-NAMES_LISTED = 6  # how many covered units are named; the last ones, since they are the nearest
+QUOTED = ("extract", "prompt")  # slots that hold a source row's text
+NAMES_LISTED = 6  # covered units that are named: the last ones, since they are the nearest
 
 
 def naming_slots(slots: Iterable[str]) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def extract(column: str, chars: int) -> pl.Expr:
 
 
 def slot_columns(source: str, rows: pl.DataFrame, extract_chars: int) -> pl.DataFrame:
-    """SOURCE rows (web rows with their `topic`) with one more column a slot: `slot.<name>`.
+    """SOURCE rows (web rows with their `topic`) with one more column per slot: `slot.<name>`.
 
     Ready-made prompts bring a format, an audience and the data that they quote: `own.<name>`.
     """

@@ -1,8 +1,8 @@
 """A source's rows for prompts: streamed, and on disk in the order of their prompts' ids.
 
 1. Runs: rows as they are read, some 100,000 at a time, prepared (slots, digest) and sorted by digest.
-2. Parts: the runs' rows merged, each part an equal range of digests that fits memory; what is found out about the rows
-   lies beside them.
+2. Parts: the runs' rows merged, each part an equal range of digests that fits memory; what is computed about the rows
+   is saved next to them.
 
 Runs and parts are finished one by one, so a killed run goes on with the next.
 """
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cosmopedia.execution.workdir import lend
-from cosmopedia.files import replacing
+from cosmopedia.files import replacing, write_text
 from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import read_batches
 from stages.prompts.render import DIGEST, digests_of, order_of, prepared
@@ -29,11 +29,11 @@ COLUMNS = ["row_id", "title", "text", "context", "licence", "revision"]
 READ_ROWS = 8192
 RUN_ROWS, RUN_BYTES = 1 << 17, 192 << 20  # a run ends with the batch that reaches one of them
 PART_ROWS, PART_BYTES = 1 << 17, 192 << 20  # a part holds at most about so much
-SLICE_ROWS, SLICE_BYTES = 10_000, 48 << 20  # of a part, for those who make something of each row
+SLICE_ROWS, SLICE_BYTES = 10_000, 48 << 20  # of a part, for whoever makes something of each row
 
 
-def seed_batches(source: str) -> Iterator[pl.DataFrame]:
-    """A source's rows by and by; for the web only those whose topic was kept, with the topic."""
+def read_source_rows(source: str) -> Iterator[pl.DataFrame]:
+    """A source's rows in batches; for the web only those whose topic was kept, with the topic."""
     topics = topic_batches() if source == "web" else None
     known = pl.DataFrame(schema={"row_id": pl.String, "topic": pl.String})
     for table in read_batches([f"data/sources/{source}.parquet"], SOURCE, COLUMNS, READ_ROWS):
@@ -63,7 +63,7 @@ class Part:
     rows: int
 
     def table(self) -> pa.Table:
-        """The prepared rows, mapped: what is not looked at is not read."""
+        """The prepared rows, mapped: what is not used is not read."""
         return _mapped(self.folder / "rows.arrow")
 
     def slices(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
@@ -80,7 +80,7 @@ class Part:
             begin = end
 
     def load(self, name: str) -> np.ndarray:
-        """A column that `save` has put beside the rows, mapped."""
+        """A column that `save` has put next to the rows, mapped."""
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     def save(self, name: str, values: np.ndarray) -> None:
@@ -88,7 +88,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Seeds:
+class SourceRows:
     """All of a source's rows, in parts."""
 
     source: str
@@ -104,14 +104,14 @@ class Seeds:
         return (digests_of(part.table()) for part in self.parts)
 
     def column(self, name: str, members: np.ndarray) -> np.ndarray:
-        """What was saved beside the parts' rows, of those rows that `members` (a mask) takes."""
+        """What was saved next to the parts' rows, of those rows that `members` (a mask) takes."""
         return np.concatenate([part.load(name)[members[part.first : part.first + part.rows]] for part in self.parts])
 
     def kept(self, name: str, make: Callable[[], np.ndarray]) -> Path:
         """The file of an array that is made once."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
-            with replacing(path) as partial, partial.open("wb") as file:
+            with replacing(path) as draft, draft.open("wb") as file:
                 np.save(file, make())
         return path
 
@@ -124,11 +124,11 @@ class Seeds:
 
     def row_ids(self, places: np.ndarray) -> dict[int, str]:
         """The ids of the rows at some places."""
-        found = {}
+        ids = {}
         for part, some in self.split(np.unique(places)):
-            ids = part.table()["row_id"].take(pa.array(some)).to_pylist()
-            found.update(zip((some + part.first).tolist(), ids, strict=True))
-        return found
+            names = part.table()["row_id"].take(pa.array(some)).to_pylist()
+            ids.update(zip((some + part.first).tolist(), names, strict=True))
+        return ids
 
 
 def on_disk(
@@ -136,26 +136,26 @@ def on_disk(
     batches: Iterable[pl.DataFrame],
     extract_chars: int,
     folder: Path,
-    look: Callable[[Part], None],
-    note: Callable[[int], None],
-) -> Seeds:
-    """Bring a source's rows to disk. `look` finds out about a new part's rows; `note` is told of rows done."""
+    index: Callable[[Part], None],
+    advance: Callable[[int], None],
+) -> SourceRows:
+    """Bring a source's rows to disk. `index` adds columns to each new part; `advance` is called with rows done."""
     finished = folder / "parts.json"
     if not finished.exists():
-        runs = _runs(source, batches, extract_chars, folder / "runs", note)
-        held = [_parted(runs, number, pieces, folder, look) for pieces in [_pieces(runs)] for number in range(pieces)]
-        with replacing(finished) as partial:
-            partial.write_text(json.dumps(held))
+        runs = _runs(source, batches, extract_chars, folder / "runs", advance)
+        count = _part_count(runs)
+        write_text(finished, json.dumps([_part(runs, number, count, folder, index) for number in range(count)]))
         shutil.rmtree(folder / "runs")
-    parts, first = [], 0
+    parts = []
+    first = 0
     for number, rows in enumerate(json.loads(finished.read_text())):
         parts.append(Part(_folder(folder, number), first, rows))
         first += rows
-    return Seeds(source, folder, parts)
+    return SourceRows(source, folder, parts)
 
 
 def _runs(
-    source: str, batches: Iterable[pl.DataFrame], extract_chars: int, folder: Path, note: Callable[[int], None]
+    source: str, batches: Iterable[pl.DataFrame], extract_chars: int, folder: Path, advance: Callable[[int], None]
 ) -> list[Path]:
     """The source's rows in sorted runs; those that are there already are not made again."""
     finished = folder / "runs.json"
@@ -169,11 +169,11 @@ def _runs(
         runs.append(folder / f"run-{len(runs):05d}.arrow")
         rows = pa.concat_tables(pending).combine_chunks()
         pending.clear()  # one copy less in memory while they are sorted
-        with replacing(runs[-1]) as partial:
-            _write(rows, partial)
+        with replacing(runs[-1]) as draft:
+            _write(rows, draft)
 
     for batch in batches:
-        note(batch.height)
+        advance(batch.height)
         skipped = min(done, batch.height)
         done -= skipped
         if skipped < batch.height:
@@ -182,41 +182,41 @@ def _runs(
             spill()
     if pending:
         spill()
-    with replacing(finished) as partial:
-        partial.write_text(json.dumps(len(runs)))
+    write_text(finished, json.dumps(len(runs)))
     return runs
 
 
-def _pieces(runs: list[Path]) -> int:
-    """How many parts there are: a power of two, so that a part lies within one file of a cell; 0 without rows.
+def _part_count(runs: list[Path]) -> int:
+    """How many parts there are: a power of two, so that a part is within one file of a cell; 0 without rows.
 
     A function of the rows alone, whatever the runs were.
     """
-    rows, size = sum(_mapped(run).num_rows for run in runs), sum(int(_sizes(_mapped(run)).sum()) for run in runs)
-    pieces = 1 if rows else 0
-    while rows > PART_ROWS * pieces or size > PART_BYTES * pieces:
-        pieces *= 2
-    return pieces
+    rows = sum(_mapped(run).num_rows for run in runs)
+    size = sum(int(_sizes(_mapped(run)).sum()) for run in runs)
+    count = 1 if rows else 0
+    while rows > PART_ROWS * count or size > PART_BYTES * count:
+        count *= 2
+    return count
 
 
-def _parted(runs: list[Path], number: int, pieces: int, folder: Path, look: Callable[[Part], None]) -> int:
-    """Make a part, if it is not there: of `pieces` equal ranges of digests the one of this number; its rows."""
+def _part(runs: list[Path], number: int, count: int, folder: Path, index: Callable[[Part], None]) -> int:
+    """Make a part unless it is there: of `count` equal ranges of digests the one of this number; how many rows."""
     target = _folder(folder, number)
     if not target.exists():
-        with replacing(target) as partial:
-            partial.mkdir()
-            if pieces == len(runs) == 1:
-                lend(runs[0], partial / "rows.arrow")
+        with replacing(target) as draft:
+            draft.mkdir()
+            if count == len(runs) == 1:
+                lend(runs[0], draft / "rows.arrow")
             else:
-                bounds = [number * (1 << 64) // pieces, (number + 1) * (1 << 64) // pieces - 1]
-                found = [_within(_mapped(run), *bounds) for run in runs]
-                _write(pa.concat_tables(found).combine_chunks(), partial / "rows.arrow")
-            look(Part(partial, 0, _mapped(partial / "rows.arrow").num_rows))
+                bounds = [number * (1 << 64) // count, (number + 1) * (1 << 64) // count - 1]
+                tables = [_within(_mapped(run), *bounds) for run in runs]
+                _write(pa.concat_tables(tables).combine_chunks(), draft / "rows.arrow")
+            index(Part(draft, 0, _mapped(draft / "rows.arrow").num_rows))
     return _mapped(target / "rows.arrow").num_rows
 
 
 def _within(run: pa.Table, lowest: int, highest: int) -> pa.Table:
-    """The rows of a run whose digests lie in a range."""
+    """The rows of a run whose digests are in a range."""
     first = run[DIGEST[0]].to_numpy()
     begin = int(np.searchsorted(first, np.uint64(lowest), "left"))
     return run.slice(begin, int(np.searchsorted(first, np.uint64(highest), "right")) - begin)
@@ -227,7 +227,7 @@ def _folder(folder: Path, number: int) -> Path:
 
 
 def _write(rows: pa.Table, path: Path) -> None:
-    """Write prepared rows in order; a second copy of them is never whole in memory."""
+    """Write prepared rows in order, without a whole second copy of them in memory."""
     order = order_of(rows)
     with pa.ipc.new_file(path, rows.schema) as file:
         for begin in range(0, max(len(order), 1), SLICE_ROWS):

@@ -27,7 +27,7 @@ class PromptsParams(Params):
 
     seed: int
     topic_probability: float = Field(ge=0, le=1)
-    near_duplicate: float | None = Field(ge=0.5, le=1)  # similarity of two seeds from which one goes; None: off
+    near_duplicate: float | None = Field(ge=0.5, le=1)  # similarity from which the later of two rows goes; None: off
     goal_rate: float = Field(ge=0, le=1)  # duplicates among a run's prompts above which the stage warns
     extract_chars: int = Field(ge=40)
     per_cell: int | None = Field(ge=1)

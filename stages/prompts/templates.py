@@ -29,7 +29,7 @@ class Template:
         return self.pieces[1::2]
 
     def render_column(self, slots: Mapping[str, pa.Array]) -> pa.Array:
-        """The prompts of many rows, from a column a slot."""
+        """The prompts of many rows, from one column per slot."""
         parts = [slots[p] if n % 2 else pa.scalar(p, pa.large_string()) for n, p in enumerate(self.pieces)]
         return pc.binary_join_element_wise(*parts, pa.scalar("", pa.large_string()))  # type: ignore[attr-defined]
 

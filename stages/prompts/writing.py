@@ -1,7 +1,7 @@
 """The files of a cell: its prompts in the order of their ids, cut at equal ranges of ids.
 
-How many files there are depends on the number of prompts in the cell alone, so that neither machine nor memory moves a
-byte. A file is finished or not there; beside it lie its counts and the prompts that were taken out.
+How many files there are depends only on the number of prompts in the cell, so that neither machine nor memory changes
+a byte. A file is finished or not there; next to it are its counts and the prompts that were removed.
 """
 
 import json
@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cosmopedia.files import replacing
+from cosmopedia.files import write_text
 from cosmopedia.tables.cell_files import cell_of, shard_names, source_and_style
 from cosmopedia.tables.contracts import PROMPT, REJECTED
 from cosmopedia.tables.parquet import TableWriter, table_of
 from stages.prompts.render import Cell, prompts_of
 from stages.prompts.selection import EXACT, KEPT, NEAR, NOT_DRAWN
-from stages.prompts.source_rows import Part, Seeds
+from stages.prompts.source_rows import Part, SourceRows
 from stages.prompts.styles import PromptsParams
 
-SHARD_ROWS = 250_000  # prompts of a file, about, at most: 200 MB where they quote 1,000 characters
+SHARD_ROWS = 250_000  # prompts of a file at most, about: 200 MB where they quote 1,000 characters
 REASONS = {EXACT: "duplicate_prompt", NEAR: "near_duplicate_prompt"}
 COUNTS = ("prompts", "topic_named", "duplicates", "near_duplicates")
 
 
-def shards_of(prompts: int) -> int:
+def shard_count(prompts: int) -> int:
     """How many files a cell of so many prompts has: a power of two."""
     count = 1
     while prompts > SHARD_ROWS * count:
@@ -35,57 +35,62 @@ def shards_of(prompts: int) -> int:
 
 
 def write_shards(
-    seeds: Seeds,
+    rows: SourceRows,
     cell: Cell,
-    fate: np.ndarray,
-    like: np.ndarray,
+    selection: np.ndarray,
+    near_duplicate_of: np.ndarray,
     params: PromptsParams,
     folder: Path,
-    note: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> list[str]:
-    """Write the files of a cell that are not there yet; the names of all. `fate` and `like`: see fates.py.
+    """Write the files of a cell that are not there yet; the names of all. The arrays are those of `selection.select`.
 
     Into `folder`: the prompts, `removed/` with the others as REJECTED rows, `counts/` of both by format and audience.
-    `note` is told of seed rows done.
+    `advance` is called with source rows done.
     """
-    names = shard_names(cell.name, shards_of(int((fate == KEPT).sum())))
-    step = max(len(seeds.parts) // len(names), 1)
+    names = shard_names(cell.name, shard_count(int((selection == KEPT).sum())))
+    step = max(len(rows.parts) // len(names), 1)
     for number, name in enumerate(names):
-        parts = seeds.parts[number * step : (number + 1) * step]
+        parts = rows.parts[number * step : (number + 1) * step]
         counts = folder / "counts" / f"{name}.json"
         if not counts.exists():
-            likes = _likes(seeds, parts, fate, like)
-            found = _write(parts, cell, fate, likes, params, folder / name)
-            with replacing(counts) as partial:
-                partial.write_text(json.dumps(found))
-        note(sum(part.rows for part in parts))
+            originals = _originals(rows, parts, selection, near_duplicate_of)
+            shard_counts = _write_shard(parts, cell, selection, originals, params, folder / name)
+            write_text(counts, json.dumps(shard_counts))
+        advance(sum(part.rows for part in parts))
     return names
 
 
-def _likes(seeds: Seeds, parts: list[Part], fate: np.ndarray, like: np.ndarray) -> dict[int, str]:
-    """For the places of near duplicates in some parts the ids of the rows that they are like."""
-    first, last = parts[0].first, parts[-1].first + parts[-1].rows
-    places = np.flatnonzero(fate[first:last] == NEAR) + first
-    ids = seeds.row_ids(like[places])
-    return {place: ids[other] for place, other in zip(places.tolist(), like[places].tolist(), strict=True)}
+def _originals(
+    rows: SourceRows, parts: list[Part], selection: np.ndarray, near_duplicate_of: np.ndarray
+) -> dict[int, str]:
+    """For the places of near duplicates in some parts the ids of the rows that they duplicate."""
+    first = parts[0].first
+    last = parts[-1].first + parts[-1].rows
+    places = np.flatnonzero(selection[first:last] == NEAR) + first
+    originals = near_duplicate_of[places]
+    ids = rows.row_ids(originals)
+    return {place: ids[original] for place, original in zip(places.tolist(), originals.tolist(), strict=True)}
 
 
-def _write(
-    parts: list[Part], cell: Cell, fate: np.ndarray, likes: dict[int, str], params: PromptsParams, path: Path
+def _write_shard(
+    parts: list[Part], cell: Cell, selection: np.ndarray, originals: dict[int, str], params: PromptsParams, path: Path
 ) -> list[tuple]:
-    """Write one file, and beside it what was taken out; (format, audience, counts ...)."""
-    found: dict[tuple[str, str], Counter[str]] = {}
+    """Write one file, and next to it what was removed; (format, audience, counts ...)."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
     with TableWriter(path, PROMPT, 1) as kept, TableWriter(path.parent / "removed" / path.name, REJECTED) as removed:
         for part in parts:
-            for places, rows in part.slices(np.flatnonzero(fate[part.first : part.first + part.rows] != NOT_DRAWN)):
-                prompts, fates = prompts_of(rows, cell, params), fate[places + part.first]
-                count(prompts, fates, found)
-                gone = np.flatnonzero(fates != KEPT)
-                kept.write_table(prompts.filter(pa.array(fates == KEPT)) if len(gone) else prompts)
-                similar = [likes.get(place, "") for place in (places[gone] + part.first).tolist()]
-                rejected = rejections(prompts.take(pa.array(gone)), fates[gone].tolist(), similar)
+            drawn = np.flatnonzero(selection[part.first : part.first + part.rows] != NOT_DRAWN)
+            for places, rows in part.slices(drawn):
+                prompts = prompts_of(rows, cell, params)
+                selected = selection[places + part.first]
+                count(prompts, selected, counts)
+                others = np.flatnonzero(selected != KEPT)
+                kept.write_table(prompts.filter(pa.array(selected == KEPT)) if len(others) else prompts)
+                duplicated = [originals.get(place, "") for place in (places[others] + part.first).tolist()]
+                rejected = rejections(prompts.take(pa.array(others)), selected[others].tolist(), duplicated)
                 removed.write_table(table_of(rejected, REJECTED, cell.name))
-    return [(*key, *(some[name] for name in COUNTS)) for key, some in found.items()]
+    return [(*key, *(counter[name] for name in COUNTS)) for key, counter in counts.items()]
 
 
 def counts_in(folder: Path, names: list[str], cells: list[Cell]) -> list[tuple]:
@@ -100,27 +105,27 @@ def counts_in(folder: Path, names: list[str], cells: list[Cell]) -> list[tuple]:
     return rows + [(c.source, c.style_name, c.style.format, c.style.audience, *zeros) for c in empty]
 
 
-def count(prompts: pa.Table, fates: np.ndarray, found: dict[tuple[str, str], Counter[str]]) -> None:
-    """Add prompts and what becomes of them to counts by (format, audience)."""
-    kinds = prompts.select(["format", "audience", "topic_named"]).append_column("fate", pa.array(fates))
+def count(prompts: pa.Table, selected: np.ndarray, counts: dict[tuple[str, str], Counter[str]]) -> None:
+    """Add prompts, by whether they are kept or why they are not, to counts by (format, audience)."""
+    kinds = prompts.select(["format", "audience", "topic_named"]).append_column("selected", pa.array(selected))
     for row in kinds.group_by(kinds.column_names).aggregate([([], "count_all")]).to_pylist():
-        counter = found.setdefault((row["format"], row["audience"]), Counter())
-        kind = {KEPT: "prompts", EXACT: "duplicates", NEAR: "near_duplicates"}[row["fate"]]
+        counter = counts.setdefault((row["format"], row["audience"]), Counter())
+        kind = {KEPT: "prompts", EXACT: "duplicates", NEAR: "near_duplicates"}[row["selected"]]
         counter[kind] += row["count_all"]
-        if row["fate"] == KEPT and row["topic_named"]:
+        if row["selected"] == KEPT and row["topic_named"]:
             counter["topic_named"] += row["count_all"]
 
 
-def rejections(prompts: pa.Table, fates: list[int], similar: list[str]) -> list[dict]:
-    """REJECTED rows of prompts that were taken out; `similar`: the seeds that near duplicates are like."""
+def rejections(prompts: pa.Table, selected: list[int], originals: list[str]) -> list[dict]:
+    """REJECTED rows of prompts that were removed; `originals`: the ids of the rows that near duplicates duplicate."""
     shown = ("source", "style", "seed_id", "prompt")
     rows = []
-    for row, fate, other in zip(prompts.to_pylist(), fates, similar, strict=True):
-        why = f"like {other}" if fate == NEAR else "the same text as another prompt"
+    for row, kind, original in zip(prompts.to_pylist(), selected, originals, strict=True):
+        why = f"like {original}" if kind == NEAR else "the same text as another prompt"
         rows.append(
             {
                 "row_id": row["prompt_id"],
-                "reason": REASONS[fate],
+                "reason": REASONS[kind],
                 "detail": f"{row['source']}-{row['style']}, {row['seed_id']}: {why}",
                 "row": json.dumps({name: row[name] for name in shown}, ensure_ascii=False)[:10_000],
             }

@@ -1,4 +1,4 @@
-"""Seed rows, odd ones and near duplicates, and a small repository that makes prompts of them."""
+"""Source rows, odd ones and near duplicates, and a small repository that makes prompts of them."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl
 
 
 def repository(folder: Path, sources: dict[str, list[dict]], **changes: object) -> None:
-    """Templates, settings and seed tables (web rows of one topic) in a folder."""
+    """Templates, settings and source tables (web rows of one topic) in a folder."""
     (folder / "prompts").symlink_to(ROOT / "prompts")
     (folder / "profiles").mkdir()
     section = {**params().model_dump(), "styles": STYLES, **changes}

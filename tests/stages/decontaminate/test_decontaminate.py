@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmopedia.corpus.word_hashes import word_hashes
 from cosmopedia.corpus.words import plain_words
 from cosmopedia.errors import DataError
 from cosmopedia.params import read_yaml
@@ -24,7 +25,6 @@ from cosmopedia.tables.parquet import read_rows
 from stages.decontaminate.__main__ import main
 from stages.decontaminate.index import DecontaminateParams, Findings, Index
 from stages.decontaminate.matching_blocks import Matcher
-from stages.decontaminate.ngrams import word_hashes
 from tests.support.documents import ROOT, bytes_of, document, repository, write_documents, write_items
 
 RULE = DecontaminateParams(
@@ -99,7 +99,7 @@ def test_the_candidates_are_all_pairs_that_share_an_ngram(text: list[str], items
             expected.add(f"t/{i}")
         if n == 1 and text == words:
             expected.add(f"t/{i}")
-    found = [*index.found([" ".join(text)])]
+    found = [*index.hits([" ".join(text)])]
     assert {index.item(item).item_id for _, _, hits in found for item in hits} == expected
 
 

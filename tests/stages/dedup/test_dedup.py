@@ -12,7 +12,8 @@ from datatrove.utils.text import TextNormConfig, simplify_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmopedia.corpus.words import jaccard, shingles, simplified_words, without_diacritics
+from cosmopedia.corpus.minhash import jaccard
+from cosmopedia.corpus.words import shingles, simplified_words, without_diacritics
 from cosmopedia.errors import DataError
 from cosmopedia.params import read_yaml
 from cosmopedia.rng import draw_u64
@@ -20,7 +21,7 @@ from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_rows
 from stages.dedup.__main__ import main
 from stages.dedup.exact import extract_share, fingerprint
-from stages.dedup.minhash import CLUSTER, Clusters, Signatures, judge
+from stages.dedup.minhash import CLUSTER, Clusters, Signatures, near_duplicates
 from tests.support.documents import bytes_of, document, repository, write_documents
 
 TOPICS = ["rivers", "bread", "volcanoes", "algebra", "sailing", "glass", "bees", "bridges"]
@@ -76,7 +77,7 @@ def test_of_a_group_the_smallest_id_stays_and_the_evidence_names_it(cleaned: Pat
         "99-0": ("exact", "00-0", "exact"),
         "10-0": ("exact", "05-0", "exact"),
         "96-0": ("exact", "95-0", "exact"),
-        "98-0": ("exact", "20-0", "exact"),  # its twin 97-0 goes as a near duplicate of 20-0
+        "98-0": ("exact", "20-0", "exact"),  # its exact duplicate 97-0 is removed as a near one of 20-0
         "97-0": ("near", "20-0", "minhash"),
     }
     assert found["99-0"][1]["jaccard"] == 1.0
@@ -152,9 +153,9 @@ def test_a_candidate_goes_only_for_a_document_that_it_is_like():
     a, b = np.arange(100, dtype=np.uint64), np.arange(10, 110, dtype=np.uint64)
     c, d = np.arange(40, 140, dtype=np.uint64), np.arange(45, 145, dtype=np.uint64)
     members = [("a", a), ("b", b), ("c", c), ("d", d)]
-    assert judge(members, None) == {"b": ("a", 0.8182), "c": ("a", 0.4286), "d": ("a", 0.3793)}
-    assert judge(members, 0.7) == {"b": ("a", 0.8182), "d": ("c", 0.9048)}
-    assert judge(members, 0.95) == {}
+    assert near_duplicates(members, None) == {"b": ("a", 0.8182), "c": ("a", 0.4286), "d": ("a", 0.3793)}
+    assert near_duplicates(members, 0.7) == {"b": ("a", 0.8182), "d": ("c", 0.9048)}
+    assert near_duplicates(members, 0.95) == {}
 
 
 SETS = st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=8)
@@ -164,12 +165,12 @@ SETS = st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=8)
 @given(SETS, st.sampled_from([None, 0.2, 0.5, 0.8, 1.0]))
 def test_of_a_cluster_the_first_stays_and_who_goes_is_like_one_that_stays(sets: list[set[int]], least: float | None):
     members = [(f"{n}", np.array(sorted(values), np.uint64)) for n, values in enumerate(sets)]
-    gone, shingles_of = judge(members, least), dict(members)
+    gone, shingles_of = near_duplicates(members, least), dict(members)
     stays = [name for name, _ in members if name not in gone]
     assert stays[0] == "0" and (least is not None or len(stays) == 1)
-    for name, (kept, likeness) in gone.items():
+    for name, (kept, similarity) in gone.items():
         assert kept in stays and kept < name
-        assert likeness == round(jaccard(shingles_of[name], shingles_of[kept]), 4) >= round(least or 0.0, 4)
+        assert similarity == round(jaccard(shingles_of[name], shingles_of[kept]), 4) >= round(least or 0.0, 4)
     if least is not None:
         for n, name in enumerate(stays):
             assert all(jaccard(shingles_of[name], shingles_of[other]) < least for other in stays[:n])

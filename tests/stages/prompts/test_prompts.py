@@ -18,7 +18,7 @@ import yaml
 from cosmopedia.errors import ConfigError, DataError
 from stages.prompts import __main__ as prompts
 from stages.prompts.ids import digests, prompt_ids
-from stages.prompts.near_duplicates import Basis, basis_of, near_duplicates, sketch
+from stages.prompts.near_duplicates import ComparisonKey, comparison_key, near_duplicates, save_band_keys
 from stages.prompts.render import Cell, digests_of, drawn, order_of, prepared, prompts_of
 from stages.prompts.slots import SLOTS, covered_sentence, slot_columns
 from stages.prompts.source_rows import on_disk
@@ -267,14 +267,14 @@ def test_counts_add_up_from_source_row_to_prompt(empty_folder: Path, capsys: pyt
 def test_any_order_of_rows_gives_the_same_bytes(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(empty_folder, {"web": source_rows("web", with_duplicates(60))}, per_cell=50)
     made = []
-    read = prompts.seed_batches
+    read = prompts.read_source_rows
 
     def shuffled(source: str, seed: int) -> Iterator[pl.DataFrame]:
         for rows in [pl.concat(batches)] if (batches := list(read(source))) else []:
             yield from rows.sample(fraction=1, shuffle=True, seed=seed).iter_slices(1 + 13 * seed)
 
     for seed in range(3):
-        monkeypatch.setattr(prompts, "seed_batches", lambda s, seed=seed: shuffled(s, seed))
+        monkeypatch.setattr(prompts, "read_source_rows", lambda s, seed=seed: shuffled(s, seed))
         prompts.main()
         files = [*Path("data/prompts").rglob("*.parquet"), Path("metrics/prompts.json")]
         made.append({str(path): path.read_bytes() for path in files})
@@ -348,13 +348,13 @@ def test_the_smallest_prompt_id_of_a_group_stays(empty_folder: Path) -> None:
 
 
 def found_in(texts: list[str], threshold: float = 0.8, names: list[str] | None = None) -> dict[int, int]:
-    """Of texts in the order of their rows' digests the near duplicates, each with the one that it is like."""
+    """Of texts in the order of their rows' digests the near duplicates, each with the one that it duplicates."""
     rows = seeds(texts).with_columns(title=pl.Series(names or [""] * len(texts)))
     rows = rows.with_columns(row_id=rows["row_id"].gather(np.argsort(digests(rows["row_id"])[:, 0])))
-    basis = Basis(("title",), "slot.extract")
+    key = ComparisonKey(("title",), "slot.extract")
     with TemporaryDirectory() as folder:
-        found = on_disk("web", [rows], 10**6, Path(folder), lambda part: sketch(part, basis), lambda _: None)
-        like = near_duplicates(found, basis, np.ones(len(texts), dtype=bool), threshold)
+        found = on_disk("web", [rows], 10**6, Path(folder), lambda part: save_band_keys(part, key), lambda _: None)
+        like = near_duplicates(found, key, np.ones(len(texts), dtype=bool), threshold)
     return {n: int(other) for n, other in enumerate(like) if other >= 0}
 
 
@@ -389,9 +389,9 @@ def test_lessons_of_one_title_in_two_chapters_both_stay(tmp_path: Path) -> None:
     rows = rows.with_columns(
         context=pl.Series([c.replace("Review", f"Part {n}") for n, c in enumerate(rows["context"])])
     )
-    basis = basis_of(cell("khanacademy", "textbook").template.slots)
-    found = on_disk("khanacademy", [rows], 100, tmp_path, lambda part: sketch(part, basis), lambda _: None)
-    assert basis.text == "" and (near_duplicates(found, basis, np.ones(2, dtype=bool), 0.8) == -1).all()
+    key = comparison_key(cell("khanacademy", "textbook").template.slots)
+    found = on_disk("khanacademy", [rows], 100, tmp_path, lambda part: save_band_keys(part, key), lambda _: None)
+    assert key.text == "" and (near_duplicates(found, key, np.ones(2, dtype=bool), 0.8) == -1).all()
 
 
 @pytest.mark.slow

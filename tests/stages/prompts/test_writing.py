@@ -24,9 +24,8 @@ from stages.dedup import __main__ as dedup
 from stages.generate import __main__ as generate
 from stages.pilot import __main__ as pilot
 from stages.prompts import __main__ as prompts
-from stages.prompts import exact_duplicates, near_duplicates
-from stages.prompts import source_rows as seeds
-from stages.prompts import writing as shards
+from stages.prompts import exact_duplicates, near_duplicates, writing
+from stages.prompts import source_rows as row_files
 from stages.report.facts import glance
 from stages.tokenize_corpus import __main__ as tokenize_corpus
 from tests.support.documents import byte_tokenizer, bytes_of, write_items
@@ -40,7 +39,7 @@ WEB = source_rows("web", with_duplicates(90))
 
 def made_with(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> tuple[dict[str, pl.DataFrame], dict[str, bytes]]:
     """({cell: its prompts}, {file: its bytes}) of a run with these constants."""
-    for module in (seeds, shards):
+    for module in (row_files, writing):
         for name, size in sizes.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, size)
@@ -86,8 +85,8 @@ def test_a_slice_of_a_part_is_bounded_in_bytes(empty_folder: Path, monkeypatch: 
     rows = source_rows("ready", [f"{n} {'x' * 1000}" for n in range(20)])
     repository(empty_folder, {"ready": rows})
     seen = []
-    real = shards.prompts_of
-    monkeypatch.setattr(shards, "prompts_of", lambda rows, *rest: seen.append(rows.num_rows) or real(rows, *rest))
+    real = writing.prompts_of
+    monkeypatch.setattr(writing, "prompts_of", lambda rows, *rest: seen.append(rows.num_rows) or real(rows, *rest))
     made_with(monkeypatch, SLICE_BYTES=6000)
     assert sum(seen) == 20 and 1 <= max(seen) <= 6
 
@@ -103,8 +102,8 @@ def test_every_stage_takes_the_files_of_a_cell_for_one_cell(
         folder = empty_folder / str(shard_rows)
         folder.mkdir()
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(shards, "SHARD_ROWS", shard_rows)
-        monkeypatch.setattr(seeds, "PART_ROWS", shard_rows)
+        monkeypatch.setattr(writing, "SHARD_ROWS", shard_rows)
+        monkeypatch.setattr(row_files, "PART_ROWS", shard_rows)
         texts = [" ".join(passage(n, 30)) for n in range(40)]
         repository(folder, {"web": source_rows("web", [*texts, texts[3]])})
         write_model(folder)
@@ -151,9 +150,9 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
 DRIVER = """
 import os, pathlib, signal, sys
 from stages.prompts import __main__ as prompts
-from stages.prompts import source_rows as seeds, writing as shards
+from stages.prompts import source_rows, writing
 
-seeds.READ_ROWS, seeds.RUN_ROWS, seeds.PART_ROWS, shards.SHARD_ROWS = 8, 16, 24, 24
+source_rows.READ_ROWS, source_rows.RUN_ROWS, source_rows.PART_ROWS, writing.SHARD_ROWS = 8, 16, 24, 24
 left = int(sys.argv[1])
 
 
