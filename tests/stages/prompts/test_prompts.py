@@ -376,12 +376,13 @@ def test_near_duplicates_are_those_that_brute_force_finds() -> None:
     assert found.keys() == wanted and len(wanted) > 60
 
 
-def test_seeds_of_other_names_and_texts_without_words_are_no_duplicates() -> None:
+def test_rows_of_other_names_and_texts_without_words_are_no_duplicates() -> None:
     text = " ".join(passage(1))
     assert found_in([text, text, text], names=["Review", "review!", "Practice"]) == {1: 0}
     assert found_in(["\U0001f600", "\U0001f680", "", "", "\U0001f600"]) == {3: 2, 4: 0}
     assert found_in(["short text", "Short text!", "short texts"]) == {1: 0}
     assert found_in([text]) == {}
+    assert found_in(["basalt", "granite"], names=["basalt", "granite"]) == {}  # a text that is its own title
 
 
 def test_lessons_of_one_title_in_two_chapters_both_stay(tmp_path: Path) -> None:
