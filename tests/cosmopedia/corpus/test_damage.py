@@ -183,5 +183,5 @@ def test_what_was_damaged_after_a_kill_is_done_again(corpus: Path, capfd: pytest
     capfd.readouterr()
     run(corpus, "dedup")
     said = capfd.readouterr().err
-    assert f"{signature.resolve()}: expected " in said and "; done again" in said
+    assert f"{signature.resolve()}: expected " in said and "; its tasks run again" in said
     assert bytes_of(corpus / "data/dedup") == wanted
