@@ -52,7 +52,7 @@ repro: setup ## run what is out of date of the whole pipeline (dvc repro), on th
 	@dvc repro
 
 test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
-	@python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --durations=25
+	@python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
 
 smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
 	@python -m pytest tests/repository/test_pipeline.py

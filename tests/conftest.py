@@ -1,7 +1,7 @@
 """What several test files start from, and the order of a parallel run (`make test`).
 
-A file's tests stay on one worker (--dist loadgroup), for they share fixtures, a Slurm or code that is compiled at its
-first use. A file may name other groups with `pytest.mark.xdist_group`.
+A file's tests stay on one worker (--dist loadfile), for they share fixtures, a Slurm or code that is compiled at its
+first use.
 """
 
 import os
@@ -33,14 +33,10 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each file its group, and put the longest files first."""
+    """Put the longest files first."""
     ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(TESTS).as_posix()))
 
 
 @pytest.fixture

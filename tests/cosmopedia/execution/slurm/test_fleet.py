@@ -331,7 +331,7 @@ def test_a_server_that_never_comes_up_is_told_with_its_log(
     process = start()
     _, err = process.communicate(timeout=SOON)
     assert process.returncode == ClusterError.status
-    assert said in err and "that was the last of 1 restarts an instance" in err
+    assert said in err and "that was the last of 1 restarts per instance" in err
     assert slurm.jobs() == []
 
 
