@@ -42,7 +42,7 @@ REDUCED = {
     "train.micro_batch": 4,
     "evaluate.max_items": 3,
 }
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first checkout takes minutes, and counts for its test
 
 
 def checkout(folder: Path, compiled: Path = ROOT) -> Path:
@@ -94,7 +94,7 @@ def environment(store: Path) -> dict[str, str]:
 def dvc(folder: Path, store: Path, *arguments: str) -> str:
     """Run DVC in a checkout and return its output. A failure shows the end of it."""
     result = subprocess.run(
-        [DVC, *arguments], cwd=folder, env=environment(store), capture_output=True, text=True, timeout=900
+        [DVC, *arguments], cwd=folder, env=environment(store), capture_output=True, text=True, timeout=1800
     )
     output = result.stdout + result.stderr
     assert result.returncode == 0, f"dvc {' '.join(arguments)} failed:\n{output[-4000:]}"
