@@ -258,18 +258,18 @@ def test_a_run_that_broke_off_is_taken_up_unless_something_changed(
     dedup.main()
     wanted = bytes_of(checkout / "data/dedup")
     assert "done before" not in capfd.readouterr().err
-    whole = dedup.take_out
+    whole = dedup.write_kept
 
     def stopped(*arguments: object) -> None:
         whole(*arguments)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     for changed in (False, True):
-        monkeypatch.setattr(dedup, "take_out", stopped)
+        monkeypatch.setattr(dedup, "write_kept", stopped)
         with pytest.raises(KeyboardInterrupt):
             dedup.main()
         assert list(Path(".store/work/dedup").iterdir())
-        monkeypatch.setattr(dedup, "take_out", whole)
+        monkeypatch.setattr(dedup, "write_kept", whole)
         capfd.readouterr()
         if changed:
             (checkout / "data/clean/web-blogpost.parquet").unlink()

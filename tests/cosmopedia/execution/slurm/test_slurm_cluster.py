@@ -132,8 +132,8 @@ def test_it_ends_with_a_pytest_that_was_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from slurm_cluster import SlurmCluster
+sys.path.insert(0, {str(Path(__file__).parents[4])!r})
+from tests.support.slurm_cluster import SlurmCluster
 with SlurmCluster(Path({str(tmp_path / "slurm")!r}), nodes=1) as cluster:
     cluster.run("sbatch", "--output=/dev/null", stdin="#!/bin/bash\\nsetsid sleep 615 & sleep 616")
     while not any(job.state == "RUNNING" for job in cluster.jobs()):
