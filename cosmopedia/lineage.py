@@ -41,8 +41,16 @@ def _hash_in_order(paths: Iterable[Path]) -> str:
 
 
 def main_checkout() -> Path:
-    """The main checkout, also inside a queued experiment (DVC sets DVC_ROOT to it there)."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+    """The main checkout, also inside a queued experiment (DVC sets DVC_ROOT to it there) and inside a git worktree."""
+    root = Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+    pointer = root / ".git"
+    if pointer.is_file():  # of a worktree: "gitdir: <main checkout>/.git/worktrees/<name>"
+        folder = root / pointer.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        common = folder / "commondir"
+        if common.is_file():
+            git = (folder / common.read_text(encoding="utf-8").strip()).resolve()
+            return git.parent if git.name == ".git" else root
+    return root
 
 
 def store_root() -> Path:

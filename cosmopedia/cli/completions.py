@@ -12,18 +12,16 @@ from cosmopedia.cli.stages import stage_modules
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.budget import Forecast
 from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.earlier import completions_here, earlier_completions
 from cosmopedia.execution.sending import forecast_of
 from cosmopedia.generation.complete import LookUp, StageRequests
 from cosmopedia.generation.requests import completion_key
 from cosmopedia.store import maintenance
 from cosmopedia.store.bucket import Bucket
+from cosmopedia.store.documents import keys_of_table
 from cosmopedia.store.folder import files_in, keys_in, split_keys
 from cosmopedia.store.maintenance import Compaction
 from cosmopedia.store.store import CompletionStore, default_bucket, default_folder
-from cosmopedia.tables.contracts import DOCUMENT
-from cosmopedia.tables.parquet import read_batches
-
-DOCUMENTS = Path("data/generate")
 
 
 def open_folder() -> tuple[Path, Bucket | None]:
@@ -47,6 +45,7 @@ def forecast() -> Forecast:
     of_generate = next(requests for requests in all_requests() if requests.stage == "generate")
     with CompletionStore() as store:
         lookup = LookUp(of_generate.requests, of_generate.model, of_generate.sampling, store)
+        lookup.reuse(earlier_completions)
         return forecast_of(lookup, load_compute().serving)
 
 
@@ -113,9 +112,8 @@ def wanted_by(files: Iterable[Path]) -> Callable[[bytes], bool]:
     for of_stage in all_requests():
         keys = (completion_key(request, of_stage.model.identity, of_stage.sampling) for request in of_stage.requests)
         numbers.extend(int(key[:16], 16) for key in keys)
-    for path in (*sorted(DOCUMENTS.glob("*.parquet")), *files):
-        for table in read_batches([path], DOCUMENT, ["key"]):
-            numbers.extend(int(key[:16], 16) for key in table["key"].to_pylist())
+    for path in (*completions_here(), *files):
+        numbers.extend(int(key[:16], 16) for key in keys_of_table(path))
     kept = np.unique(np.frombuffer(numbers, np.uint64))
 
     def wanted(key: bytes) -> bool:

@@ -173,6 +173,7 @@ class LookUp:
             self.states.extend(states)
         prefixes = np.frombuffer(missing, np.uint64)
         prefixes.sort()  # in place: eight bytes per request, and no copy
+        self._prefixes = prefixes
         self._repeated = set(prefixes[1:][prefixes[1:] == prefixes[:-1]].tolist())  # of keys that occur more than once
 
     def _mark_too_long(self, prompts: list[str], keys: list[str], states: list[int]) -> None:
@@ -195,6 +196,18 @@ class LookUp:
         """Requests that the store has no completion for, and that can be sent."""
         return self.states.count(MISSING)
 
+    def reuse(self, import_from: Callable[[], Iterable[Path]]) -> int:
+        """Take over what the store lacks from tables of earlier runs; returns how many completions.
+
+        `import_from` is called, and the tables are read, only if something is missing.
+        """
+        if not self.missing:
+            return 0
+        imported = self.store.import_documents(import_from(), np.unique(self._prefixes))
+        if imported:
+            self.refresh()
+        return imported
+
     def pending(self) -> Iterator[PendingRequest]:
         """The requests to send, each key once."""
         seen: set[str] = set()
@@ -212,22 +225,19 @@ def complete(
     sampling: Sampling,
     store: CompletionStore,
     send: Callable[[CompletionRun, LookUp], None],
-    import_from: Iterable[Path | str] = (),
+    import_from: Callable[[], Iterable[Path]] = tuple,
 ) -> CompletionRun:
     """A completion or a failure for each request.
 
     `send` gets what the store lacks completed (execution/sending.py): it appends completions to the store, and puts
-    counts and failures into the run. `import_from` are documents (data/generate/*.parquet) of an earlier run, for a
-    clone whose store lacks them; they are read only if something is missing. What `send` raises is raised here; what
-    was completed until then is in the store.
+    counts and failures into the run. `import_from` gives tables of earlier runs (execution/earlier.py), for a store
+    that lacks them. What `send` raises is raised here; what was completed until then is in the store.
     """
     if iter(requests) is requests:
         requests = list(requests)
     lookup = LookUp(requests, model, sampling, store)
-    imported = store.import_documents(import_from) if lookup.missing else 0
-    if imported:
-        print(f"{stage}: {imported} completions imported from earlier documents into the store", flush=True)
-        lookup.refresh()
+    if imported := lookup.reuse(import_from):
+        print(f"{stage}: {imported} completions of earlier runs taken over into the store", flush=True)
     run = CompletionRun(stage, len(lookup.states), requests, store, lookup.keys)
     run.cached = lookup.states.count(CACHED)
     run.failures = {failure.key: failure for failure in lookup.too_long}

@@ -22,6 +22,7 @@ from cosmopedia.errors import ClusterError, DataError
 from cosmopedia.generation.requests import Completion
 from cosmopedia.lineage import main_checkout, store_root
 from cosmopedia.store.bucket import Bucket
+from cosmopedia.store.documents import completions_in
 from cosmopedia.store.folder import files_in, split_keys
 from cosmopedia.store.index import FRAME_MASK, RECENT_ROWS, KeyIndex, prefix
 from cosmopedia.store.parquet_files import all_keys, keys_of, open_parquet, rows_of, tokens_of
@@ -36,8 +37,6 @@ from cosmopedia.store.segments import (
     open_file,
     read_frames,
 )
-from cosmopedia.tables.contracts import DOCUMENT
-from cosmopedia.tables.parquet import read_batches
 
 CACHED_KEYS = 4096  # frames whose keys are in memory, about 6 MB
 CACHED_ROWS = 64  # frames whose texts are in memory, about 16 MB
@@ -235,20 +234,19 @@ class CompletionStore:
         self._began = time.monotonic()
         self._own = self._add_file(self._writer.path)
 
-    def import_documents(self, paths: Iterable[Path | str]) -> int:
-        """Copy the completions of data/generate/*.parquet that the store lacks; returns how many."""
-        columns = ["key", "text", "finish_reason", "text_token_length", "prompt_tokens", "engine"]
+    def import_documents(self, paths: Iterable[Path | str], wanted: np.ndarray | None = None) -> int:
+        """Copy the completions of tables (data/generate/*.parquet) that the store lacks; returns how many.
+
+        With `wanted`, the sorted first 16 hex digits of keys as uint64, only those, and no file is opened once each of
+        them has been found.
+        """
         imported = 0
         for path in paths:
-            for table in read_batches([path], DOCUMENT, columns):
-                present = self.present([bytes.fromhex(key) for key in table["key"].to_pylist()])
-                if all(present):
-                    continue
-                new = {}
-                for row, is_here in zip(table.to_pylist(), present, strict=True):
-                    tokens = row.pop("text_token_length")
-                    if not is_here:
-                        new[row["key"]] = Completion(tokens=tokens, **row)
+            if wanted is not None and imported >= len(wanted):
+                break
+            for completions in completions_in(Path(path), wanted):
+                present = self.present([bytes.fromhex(one.key) for one in completions])
+                new = {one.key: one for one, is_here in zip(completions, present, strict=True) if not is_here}
                 self.append(list(new.values()))
                 imported += len(new)
         return imported

@@ -215,6 +215,14 @@ _DOCUMENT_FIELDS: dict[str, object] = {
 # What generate, clean, dedup and decontaminate hand on: the published dataset's six columns first, then the lineage.
 DOCUMENT = Contract("documents", _schema(**_DOCUMENT_FIELDS), "completion_id")
 
+# What a model wrote, by the completion store's key: what is needed to fill a store. DOCUMENT has these columns too.
+COMPLETION = Contract(
+    "completions",
+    _schema(**{"key": _s, **{n: _DOCUMENT_FIELDS[n] for n in (
+        "text", "finish_reason", "text_token_length", "prompt_tokens", "engine")}}),
+    "key",
+)  # fmt: skip
+
 FAILED = Contract(
     "failed completions",
     _schema(completion_id=_s, prompt_id=_s, key=_s, reason=_s, detail=_s, attempts=_i32),

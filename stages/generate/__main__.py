@@ -16,6 +16,7 @@ from pydantic import Field
 
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.budget import Budget
+from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.files import write_text
 from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
@@ -64,10 +65,11 @@ def write_run(run: CompletionRun) -> None:
 
 def main() -> str:
     params, model = load("generate", GenerateParams), GenerationModel.read()
-    paths, earlier = tables_in(PROMPTS), sorted(OUT.glob("*.parquet"))
+    paths = tables_in(PROMPTS)
     send = Send(budget=params.budget, track=True, keep=False)
     with CompletionStore() as store:
-        run = complete("generate", all_requests(params, model), model, params.sampling, store, send, earlier)
+        requests = all_requests(params, model)
+        run = complete("generate", requests, model, params.sampling, store, send, earlier_completions)
     write_run(run)
     shutil.rmtree(OUT, ignore_errors=True)
     counts = write_documents(paths, run.results, params.samples_per_prompt, model, params.sampling, OUT)

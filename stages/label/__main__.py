@@ -1,7 +1,7 @@
 """label: the model names each cluster and rates how educational it is.
 
 In: data/cluster/assignments.parquet, data/sources/web.parquet, models/generator/, curation/label.txt.
-Out: data/label/labels.parquet (LABEL), metrics/label.json.
+Out: data/label/labels.parquet (LABEL), data/label/completions.parquet (COMPLETION), metrics/label.json.
 Contract: a cluster whose answer does not parse, or whose prompt the model cannot take, gets its c-TF-IDF keywords as
 label, marked in `label_source`, and no score. A server's failure stops the stage, since a later run can do better.
 Run: python -m stages.label (what is in the completion store is not sent again)
@@ -13,11 +13,13 @@ from pathlib import Path
 from pydantic import Field
 
 from cosmopedia.errors import run_stage
+from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
 from cosmopedia.params import Params, load
+from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import LABEL
 from cosmopedia.tables.parquet import write_table
@@ -54,12 +56,13 @@ def main() -> str:
     params, model = load("label", LabelParams), GenerationModel.read()
     clusters, requests = labelling_requests(params, model)
     with CompletionStore() as store:
-        run = complete("label", requests, model, params.sampling, store, Send())
+        run = complete("label", requests, model, params.sampling, store, Send(), earlier_completions)
     results = [result for _, result in run.results]
     check_results(results)
     rows = label_rows(clusters, results)
     shutil.rmtree(OUT, ignore_errors=True)
     write_table(OUT / "labels.parquet", rows, LABEL)
+    write_completions(OUT / "completions.parquet", results)
     metrics = label_metrics(rows, results)
     write_metrics(METRICS, metrics)
     by_model, by_keywords = metrics["labelled_by_model"], metrics["labelled_by_keywords"]

@@ -2,15 +2,15 @@
 
 In: data/prompts/<cell>.parquet, models/generator/. Its requests are among generate's, with the same keys, so that
 nothing is paid for twice.
-Out: metrics/pilot.json (opening phrases, truncation, refusals, diversity, per cell), data/pilot/gate.json (what
-generate depends on; the same bytes whenever the gate opens, so that a new measurement alone reruns nothing).
+Out: metrics/pilot.json (opening phrases, truncation, refusals, diversity, per cell), data/pilot/completions.parquet
+(COMPLETION), data/pilot/gate.json (what generate depends on; the same bytes whenever the gate opens, so that a new
+measurement alone reruns nothing).
 Contract: with `gate: stop` a cell that exceeds a threshold ends the pipeline here, naming the cell and the opening.
 Run: python -m stages.pilot
 """
 
 import json
 import re
-import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Literal
@@ -18,12 +18,14 @@ from typing import Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from cosmopedia.errors import run_stage
+from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.files import write_text
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.params import Params, load
+from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.parquet import tables_in
 from cosmopedia.tables.row_counts import write_metrics
@@ -31,7 +33,8 @@ from stages.pilot.gate import Thresholds, stopped, table, violations
 from stages.pilot.measures import measure
 from stages.pilot.prompt_draw import draw_prompts
 
-PROMPTS, GATE, METRICS = Path("data/prompts"), Path("data/pilot/gate.json"), Path("metrics/pilot.json")
+PROMPTS, METRICS = Path("data/prompts"), Path("metrics/pilot.json")
+GATE, COMPLETIONS = Path("data/pilot/gate.json"), Path("data/pilot/completions.parquet")
 
 
 class PilotParams(Params):
@@ -68,10 +71,10 @@ def main() -> str:
     params, generation, model = load("pilot", PilotParams), load("generate", SampledFrom), GenerationModel.read()
     drawn = draw_prompts(tables_in(PROMPTS), params.seed, params.per_cell)
     requests = PromptRequests([(one.prompt_id, one.prompt) for one in drawn], model, generation.seed, samples=1)
-    earlier = sorted(Path("data/generate").glob("*.parquet"))
     with CompletionStore() as store:
-        run = complete("pilot", requests, model, generation.sampling, store, Send(), import_from=earlier)
+        run = complete("pilot", requests, model, generation.sampling, store, Send(), earlier_completions)
     run.write_record()
+    write_completions(COMPLETIONS, (result for _, result in run.results))
 
     cells: dict[str, list[Completion | Failure]] = defaultdict(list)
     for one, (_, result) in zip(drawn, run.results, strict=True):
@@ -82,7 +85,7 @@ def main() -> str:
     exceeded += violations("(all cells)", overall, params.thresholds)
     write_metrics(METRICS, {**overall, "violations": len(exceeded), "cells": figures})
 
-    shutil.rmtree(GATE.parent, ignore_errors=True)
+    GATE.unlink(missing_ok=True)
     if exceeded:
         print(table(exceeded), flush=True)
     if exceeded and params.gate == "stop":

@@ -1,6 +1,7 @@
 """label: what the model is shown, which answers count, and what replaces an answer that does not."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from string import Template
@@ -90,6 +91,8 @@ def test_an_answer_names_the_cluster_and_keywords_stand_in_for_one_that_does_not
 
     first = hash_files([LABELS])
     assert label.main() == "1 clusters named by fake-1b, 1 by their keywords"  # from the store: the server is gone
+    shutil.rmtree(".store")
+    assert label.main() == "1 clusters named by fake-1b, 1 by their keywords"  # from data/label/completions.parquet
     assert hash_files([LABELS]) == first
 
 

@@ -1,0 +1,119 @@
+"""Completions that earlier runs paid for and DVC still has, for a completion store that lacks them.
+
+DVC empties a stage's outs before it runs the stage, and a pulled clone has no store. What was in them is still in
+DVC's cache: as dvc.lock's version, and as the version of every other run, which the run cache lists. A git worktree
+finds what is in the cache of its main checkout as well.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cosmopedia.lineage import main_checkout
+from cosmopedia.store.documents import has_completions
+
+PAID = ("data/generate", "data/label", "data/pilot/completions.parquet")  # outs with completions in them
+LOCK = "dvc.lock"
+
+
+def earlier_completions() -> Iterator[Path]:
+    """Tables with completions: those in this checkout, then those in DVC's cache, dvc.lock's version first.
+
+    Warns when dvc.lock names some that are neither here nor in the cache and a remote may have them.
+    """
+    yield from completions_here()
+    caches, absent, seen = cache_folders(), set[str](), set[str]()
+    for out, digest in (*_locked_outs(), *_outs_of_runs(caches)):
+        if digest in seen:
+            continue
+        seen.add(digest)
+        tables = _cached_tables(caches, digest)
+        if tables is None:
+            absent.add(out)
+        else:
+            yield from filter(has_completions, tables)
+    if absent and _dvc("remote", "list"):
+        print(
+            f"warning: {', '.join(sorted(absent))} of an earlier run is not in DVC's cache; if a remote has it,"
+            f" stop here and run `dvc fetch {' '.join(sorted(absent))}`, so that nothing is generated again",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def completions_here() -> Iterator[Path]:
+    """Tables with completions in this checkout."""
+    for out in map(Path, PAID):
+        tables = sorted(out.glob("*.parquet")) if out.is_dir() else [out]
+        yield from filter(has_completions, tables)
+
+
+def cache_folders() -> list[Path]:
+    """DVC's cache of this checkout and, in a git worktree, that of the main checkout."""
+    folders = []
+    for checkout in dict.fromkeys((Path.cwd().resolve(), main_checkout())):
+        cache = _dvc("cache", "dir", checkout=checkout)
+        if cache:
+            folders.append(checkout / cache)
+    return list(dict.fromkeys(folders))
+
+
+def _dvc(*command: str, checkout: Path | None = None) -> str:
+    """What a DVC command prints; "" when it fails, as it does outside a DVC repository."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *command], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _locked_outs() -> Iterator[tuple[str, str]]:
+    """(out, hash) in dvc.lock and in the committed one, which is whole when a kill has cut the other short."""
+    committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, text=True, check=False).stdout
+    for text in (Path(LOCK).read_text(encoding="utf-8") if Path(LOCK).is_file() else "", committed):
+        content = _mapping(text)
+        for stage in (content.get("stages") or {}).values():
+            yield from _paid_outs(stage)
+
+
+def _outs_of_runs(caches: list[Path]) -> Iterator[tuple[str, str]]:
+    """(out, hash) in the run caches, the newest run first."""
+    records = [path for cache in caches for path in cache.glob("runs/*/*/*")]
+    for path in sorted(records, key=lambda path: path.stat().st_mtime, reverse=True):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if any(out in text for out in PAID):
+            yield from _paid_outs(_mapping(text))
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _paid_outs(stage: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for out in stage.get("outs") or ():
+        if out.get("path") in PAID and out.get("md5"):
+            yield out["path"], out["md5"]
+
+
+def _cached_tables(caches: list[Path], digest: str) -> list[Path] | None:
+    """The files of an out in the cache; None when they are not all there."""
+    whole = _cached(caches, digest)
+    if whole is None or not digest.endswith(".dir"):
+        return None if whole is None else [whole]
+    entries = json.loads(whole.read_text(encoding="utf-8"))
+    names = {entry["relpath"]: entry["md5"] for entry in entries if entry["relpath"].endswith(".parquet")}
+    tables = [_cached(caches, names[name]) for name in sorted(names) if "/" not in name]
+    return None if None in tables else [path for path in tables if path]
+
+
+def _cached(caches: list[Path], digest: str) -> Path | None:
+    paths = (cache / "files/md5" / digest[:2] / digest[2:] for cache in caches)
+    return next((path for path in paths if path.is_file()), None)
