@@ -48,8 +48,8 @@ nanotron: setup .nanotron/installed ## create .nanotron, the environment of the 
 	  'import site; print(site.getsitepackages()[0])')/cosmopedia.pth
 	@touch .nanotron/installed && echo "nanotron: done"
 
-repro: setup ## run what is out of date of the whole pipeline (dvc repro), on the profile in params.yaml
-	@dvc repro
+repro: setup ## check the settings, then run what is out of date of the whole pipeline (dvc repro)
+	@cosmo check && dvc repro
 
 test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
 	@python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25

@@ -1,13 +1,13 @@
 """One error class for each kind of blame, and the way a stage reports one.
 
 A message names the file, row or key, what was wanted, what was found, and the next action, in one sentence or two.
-`run_stage` and `cosmo` print it without a traceback and end with the class's exit status; an error that is not ours
+A stage and `cosmo` print it without a traceback and end with the class's exit status; an error that is not ours
 keeps its traceback, since it is a defect.
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -62,10 +62,3 @@ def errors_as_sentences(prefix: str = "") -> Iterator[None]:
         print(f"{prefix}interrupted; run it again to go on", file=sys.stderr, flush=True)
         sys.stderr.flush()
         os._exit(130)
-
-
-def run_stage(stage: str, main: Callable[[], str]) -> None:
-    """Run a stage's `main` and print the line it returns: what the stage made, in a few words ("312 prompts in 21
-    cells, 4 duplicates dropped"). Errors are one sentence: see `errors_as_sentences`."""
-    with errors_as_sentences(f"{stage}: "):
-        print(f"{stage}: {main()}", flush=True)

@@ -59,8 +59,8 @@ def write_text(path: Path, content: str) -> None:
         draft.write_text(content, encoding="utf-8", newline="")
 
 
-def lock(file: IO | int, of_process: bool = False) -> bool:
-    """Lock an open file for writing; False when another process has it.
+def lock(file: IO | int, of_process: bool = False, wait: bool = False) -> bool:
+    """Lock an open file for writing; False when another process has it and `wait` is not set.
 
     Closing the file releases the lock. By default it belongs to the open file and passes to forked children (flock).
     With `of_process` it belongs to this process alone, but is also lost when the process closes any other handle of
@@ -68,7 +68,7 @@ def lock(file: IO | int, of_process: bool = False) -> bool:
     """
     take = fcntl.lockf if of_process else fcntl.flock
     try:
-        take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (BlockingIOError, PermissionError):  # POSIX allows either
         return False
     return True

@@ -21,12 +21,13 @@ class Params(BaseModel):
 
 
 P = TypeVar("P", bound=BaseModel)
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. `ConfigError` when it is missing, does not parse or is no mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), SafeLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; run from the repository's root, or restore it with git") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

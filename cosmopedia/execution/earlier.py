@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from cosmopedia.lineage import main_checkout
+from cosmopedia.params import SafeLoader
 from cosmopedia.store.documents import has_completions
 
 PAID = ("data/generate", "data/label", "data/pilot/completions.parquet")  # outs with completions in them
@@ -91,7 +92,7 @@ def _outs_of_runs(caches: list[Path]) -> Iterator[tuple[str, str]]:
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(text, SafeLoader)
     except yaml.YAMLError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError, DataError, run_stage
+from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import Params, load
 from cosmopedia.records import Record, read_records
 from cosmopedia.rng import draw_sample
@@ -71,11 +72,17 @@ def drawn(task: str, rows: list[dict], limit: int | None, seed: int) -> list[dic
     return [row for row in rows if row["item_id"] in sample]
 
 
-def main() -> str:
-    """Read and normalise every task; returns the summary line."""
+def settings() -> BenchmarksParams:
+    """The stage's params."""
     params = load("benchmarks", BenchmarksParams)
     if unknown := sorted(params.tasks.keys() - FORMS.keys()):
         raise ConfigError(f"benchmarks.tasks: unknown task(s) {', '.join(unknown)}; known: {', '.join(FORMS)}")
+    return params
+
+
+def main() -> str:
+    """Read and normalise every task; returns the summary line."""
+    params = settings()
     shutil.rmtree(OUT, ignore_errors=True)
     metrics: dict[str, dict] = {}
     for task, source in params.tasks.items():

@@ -10,8 +10,9 @@ Run: python -m stages.clean
 from pathlib import Path
 
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
-from cosmopedia.errors import DataError, run_stage
+from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import load
 from cosmopedia.tables.row_counts import write_metrics
 from stages.clean.rules import CleanFilter, CleanParams
@@ -19,9 +20,14 @@ from stages.clean.rules import CleanFilter, CleanParams
 TOKENIZER = Path("models/generator/tokenizer.json")
 
 
+def settings() -> CleanParams:
+    """The stage's params."""
+    return load("clean", CleanParams)
+
+
 def main() -> str:
     """Clean every cell; returns the summary line."""
-    params = load("clean", CleanParams)
+    params = settings()
     if not TOKENIZER.is_file():
         raise DataError(f"{TOKENIZER} is missing; run the generator stage, or dvc pull")
     with CorpusRun("clean", "data/generate", "data/clean", load_compute().data) as run:

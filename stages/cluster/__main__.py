@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cosmopedia.errors import run_stage
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, write_table
@@ -31,9 +31,14 @@ VECTORS, OUT, FIGURE = Path("data/embed/vectors.parquet"), Path("data/cluster"),
 ROWS_PER_TASK = 5000  # fewer rows than this are not worth a task of their own
 
 
+def settings() -> ClusterParams:
+    """The stage's params."""
+    return load("cluster", ClusterParams)
+
+
 def main() -> str:
     """Cluster the sample here, assign the other rows in tasks; returns the summary line."""
-    params, data = load("cluster", ClusterParams), load_compute().data
+    params, data = settings(), load_compute().data
     shutil.rmtree(OUT, ignore_errors=True)
     rows_in = checked_rows(VECTORS, EMBEDDING)
     ids, vectors = read_sample(VECTORS, params.seed, params.sample_size)

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, removed_writer, statistic
-from cosmopedia.errors import DataError, run_stage
+from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_batches, tables_in
@@ -52,9 +53,14 @@ def leave_common_out(run: CorpusRun, index: Index, allowed: float | None) -> Com
     return Common(max_documents, int(index.common.sum()), index.commonest(documents, SHOWN))
 
 
+def settings() -> DecontaminateParams:
+    """The stage's params."""
+    return load("decontaminate", DecontaminateParams)
+
+
 def main() -> str:
     """Decontaminate all cells; returns the summary line."""
-    params = load("decontaminate", DecontaminateParams)
+    params = settings()
     tables = tables_in("data/benchmarks")
     with CorpusRun("decontaminate", "data/dedup", "data/decontaminate", load_compute().data) as run:
         index = Index(item_texts(tables), params)

@@ -16,8 +16,8 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from pydantic import Field
 
 from cosmopedia.corpus.pipeline import CorpusRun
-from cosmopedia.errors import run_stage
 from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import Params, load
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.row_counts import write_metrics
@@ -37,9 +37,14 @@ class DedupParams(Params):
     goal_rate: float = Field(ge=0, le=1)  # duplicates among documents above which the stage warns
 
 
+def settings() -> DedupParams:
+    """The stage's params."""
+    return load("dedup", DedupParams)
+
+
 def main() -> str:
     """Deduplicate all cells; returns the summary line."""
-    params = load("dedup", DedupParams)
+    params = settings()
     config = MinhashConfig(params.n_grams, params.buckets, params.hashes, params.seed)
     with CorpusRun("dedup", "data/clean", "data/dedup", load_compute().data) as run:
         exact, stats = find_exact_duplicates(run, params.n_grams, params.max_extract_copy)

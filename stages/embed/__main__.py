@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cosmopedia.errors import DataError, run_stage
+from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter
@@ -34,9 +35,14 @@ class EmbedParams(Params):
     max_tokens: int = Field(ge=8)
 
 
+def settings() -> EmbedParams:
+    """The stage's params."""
+    return load("embed", EmbedParams)
+
+
 def main() -> str:
     """Embed the web rows, a range of them per task; returns the summary line."""
-    params, data = load("embed", EmbedParams), load_compute().data
+    params, data = settings(), load_compute().data
     shutil.rmtree(OUT, ignore_errors=True)
     rows = checked_rows(WEB, SOURCE)
     if rows == 0:

@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import Field
 
-from cosmopedia.errors import DataError, run_stage
+from cosmopedia.errors import DataError
 from cosmopedia.execution.mlflow_run import Run
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.lineage import hash_files
 from cosmopedia.params import Params, load
@@ -66,8 +67,13 @@ def evaluate(model: Path, params: EvaluateParams, items: dict[str, list[dict[str
     return metrics
 
 
+def settings() -> EvaluateParams:
+    """The stage's params."""
+    return load("evaluate", EvaluateParams)
+
+
 def main() -> str:
-    params, models = load("evaluate", EvaluateParams), seed_folders(MODELS)
+    params, models = settings(), seed_folders(MODELS)
     items = {task: read_items(task, params.seed, params.max_items) for task in params.tasks}
     shutil.rmtree(OUT, ignore_errors=True)
     metrics = over_seeds({str(seed_of(model)): evaluate(model, params, items) for model in models})

@@ -14,7 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import DataError, run_stage
+from cosmopedia.errors import DataError
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.seeds import seed_folders
 from cosmopedia.tables.row_counts import write_metrics
@@ -47,6 +48,10 @@ def export(trained: Path, out: Path, generator: dict[str, Any]) -> dict[str, Any
     difference = compare_logits(trained, out, training["vocabulary"])
     size = sum(path.stat().st_size for path in out.iterdir())
     return {"parameters": parameters, "bytes": size, "logits_max_difference": difference}
+
+
+def settings() -> None:
+    """The stage has none."""
 
 
 def main() -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cosmopedia.errors import run_stage
 from cosmopedia.execution.budget import Budget
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
@@ -63,8 +63,13 @@ def write_run(run: CompletionRun) -> None:
     write_text(CURVE, "".join(",".join(line) + "\n" for line in lines))
 
 
+def settings() -> GenerateParams:
+    """The stage's params."""
+    return load("generate", GenerateParams)
+
+
 def main() -> str:
-    params, model = load("generate", GenerateParams), GenerationModel.read()
+    params, model = settings(), GenerationModel.read()
     paths = tables_in(PROMPTS)
     send = Send(budget=params.budget, track=True, keep=False)
     with CompletionStore() as store:

@@ -2,11 +2,10 @@
 
 from cosmopedia.generation.complete import StageRequests
 from cosmopedia.generation.model import GenerationModel
-from cosmopedia.params import load
-from stages.generate.__main__ import GenerateParams, all_requests
+from stages.generate.__main__ import all_requests, settings
 
 
 def stage_requests() -> StageRequests:
     """The requests of the prompts as they are now."""
-    params, model = load("generate", GenerateParams), GenerationModel.read()
+    params, model = settings(), GenerationModel.read()
     return StageRequests("generate", all_requests(params, model), model, params.sampling)

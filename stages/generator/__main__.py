@@ -16,7 +16,8 @@ from typing import Any
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError, run_stage
+from cosmopedia.errors import ConfigError
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.params import Params, load
 from cosmopedia.records import resolve_revision
@@ -52,11 +53,17 @@ def save_hub_model(model: str, revision: str, out: Path) -> None:
     config.save_pretrained(out)
 
 
-def main() -> str:
-    """Make models/generator/; returns the summary line."""
+def settings() -> GeneratorParams:
+    """The stage's params."""
     params = load("generator", GeneratorParams)
     if (params.train is None) == (params.revision is None):
         raise ConfigError("generator: give either revision (of a hub model) or train, and set the other to null")
+    return params
+
+
+def main() -> str:
+    """Make models/generator/; returns the summary line."""
+    params = settings()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     metrics: dict[str, Any] = {}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cosmopedia.errors import run_stage
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
@@ -52,8 +52,14 @@ def labelling_requests(params: LabelParams, model: GenerationModel) -> tuple[Clu
     return clusters, PromptRequests(prompts, model, params.seed, samples=1)
 
 
+def settings() -> LabelParams:
+    """The stage's params; the template is checked."""
+    read_label_template()
+    return load("label", LabelParams)
+
+
 def main() -> str:
-    params, model = load("label", LabelParams), GenerationModel.read()
+    params, model = settings(), GenerationModel.read()
     clusters, requests = labelling_requests(params, model)
     with CompletionStore() as store:
         run = complete("label", requests, model, params.sampling, store, Send(), earlier_completions)

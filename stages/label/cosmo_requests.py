@@ -2,12 +2,11 @@
 
 from cosmopedia.generation.complete import StageRequests
 from cosmopedia.generation.model import GenerationModel
-from cosmopedia.params import load
-from stages.label.__main__ import LabelParams, labelling_requests
+from stages.label.__main__ import labelling_requests, settings
 
 
 def stage_requests() -> StageRequests:
     """The requests of the clusters as they are now."""
-    params, model = load("label", LabelParams), GenerationModel.read()
+    params, model = settings(), GenerationModel.read()
     _, requests = labelling_requests(params, model)
     return StageRequests("label", requests, model, params.sampling)

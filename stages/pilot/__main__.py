@@ -17,9 +17,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from cosmopedia.errors import run_stage
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
@@ -67,8 +67,13 @@ class SampledFrom(Params):
     sampling: Sampling
 
 
+def settings() -> tuple[PilotParams, SampledFrom]:
+    """The stage's params and those of generate that it shares."""
+    return load("pilot", PilotParams), load("generate", SampledFrom)
+
+
 def main() -> str:
-    params, generation, model = load("pilot", PilotParams), load("generate", SampledFrom), GenerationModel.read()
+    (params, generation), model = settings(), GenerationModel.read()
     drawn = draw_prompts(tables_in(PROMPTS), params.seed, params.per_cell)
     requests = PromptRequests([(one.prompt_id, one.prompt) for one in drawn], model, generation.seed, samples=1)
     with CompletionStore() as store:

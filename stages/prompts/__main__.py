@@ -14,8 +14,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from cosmopedia.errors import DataError, run_stage
+from cosmopedia.errors import DataError
 from cosmopedia.execution.progress import Progress
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.execution.workdir import lend, work_folder
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import REJECTED
@@ -55,13 +56,19 @@ def write_cells(cells: list[tuple[SourceRows, Cell]], params: PromptsParams, fol
     return names
 
 
-def main() -> str:
-    """Build every cell; returns the summary line."""
+def settings() -> tuple[PromptsParams, dict[str, list[Cell]]]:
+    """The stage's params, and the cells of each source with their templates."""
     params = load("prompts", PromptsParams)
     grid = {
         source: [Cell(source, name, style, read_template(source, name)) for name, style in styles.items()]
         for source, styles in params.chosen().items()
     }
+    return params, grid
+
+
+def main() -> str:
+    """Build every cell; returns the summary line."""
+    params, grid = settings()
     shutil.rmtree(OUT, ignore_errors=True)
     with work_folder("prompts") as scratch:
         sources = {source: source_rows_of(source, cells, params, scratch / source) for source, cells in grid.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cosmopedia.errors import run_stage
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import Params, load, profile_path
 from stages.report.card import dataset_card
 from stages.report.facts import collect
@@ -32,8 +32,13 @@ class ReportParams(Params):
     excerpt: int = Field(ge=80)  # characters of each
 
 
+def settings() -> ReportParams:
+    """The stage's params."""
+    return load("report", ReportParams)
+
+
 def main() -> str:
-    params, profile = load("report", ReportParams), profile_path().stem
+    params, profile = settings(), profile_path().stem
     facts = collect(params.seed, params.examples)
     figures = draw_all(facts, PLOTS)
     page = render(facts, profile, figures, params.excerpt)

@@ -12,8 +12,10 @@ import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from cosmopedia.errors import ConfigError, DataError, run_stage
+from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import check, section
 from cosmopedia.records import is_local, read_records
 from cosmopedia.tables.contracts import REJECTED, SOURCE
@@ -26,12 +28,22 @@ from stages.sources.readers import READERS, UltrachatFilter, concepts_of
 OUT = Path("data/sources")
 
 
+def source_settings(source: str) -> tuple[SourceParams, Any]:
+    """A source's params, and those of its own filter."""
+    params = check(section(f"sources.{source}"), SourceParams, f"sources.{source}")
+    return params, check(params.keep, READERS[source].keep, f"sources.{source}.keep")
+
+
+def settings() -> list[tuple[SourceParams, Any]]:
+    """The params of every source."""
+    return [source_settings(source) for source in READERS]
+
+
 def main(source: str) -> str:
     """Read one source; returns the summary line."""
     if source not in READERS:
         raise ConfigError(f"unknown source {source!r}; known sources: {', '.join(READERS)}")
-    params = check(section(f"sources.{source}"), SourceParams, f"sources.{source}")
-    keep = check(params.keep, READERS[source].keep, f"sources.{source}.keep")
+    params, keep = source_settings(source)
     records, revision = iter(()), "none"
     if params.dataset is not None:
         records, revision = read_records(params.dataset, params.subset, params.split, params.revision)

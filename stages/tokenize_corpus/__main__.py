@@ -16,8 +16,9 @@ from collections import Counter
 from pydantic import Field
 
 from cosmopedia.corpus.pipeline import CorpusRun
-from cosmopedia.errors import DataError, run_stage
+from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.lineage import hash_file, hash_files
 from cosmopedia.params import Params, load
@@ -43,9 +44,14 @@ def by_group(counts: Counter[tuple[str, ...]]) -> dict[str, dict[str, int]]:
     return table
 
 
+def settings() -> TokenizeCorpusParams:
+    """The stage's params."""
+    return load("tokenize_corpus", TokenizeCorpusParams)
+
+
 def main() -> str:
     """Tokenise the corpus; returns the summary line."""
-    params = load("tokenize_corpus", TokenizeCorpusParams)
+    params = settings()
     with CorpusRun("tokenize_corpus", "data/decontaminate", "data/tokenize_corpus", load_compute().data) as run:
         files = copy_tokenizer(params.tokenizer, run.out)
         splits: dict[str, dict[str, int]] = {}

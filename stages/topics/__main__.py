@@ -11,12 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import DataError, run_stage
+from cosmopedia.errors import DataError
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table, write_table
 from cosmopedia.tables.row_counts import RowCounts, write_metrics
-from stages.topics.decisions import TopicsParams, decide, read_curation, removal, summary
+from stages.topics.decisions import Entry, TopicsParams, decide, read_curation, removal, summary
 
 LABELS, ASSIGNMENTS = Path("data/label/labels.parquet"), Path("data/cluster/assignments.parquet")
 OUT = Path("data/topics")
@@ -45,9 +46,14 @@ def apply(topics: dict[int, dict[str, Any]]) -> RowCounts:
     return counts
 
 
+def settings() -> tuple[TopicsParams, list[Entry]]:
+    """The stage's params and the reviewed decisions."""
+    return load("topics", TopicsParams), read_curation()
+
+
 def main() -> str:
     """Decide each cluster, then place each row; returns the summary line."""
-    params, entries = load("topics", TopicsParams), read_curation()
+    params, entries = settings()
     decided = [decide(label, entries, params) for label in read_table(LABELS, LABEL).to_pylist()]
     topics = [row for row, _ in decided]
     matches = [entry for _, entry in decided]

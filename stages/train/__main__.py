@@ -13,10 +13,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from cosmopedia.errors import run_stage
 from cosmopedia.execution import torchrun
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.execution.compute import load_compute
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.params import load
 from cosmopedia.tables.row_counts import write_metrics
@@ -30,8 +30,16 @@ TOKENS, OUT = Path("data/tokenize_corpus"), Path("models/train")
 METRICS, CURVE = Path("metrics/train.json"), Path("metrics/plots/train_loss.csv")
 
 
+def settings() -> TrainParams:
+    """The stage's params; a preset that is not there and a shape that does not fit are refused."""
+    params = load("train", TrainParams)
+    for seed in params.seeds:
+        params.recipe(seed)
+    return params
+
+
 def main() -> str:
-    params, training = load("train", TrainParams), load_compute().training
+    params, training = settings(), load_compute().training
     corpus = read_corpus(TOKENS)
     shards, validation = (open_split(TOKENS, split, corpus, params.sequence) for split in ("train", "validation"))
     check_fit(shards, params, corpus)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from cosmopedia.errors import ConfigError, CosmoError, DataError, run_stage
+from cosmopedia.errors import ConfigError, CosmoError, DataError, errors_as_sentences
 from stages.train import checkpoints
 from stages.train.checkpoints import LOSSES
 from stages.train.init_weights import initial_weight, shapes
@@ -334,4 +334,5 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-    run_stage("train", main)
+    with errors_as_sentences("train: "):
+        print(f"train: {main()}", flush=True)

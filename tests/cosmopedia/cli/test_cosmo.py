@@ -15,7 +15,7 @@ from cosmopedia.errors import ClusterError, ConfigError, DataError
 from tests.support.command_line import cosmo
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ["cluster", "deps", "doctor", "lock", "pin", "plan", "preview", "status", "store"]
+COMMANDS = ["check", "cluster", "deps", "doctor", "lock", "pin", "plan", "preview", "status", "store"]
 CLUSTER = ["submit", "stop", "reap"]
 STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "unused"]
 HEAVY = ("numpy", "polars", "pyarrow", "torch", "transformers", "dvc", "mlflow", "psutil", "jinja2", "rich")

@@ -174,7 +174,7 @@ DRIVER = """
 import sys
 from cosmopedia.execution import servers
 servers.CPU_SERVER = (sys.executable, sys.argv[1])
-from cosmopedia.errors import run_stage
+from cosmopedia.execution.stage_process import run_stage
 from stages.generate.__main__ import main
 run_stage("generate", main)
 """

@@ -311,7 +311,7 @@ def test_the_layout_changes_no_result(repository: Path) -> None:
     assert_exported()
 
 
-STAGE = "from cosmopedia.errors import run_stage\nfrom stages.train.__main__ import main\nrun_stage('train', main)"
+STAGE = "from stages.train.__main__ import main, run_stage\nrun_stage('train', main)"
 
 
 def start() -> "subprocess.Popen[str]":

@@ -290,7 +290,7 @@ def test_a_path_in_which_an_array_can_keep_no_log_is_refused(tmp_path: Path) -> 
 
 def test_a_signal_cancels_the_array(corpus: Path, slurm: SlurmCluster) -> None:
     settings(corpus, "clean", "slurm", slurm={"time": "10", "cpus": 2, "extra": ["--begin=now+300"]})
-    code = "from stages.clean.__main__ import main\nfrom cosmopedia.errors import run_stage\nrun_stage('clean', main)"
+    code = "from stages.clean.__main__ import main, run_stage\nrun_stage('clean', main)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 40

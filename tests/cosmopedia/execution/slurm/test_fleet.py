@@ -34,7 +34,7 @@ LAST = r"fact 0\."  # a prompt that waits, so that the run does not end before t
 DRIVER = """
 import sys
 from contextlib import nullcontext
-from cosmopedia.errors import run_stage
+from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.execution.slurm import fleet
 from cosmopedia.execution.client import endpoints
 from cosmopedia.execution import sending

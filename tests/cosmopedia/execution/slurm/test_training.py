@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / ".nanotron").exists(), reason="no .nanotron; run `make nanotron`"),
 ]
-STAGE = "from cosmopedia.errors import run_stage\nfrom stages.train.__main__ import main\nrun_stage('train', main)"
+STAGE = "from stages.train.__main__ import main, run_stage\nrun_stage('train', main)"
 SHAPE = {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32, "intermediate": 48, "tied_embeddings": False}
 TRAINING = {"backend": "nanotron", "architecture": SHAPE, "warmup_steps": 3}
 

@@ -1,0 +1,64 @@
+"""The process of a stage: what is checked before it works, that no second one works at the same time, how it reports.
+
+DVC starts one process per stage. Under DVC the settings of the whole pipeline are checked before the first stage
+works, and the process ends when DVC is killed, so that the next `dvc repro` does not meet it. None of this changes
+what a stage writes.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cosmopedia.errors import errors_as_sentences
+from cosmopedia.execution.settings import check_settings_once
+from cosmopedia.files import lock
+
+PR_SET_PDEATHSIG = 1
+
+
+def run_stage(stage: str, main: Callable[[], str]) -> None:
+    """Run a stage's `main` and print the line it returns: what the stage made, in a few words ("312 prompts in 21
+    cells, 4 duplicates dropped"). Errors are one sentence: see `errors_as_sentences`."""
+    with errors_as_sentences(f"{stage}: "):
+        if "DVC_STAGE" in os.environ:
+            end_with_parent()
+            check_settings_once()
+        with alone(stage):
+            print(f"{stage}: {main()}", flush=True)
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the parent (DVC) dies, even by SIGKILL; on Linux."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if parent == 1 or os.getppid() != parent:  # it has died already
+            sys.exit(128 + signal.SIGTERM)
+
+
+@contextmanager
+def alone(stage: str) -> Iterator[None]:
+    """Wait until no other process works on this stage in this checkout, and keep others waiting."""
+    folder = Path(".dvc/tmp")
+    if not folder.parent.is_dir():
+        yield
+        return
+    folder.mkdir(exist_ok=True)
+    with (folder / f"stage-{stage.replace(' ', '-')}.lock").open("a+", encoding="utf-8") as file:
+        if not lock(file):
+            file.seek(0)
+            print(
+                f"{stage}: process {file.read().strip() or '?'} of an earlier run still works on this stage; waiting"
+                " until it has ended (or end it with kill)",
+                file=sys.stderr,
+                flush=True,
+            )
+            lock(file, wait=True)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
