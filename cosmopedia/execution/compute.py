@@ -284,9 +284,9 @@ class Layout(Params):
 
 
 class TrainingProcesses(Params):
-    """How training runs, on this machine or as a job. The transformers backend uses `threads` alone."""
+    """How nanotron's training runs, on this machine or as a job. The transformers backend uses none of it."""
 
-    threads: int = Field(ge=0)  # torch threads per process; 0: torch decides
+    threads: int = Field(ge=0)  # per process next to a GPU; 0: torch decides. On a CPU train.cpu_threads counts
     layout: Layout = Layout()  # of nanotron's processes
     compile: bool = False  # nanotron's rotary positions, norms and gates by torch.compile; losses agree to rounding
     peak_tflops: float | None = Field(default=None, gt=0)  # of one GPU in bf16, dense: for MFU (H100 SXM: 989)

@@ -49,10 +49,6 @@ def main() -> str:
         job_of(recipes[0], TOKENS, "fp32", training)
     else:
         use_one_gpu()
-    import torch
-
-    if training.threads:
-        torch.set_num_threads(training.threads)
     print(forecast.describe(recipes[0], len(recipes)), file=sys.stderr, flush=True)
 
     shutil.rmtree(OUT, ignore_errors=True)

@@ -58,6 +58,7 @@ class Shared(Params):
     weight_decay: float = Field(ge=0)
     gradient_clip: float = Field(gt=0)
     precision: Literal["auto", "bf16", "fp32"]
+    cpu_threads: int = Field(ge=1)  # on a CPU, where the order of sums, and so the result, depends on it
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Shared":

@@ -149,7 +149,7 @@ class WindowTrainer(Trainer):
         self.interval = CHECKPOINT_SECONDS
         self.progress = Progress("train", recipe.steps - self.first, "steps")
         self._sum = 0.0
-        parts = 1 if self.args.device.type != "cpu" else min(torch.get_num_threads(), recipe.micro_batch)
+        parts = 1 if self.args.device.type != "cpu" else min(recipe.cpu_threads, recipe.micro_batch)
         self._parts = ThreadPoolExecutor(parts, initializer=lambda: torch.set_num_threads(1)) if parts > 1 else None
 
     @property
@@ -253,6 +253,7 @@ def train(
     `ConfigError` when the loss stops being a number or memory runs out, `ClusterError` for a damaged checkpoint and
     after a SIGTERM, which writes a checkpoint first.
     """
+    torch.set_num_threads(recipe.cpu_threads)
     checkpoint = checkpoints.latest(folder.glob("checkpoint-*"))
     if checkpoint:
         checkpoints.check(checkpoint)

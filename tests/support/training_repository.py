@@ -43,6 +43,7 @@ RECIPE: dict[str, Any] = {
     "weight_decay": 0.1,
     "gradient_clip": 1.0,
     "precision": "fp32",
+    "cpu_threads": 1,
 }
 
 

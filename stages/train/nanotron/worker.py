@@ -269,8 +269,9 @@ def finish(trainer: Any, job: TrainingJob, folder: Path, validation: TokenShards
 def run(folder: Path, without: Collection[str] = ()) -> str:
     """Train what job.json says; returns a line on how it went."""
     job = TrainingJob.model_validate(json.loads((folder / "job.json").read_text(encoding="utf-8")))
-    if job.threads:
-        torch.set_num_threads(job.threads)
+    threads = job.threads if torch.cuda.is_available() else job.recipe.cpu_threads
+    if threads:
+        torch.set_num_threads(threads)
     corpus = read_corpus(job.tokens)
     shards = TokenShards(job.tokens / "train", corpus.train, corpus, job.recipe.sequence)
     validation = TokenShards(job.tokens / "validation", corpus.validation, corpus, job.recipe.sequence)

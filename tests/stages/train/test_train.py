@@ -434,7 +434,7 @@ def test_threads_that_take_a_part_each_change_the_losses_only_by_rounding(reposi
     set_recipe(repository, micro_batch=4)
     train()
     one = [float(line.split(",")[1]) for line in result(repository)[1].splitlines()[1:]]
-    set_compute(repository, threads=2)
+    set_recipe(repository, micro_batch=4, cpu_threads=2)
     found = []
     for _ in range(2):
         shutil.rmtree(repository / ".store/train")
