@@ -1,0 +1,149 @@
+"""kill -9 at many moments of the whole pipeline, at a reduced size, and the hashes that come out.
+
+Run: python -m tests.repository.chaos [--seed 1] [--folder DIR]
+
+Two checkouts: in one the pipeline runs undisturbed, in the other it is killed some thirty times and started again, each
+time by what `make repro` does (`cosmo check && dvc repro`). A kill hits DVC alone or everything that DVC has started;
+some hit DVC while it writes dvc.lock. In the end every out's hash in dvc.lock must be the same, and no draft may be
+left over. Takes about half an hour on two cores, so it is no part of `make test`.
+"""
+
+import argparse
+import contextlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.repository.test_pipeline import checkout, environment
+
+KILLS = {
+    "sources": 1, "generator": 2, "embed": 1, "cluster": 2, "label": 1, "prompts": 1, "pilot": 1, "generate": 4,
+    "clean": 1, "dedup": 1, "decontaminate": 1, "tokenize_corpus": 1, "train": 4, "export": 1, "evaluate": 3,
+    "report": 1, "dvc.lock": 4,
+}  # fmt: skip
+OF_A_RUN = ("metrics/generate_run.json", "metrics/plots/throughput.csv")  # what no two runs have in common
+RUN = f"{sys.executable} -m cosmopedia.cli check && dvc repro"
+
+
+def start(folder: Path, store: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            ["bash", "-c", RUN],
+            cwd=folder,
+            env=environment(store),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def stage_of(process: psutil.Process) -> str | None:
+    """The stage that a run works on."""
+    try:
+        for child in process.children(recursive=True):
+            words = child.cmdline()
+            if "-m" in words and words[words.index("-m") + 1].startswith("stages."):
+                return words[words.index("-m") + 1].split(".")[1]
+    except (psutil.Error, ValueError, IndexError):
+        pass
+    return None
+
+
+def kill(process: subprocess.Popen[bytes], alone: bool) -> None:
+    """SIGKILL for DVC alone, or for everything that the run has started."""
+    with contextlib.suppress(psutil.Error):
+        for one in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if not alone or any(word.endswith("/dvc") for word in one.cmdline()[:2]):
+                    one.kill()
+    process.kill()
+    process.wait()
+
+
+def moment_of_a_kill(
+    process: subprocess.Popen[bytes], left: Counter[str], lock: Path, seconds: dict[str, float], draw: random.Random
+) -> str | None:
+    """Wait for a stage that is still to be killed, and for a while longer; what is hit, None when the run has ended.
+
+    "dvc.lock" is the moment at which DVC has emptied it and not yet written it.
+    """
+    watched = psutil.Process(process.pid)
+    in_lock, size = left["dvc.lock"] > 0 and draw.random() < 0.25, 0
+    while process.poll() is None:
+        now = lock.stat().st_size if lock.is_file() else 0
+        if in_lock and now < size:
+            return "dvc.lock"
+        size = now
+        if not in_lock and left[stage := stage_of(watched) or ""] > 0:
+            time.sleep(0.6 * draw.random() * seconds.get(stage, 1.0))
+            left[stage] -= 1
+            return stage_of(watched) or "between stages"
+        time.sleep(0.0002 if in_lock else 0.02)
+    return None
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
+    outs = (out for stage in lock["stages"].values() for out in stage["outs"])
+    return {out["path"]: out["md5"] for out in outs if out["path"] not in OF_A_RUN}
+
+
+def undisturbed(folder: Path, store: Path, log: Path) -> dict[str, float]:
+    """Run to the end; the seconds of each stage."""
+    process, seconds = start(folder, store, log), defaultdict[str, float](float)
+    watched = psutil.Process(process.pid)
+    while process.poll() is None:
+        before = time.monotonic()
+        time.sleep(0.05)
+        if stage := stage_of(watched):
+            seconds[stage] += time.monotonic() - before
+    if process.returncode:
+        sys.exit(f"the undisturbed run failed:\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}")
+    return dict(seconds)
+
+
+def disturbed(folder: Path, store: Path, log: Path, seconds: dict[str, float], draw: random.Random) -> Counter[str]:
+    """Run with kills until a run ends; what was hit, and how often."""
+    left, hits, lock = Counter(KILLS), Counter[str](), folder / "dvc.lock"
+    while True:
+        process = start(folder, store, log)
+        moment = moment_of_a_kill(process, left, lock, seconds, draw)
+        if moment is None:
+            if process.wait():
+                sys.exit(f"a run failed:\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}")
+            return hits
+        kill(process, alone=draw.random() < 0.5)
+        hits[moment] += 1
+        left["dvc.lock"] -= moment == "dvc.lock"
+        size = lock.stat().st_size if lock.is_file() else 0
+        print(f"kill {hits.total()}: {moment}; dvc.lock has {size} bytes", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    base = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
+    log = base / "log"
+    quiet, killed = checkout(base / "quiet"), checkout(base / "killed")
+    seconds = undisturbed(quiet, base / "quiet-store", log)
+    print("seconds per stage:", {name: round(value, 1) for name, value in seconds.items()}, flush=True)
+    hit = disturbed(killed, base / "killed-store", log, seconds, random.Random(arguments.seed))
+    expected, found = hashes(quiet), hashes(killed)
+    different = sorted(path for path in expected if expected[path] != found.get(path))
+    partial = [str(path) for path in killed.rglob("*.partial")]
+    print(f"differ: {different}; left over: {partial}")
+    print(f"summary: {hit.total()} kills ({dict(hit)}), {len(expected)} outs, {len(different)} with other bytes")
+    sys.exit(bool(different or partial or expected.keys() != found.keys()))
+
+
+if __name__ == "__main__":
+    main()
