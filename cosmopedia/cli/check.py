@@ -1,7 +1,8 @@
 """check: check every setting, and repair what a kill has left, before a run.
 
 `make repro` and the driver's job begin with it. Every stage's params, all templates, the reviewed decisions and the
-compute file are read; a dvc.lock that a kill has cut short is restored.
+compute file are read, a dvc.lock that a kill has cut short is restored, and code in which only comments and docstrings
+were edited reruns nothing.
 """
 
 import typer
@@ -14,6 +15,7 @@ app = new_app()
 @app.command(epilog="Example: cosmo check && dvc repro")
 def check() -> None:
     """Check every setting of the pipeline, and repair what a kill has left; exit status 2 when a setting is wrong."""
+    from cosmopedia.execution.comment_edits import accept_comment_edits
     from cosmopedia.execution.compute import compute_path
     from cosmopedia.execution.lock_repair import restore_lock
     from cosmopedia.execution.settings import check_settings_once
@@ -21,5 +23,7 @@ def check() -> None:
 
     if done := restore_lock():
         typer.echo(done)
+    if edited := accept_comment_edits():
+        typer.echo(f"only comments and docstrings were edited in {', '.join(edited)}: nothing reruns for them")
     check_settings_once()
     typer.echo(f"the settings in params.yaml, {profile_path()} and {compute_path()} are well-formed")

@@ -2,10 +2,10 @@
 
 Run: python -m tests.repository.chaos [--seed 1] [--folder DIR]
 
-Two checkouts: in one the pipeline runs undisturbed, in the other it is killed some thirty times and started again, each
-time by what `make repro` does (`cosmo check && dvc repro`). A kill hits DVC alone or everything that DVC has started;
-some hit DVC while it writes dvc.lock. In the end every out's hash in dvc.lock must be the same, and no draft may be
-left over. Takes about half an hour on two cores, so it is no part of `make test`.
+Two checkouts: in one the pipeline runs undisturbed, in the other it is killed some thirty times and started again, as
+`make repro` starts it (`cosmo check && dvc repro`). A kill hits DVC alone or everything that DVC has started; some hit
+DVC while it writes dvc.lock. In the end every out's hash in dvc.lock must be the same, and no draft may be left over.
+Takes about half an hour on two cores, so it is no part of `make test`.
 """
 
 import argparse

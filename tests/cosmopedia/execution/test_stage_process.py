@@ -1,5 +1,6 @@
 """The process of a stage under DVC: settings first, alone in its checkout, gone when DVC is killed, no lock lost."""
 
+import json
 import os
 import signal
 import subprocess
@@ -165,3 +166,31 @@ def test_no_lock_that_dvc_would_refuse_counts_as_whole() -> None:
             accepted = False
         assert accepted or not is_whole(text[:length]), text[:length][-80:]
     assert is_whole(text)
+
+
+@pytest.mark.slow
+def test_edits_of_comments_and_docstrings_rerun_nothing_and_others_do(empty_folder: Path) -> None:
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    dvc = DVC[0]
+    library, stage = Path("cosmopedia/lib.py"), Path("stages/slow/code.py")
+    code = '"""What."""\n\n\ndef f():\n    """Why."""\n    return 1  # how\n'
+    for path in (library, stage, stage.with_name("cosmo_view.py")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    (empty_folder / ".dvcignore").write_text("__pycache__\nstages/*/cosmo_*.py\n")
+    slow = {"cmd": "echo > out.txt", "deps": [str(library), "stages/slow"], "outs": ["out.txt"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"slow": slow}}))
+    write_settings(empty_folder, [])
+    for command in (["git", "init", "-q"], [dvc, "init", "-q"], [dvc, "repro", "-q"], [*git, "add", "-A"]):
+        subprocess.run(command, check=True)
+    subprocess.run([*git, "commit", "-qm", "t"], check=True)
+
+    library.write_text(code.replace("What", "What else").replace("# how", "# and how"))
+    stage.write_text(code.replace('    """Why."""\n', ""))
+    assert "edited in cosmopedia/lib.py, stages/slow: nothing" in cosmo(app, "check")
+    status = subprocess.run([dvc, "status"], capture_output=True, text=True, check=True)
+    assert "up to date" in status.stdout
+    stage.write_text(code.replace("return 1", "return 2"))
+    assert "stages/slow" not in cosmo(app, "check")
+    status = subprocess.run([dvc, "status", "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(status.stdout) == {"slow": [{"changed deps": {"stages/slow": "modified"}}]}
