@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,22 +30,28 @@ from cosmopedia.tables.row_counts import RowCounts
 from stages.sources import __main__ as sources
 from stages.sources import duplicates
 from stages.sources.duplicates import Fingerprints
-from stages.sources.normalise import SourceParams, normalise
-from stages.sources.readers import READERS, UltrachatFilter, concepts_of
+from stages.sources.normalise import ReadingParams, SourceParams, checked, normalise
+from stages.sources.reader import reader_of
+from stages.sources.reader import sources as known_sources
+from stages.sources.readers.ultrachat import UltrachatFilter, concepts_of
 
 ROOT = Path(__file__).parents[3]
 RECIPE = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["sources"]
 PAGE = {"text": "A page about basalt columns. " * 20, "id": "p1", "language": "en", "language_score": 0.9}
 
 
-def run(source: str, path: Path, **keep):
+READING = ReadingParams(**RECIPE["reading"])
+
+
+def run(source: str, path: Path, reading: ReadingParams = READING, **keep):
     settings = {**RECIPE[source]["keep"], **keep}
     params = SourceParams(
         dataset=str(path), subset=None, split=None, revision=None, limit=None, licence="CC0-1.0", keep=settings
     )
-    records, revision = read_records(str(path), None, None, None)
+    records, revision = read_records(str(path), None, None, None, reading.max_record_mb)
+    records = checked(records, reading, Counter())
     account = RowCounts(source)
-    keep_params = check(settings, READERS[source].keep, source)
+    keep_params = check(settings, reader_of(source).keep, source)
     rows = list(normalise(source, records, params, keep_params, revision, account))
     return [row for row, _ in rows if row], [out for _, out in rows if out], account
 
@@ -54,7 +61,7 @@ def jsonl(path: Path, rows: list) -> Path:
     return path
 
 
-@pytest.mark.parametrize("source", READERS)
+@pytest.mark.parametrize("source", known_sources())
 def test_every_source_reads_its_sample_and_accounts_for_each_row(source: str) -> None:
     kept, rejected, account = run(source, ROOT / "data/samples" / source)
     assert len(kept) >= (8 if source == "ready" else 30) and len({row["row_id"] for row in kept}) == len(kept)
