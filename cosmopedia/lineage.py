@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from cosmopedia.errors import ConfigError
+
 
 def git_revision() -> str:
     """The checkout's commit, with "-dirty" when tracked files differ from it; "unknown" outside a git repository."""
@@ -51,6 +53,17 @@ def main_checkout() -> Path:
             git = (folder / common.read_text(encoding="utf-8").strip()).resolve()
             return git.parent if git.name == ".git" else root
     return root
+
+
+def not_in_git(path: Path) -> None:
+    """`ConfigError` when a relative path that is missing here exists in the main checkout: a queued experiment, or one
+    in a temporary folder, is a copy of what git tracks."""
+    original = main_checkout() / path
+    if not path.is_absolute() and original.exists():
+        raise ConfigError(
+            f"{path} is missing in this experiment's copy of the repository, since git does not track {original};"
+            f" run git add {path}, or dvc add for data, and start the experiment again"
+        )
 
 
 def store_root() -> Path:

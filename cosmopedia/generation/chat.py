@@ -48,7 +48,7 @@ class ChatTokenizer:
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             return {}
         except ValueError as error:
@@ -58,7 +58,7 @@ class ChatTokenizer:
     def _template(self, config: dict[str, Any]) -> str:
         path = self.folder / "chat_template.jinja"
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         template = config.get("chat_template")
         if isinstance(template, list):  # several, with names
             template = {entry["name"]: entry["template"] for entry in template}.get("default")

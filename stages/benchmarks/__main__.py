@@ -12,15 +12,16 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cosmopedia.dataset_folders import dataset_files
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import Params, load
-from cosmopedia.records import Record, read_records
+from cosmopedia.records import Record, is_local, read_records
 from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import write_table
 from cosmopedia.tables.row_counts import write_metrics
-from stages.benchmarks.cloze import FORMS, Fields
+from stages.benchmarks.cloze import FORMS, Fields, checked
 
 OUT = Path("data/benchmarks")
 
@@ -48,7 +49,7 @@ def items_of(task: str, records: Iterable[Record], revision: str) -> list[dict]:
     for position, record in enumerate(records):
         if record.problem:
             raise DataError(f"{record.place}: {record.problem}; fix or remove the row")
-        item = FORMS[task](Fields(record.values, record.place))
+        item = checked(FORMS[task](Fields(record.values, record.place)), record.place)
         rows.append(
             {
                 "item_id": f"{task}/{position:06d}",
@@ -85,8 +86,11 @@ def main() -> str:
     params = settings()
     shutil.rmtree(OUT, ignore_errors=True)
     metrics: dict[str, dict] = {}
+    unread = ""
     for task, source in params.tasks.items():
         records, revision = read_records(source.dataset, source.subset, source.split, source.revision)
+        if is_local(source.dataset):
+            unread += dataset_files(source.dataset, source.subset, source.split).note
         rows = items_of(task, records, revision)
         if not rows:
             raise DataError(f"{source.dataset}: no record for benchmark {task}; check benchmarks.tasks.{task}")
@@ -94,7 +98,7 @@ def main() -> str:
         metrics[task] = {"items": kept, "available": len(rows), "dataset": source.dataset, "revision": revision}
     total = sum(task["items"] for task in metrics.values())
     write_metrics("metrics/benchmarks.json", {"items": total, "tasks": metrics})
-    return f"{total} items of {len(metrics)} tasks"
+    return f"{total} items of {len(metrics)} tasks{unread}"
 
 
 if __name__ == "__main__":

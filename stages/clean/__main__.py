@@ -41,7 +41,8 @@ def main() -> str:
         metrics, _ = run.settle([parts])
     changed = statistic(stats, "changed.")
     counted = {name: changed.get(name, 0) for name in [*params.openings, *params.closings, "cut"]}
-    write_metrics("metrics/clean.json", {**metrics, "changed": counted})
+    controls = statistic(stats, "control_characters").get("", 0)  # documents, whether removed or kept
+    write_metrics("metrics/clean.json", {**metrics, "changed": counted, "control_characters": controls})
     reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
     return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}"
 

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from cosmopedia.corpus.pipeline import removal
 from cosmopedia.params import Params
+from cosmopedia.text import CONTROLS, without_controls
 from stages.clean.language import LanguageRule, foreign
 from stages.clean.repetition import RepetitionLimits, repetition
 
@@ -67,6 +68,7 @@ class CleanParams(Params):
 
     openings: dict[str, Opening]
     closings: dict[str, Closing]
+    control_characters: Literal["remove", "keep"]
     truncated: Literal["cut", "drop", "keep"]  # texts that ended at max_new_tokens; cut: to the last full sentence
     max_invalid_share: float = Field(ge=0, le=1)  # of characters that are U+FFFD, controls, private or unassigned
     min_tokens: int = Field(ge=0)  # a text of exactly so many stays
@@ -83,7 +85,7 @@ class CleanParams(Params):
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A text that stays, its tokens, and its changes: names of openings and closings, "cut"."""
+    """A text that stays, its tokens, and its changes: names of openings and closings, "cut", "control_characters"."""
 
     text: str
     tokens: int
@@ -106,9 +108,13 @@ def clean(
         return Removed("empty")
     if (share := invalid_share(text)) > params.max_invalid_share:
         return Removed("invalid", {"share": round(share, 4)})
-    text, changes, removed = strip_openings(text, params.openings)
+    plain = without_controls(text) if params.control_characters == "remove" else text
+    had_controls = plain != text
+    text, changes, removed = strip_openings(plain, params.openings)
     if removed is not None:
         return removed
+    if had_controls:
+        changes = ("control_characters", *changes)
     if finish_reason == "length" and params.truncated != "keep":
         whole = to_last_sentence(text) if params.truncated == "cut" else ""
         if not whole:
@@ -199,6 +205,8 @@ class CleanFilter(BaseFilter):
 
     def filter(self, doc: Document) -> bool:
         row = doc.metadata
+        if CONTROLS.search(doc.text):
+            self.stat_update("control_characters")
         result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
         if isinstance(result, Removed):
             row.update(removal(result.reason, **result.evidence))

@@ -166,7 +166,7 @@ def copy_tokenizer(source: str, folder: Path) -> TokenizerFiles:
         shutil.copyfile(path, folder / path.name)
     config = folder / "tokenizer_config.json"
     try:
-        entry = json.loads(config.read_text(encoding="utf-8")).get("eos_token") if config.is_file() else None
+        entry = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token") if config.is_file() else None
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing narrower
         raise DataError(f"tokenizer {source}: not readable ({error}); give a fast tokenizer's files") from None
