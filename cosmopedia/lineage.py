@@ -3,7 +3,7 @@
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cosmopedia.errors import ConfigError
@@ -29,16 +29,16 @@ def hash_files(paths: Iterable[Path]) -> str:
     return _hash_in_order(sorted(paths, key=lambda path: path.name))
 
 
-def content_revision(files: Iterable[Path]) -> str:
+def content_revision(files: Iterable[Path], hash_of: Callable[[Path], str] = hash_file) -> str:
     """ "sha256:" and 16 digits over the files' names and bytes, in the order given."""
-    return f"sha256:{_hash_in_order(files)[:16]}"
+    return f"sha256:{_hash_in_order(files, hash_of)[:16]}"
 
 
-def _hash_in_order(paths: Iterable[Path]) -> str:
+def _hash_in_order(paths: Iterable[Path], hash_of: Callable[[Path], str] = hash_file) -> str:
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
-        digest.update(bytes.fromhex(hash_file(path)))
+        digest.update(bytes.fromhex(hash_of(path)))
     return digest.hexdigest()
 
 

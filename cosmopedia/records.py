@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from cosmopedia.dataset_folders import dataset_files, kind_of
+from cosmopedia.dataset_folders import dataset_files
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.lineage import content_revision
+from cosmopedia.pins import check_pin, is_local
 from cosmopedia.record_formats import Record, file_records, without_nan
 
 MAX_RECORD_MB = 64  # of a record, where a stage has no param for it
@@ -28,22 +28,18 @@ def read_records(
     """(records in the dataset's order, resolved revision).
 
     The revision is "sha256:<16 digits>" of local content, or the commit that a hub revision stands for.
-    `ConfigError` when the dataset is neither a file nor a hub id that answers, `DataError` for an empty file. A local
-    record above `max_record_mb` is one with a problem, or a `DataError` where the next one cannot be found.
+    `ConfigError` when the dataset is neither a file nor a hub id that answers, or when a local one is not what
+    `revision` pins; `DataError` for an empty file. A local record above `max_record_mb` is one with a problem, or a `DataError`
+    where the next one cannot be found.
     """
     if is_local(dataset):
         files = dataset_files(dataset, subset, split).files
+        content = content_revision(files)
+        check_pin(dataset, revision, content)
         limit = int(max_record_mb * (1 << 20))
-        return chain.from_iterable(file_records(file, limit) for file in files), content_revision(files)
+        return chain.from_iterable(file_records(file, limit) for file in files), content
     resolved = resolve_revision("dataset", dataset, revision)
     return _hub_records(dataset, subset, split, resolved), resolved
-
-
-def is_local(dataset: str) -> bool:
-    """Whether a dataset names a file or folder here: it exists, is absolute or relative (`./`, `../`), or has a suffix
-    of a kind that is read."""
-    path = Path(dataset)
-    return path.exists() or path.is_absolute() or dataset.startswith(".") or kind_of(path) is not None
 
 
 def resolve_revision(kind: str, hub_id: str, revision: str | None) -> str:

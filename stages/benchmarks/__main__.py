@@ -16,7 +16,8 @@ from cosmopedia.dataset_folders import dataset_files
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import Params, load
-from cosmopedia.records import Record, is_local, read_records
+from cosmopedia.pins import is_local
+from cosmopedia.records import Record, read_records
 from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import write_table

@@ -17,7 +17,8 @@ from cosmopedia.dataset_folders import dataset_files
 from cosmopedia.errors import DataError
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import check, load, section
-from cosmopedia.records import is_local, read_records
+from cosmopedia.pins import is_local
+from cosmopedia.records import read_records
 from cosmopedia.tables.contracts import REJECTED, SOURCE
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import TableWriter
@@ -50,8 +51,6 @@ def main(source: str) -> str:
         records, revision = read_records(*place, params.revision, reading.max_record_mb)
         if is_local(params.dataset):
             unread = dataset_files(*place).note
-            if not params.dataset.startswith("data/samples/"):
-                print(f"note: DVC does not watch {params.dataset}; run dvc repro -f sources@{source} when it changes")
     counts, concepts, seen = RowCounts(f"sources/{source}"), Counter(), Counter()
     causes: dict[str, str] = {}  # reason -> the detail of the first row left out for it
     with (
