@@ -29,8 +29,8 @@ def read_records(
 
     The revision is "sha256:<16 digits>" of local content, or the commit that a hub revision stands for.
     `ConfigError` when the dataset is neither a file nor a hub id that answers, or when a local one is not what
-    `revision` pins; `DataError` for an empty file. A local record above `max_record_mb` is one with a problem, or a `DataError`
-    where the next one cannot be found.
+    `revision` pins; `DataError` for an empty file. A local record above `max_record_mb` is one with a problem, or a
+    `DataError` where the next one cannot be found.
     """
     if is_local(dataset):
         files = dataset_files(dataset, subset, split).files
