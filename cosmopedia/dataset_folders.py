@@ -180,7 +180,7 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         card = yaml.safe_load(head[1])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{folder}/README.md: its head is no YAML: {' '.join(str(error).split())}") from None
     configs = card.get("configs") if isinstance(card, dict) else None
     usable = [c for c in configs if isinstance(c, dict) and c.get("data_files")] if isinstance(configs, list) else []

@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 
 from cosmopedia.errors import ConfigError
-from cosmopedia.text import read_text
+from cosmopedia.text import read_text, without_controls
 
 TEMPLATE = Path("curation/label.txt")
 SLOTS = {"count", "examples"}
@@ -75,7 +75,7 @@ def parse_answer(text: str) -> Answer | None:
     Markdown, line breaks, "Educational score: 7/10" and the like are understood. A missing part, a score that is no
     whole number from 1 to 10, a scale other than 10, and an empty or too long topic give None.
     """
-    match = _FORM.search(text)
+    match = _FORM.search(without_controls(text))
     if match is None or (match["scale"] or "10") != "10":
         return None
     score = int(match["score"])

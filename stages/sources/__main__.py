@@ -15,7 +15,7 @@ from typing import Any
 
 from cosmopedia.dataset_folders import dataset_files
 from cosmopedia.errors import DataError, run_stage
-from cosmopedia.params import check, load, section
+from cosmopedia.params import check, section
 from cosmopedia.records import is_local, read_records
 from cosmopedia.tables.contracts import REJECTED, SOURCE
 from cosmopedia.tables.external_sort import SortingWriter
@@ -30,8 +30,9 @@ OUT = Path("data/sources")
 def main(source: str) -> str:
     """Read one source; returns the summary line."""
     reader = reader_of(source)
-    reading = load("sources.reading", ReadingParams)
-    params = check(section(f"sources.{source}"), SourceParams, f"sources.{source}")
+    sections = section("sources")
+    reading = check(sections.get("reading", {}), ReadingParams, "sources.reading")
+    params = check(sections.get(source, {}), SourceParams, f"sources.{source}")
     keep: Any = check(params.keep, reader.keep, f"sources.{source}.keep")
     records, revision, unread = iter(()), "none", ""
     if params.dataset is not None:
@@ -64,14 +65,17 @@ def main(source: str) -> str:
     if reader.concepts:
         metrics["concepts"] = {name: concepts[name] for name in (*keep.concepts, "other")}
     write_metrics(f"metrics/sources/{source}.json", metrics)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.removed.items()))
-    controls = seen["control_characters"]
-    return (
-        f"{counts.kept} rows from {params.dataset}"
-        + (f"; left out: {reasons}" if reasons else "")
-        + (f"; control characters in {controls} records ({reading.control_characters})" if controls else "")
-        + unread
-    )
+    return summary(counts, params.dataset, seen["control_characters"], reading.control_characters) + unread
+
+
+def summary(counts: RowCounts, dataset: str | None, with_controls: int, control_characters: str) -> str:
+    """The stage's line: rows kept, rows left out by reason, records with control characters."""
+    line = f"{counts.kept} rows from {dataset}"
+    if counts.removed:
+        line += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.removed.items()))
+    if with_controls:
+        line += f"; control characters in {with_controls} records ({control_characters})"
+    return line
 
 
 if __name__ == "__main__":
