@@ -283,6 +283,20 @@ def test_rows_in_are_rows_kept_and_rows_removed_by_reason(generated: Path):
     ]
 
 
+def test_control_characters_go_and_are_counted_and_words_stay_apart(generated: Path):
+    broken = PROSE.replace(" gas.", "\x0cgas\x1b.", 1)
+    write_documents(generated / "data/generate/web-blogpost.parquet", [document(text=broken, text_token_length=90)])
+    for choice, text, tokens in (("remove", PROSE, len(PROSE.encode())), ("keep", broken, 90)):
+        repository(generated, "clean", control_characters=choice)
+        main()
+        (row,) = read_rows(["data/clean/web-blogpost.parquet"], DOCUMENT)
+        assert (row["text"], row["text_token_length"]) == (text, tokens)
+        assert read_yaml(generated / "metrics/clean.json")["control_characters"] == 1
+    assert judge("\x00" + PROSE) == Cleaned(PROSE, words(PROSE), ("control_characters",))
+    assert judge("Hello.\x0c" + PROSE).changes == ("control_characters", "hello")
+    assert judge("\x00" * 9 + PROSE) == Removed("invalid", {"share": 0.0283})
+
+
 def test_the_servers_count_stays_unless_the_text_was_changed(generated: Path):
     repository(generated, "clean")
     main()
