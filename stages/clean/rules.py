@@ -17,7 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from cosmopedia.corpus.pipeline import removal
 from cosmopedia.params import Params
-from cosmopedia.text import CONTROLS, without_controls
+from cosmopedia.text import has_controls, without_controls
 from stages.clean.language import LanguageRule, foreign
 from stages.clean.repetition import RepetitionLimits, repetition
 
@@ -108,8 +108,8 @@ def clean(
         return Removed("empty")
     if (share := invalid_share(text)) > params.max_invalid_share:
         return Removed("invalid", {"share": round(share, 4)})
-    plain = without_controls(text) if params.control_characters == "remove" else text
-    had_controls = plain != text
+    had_controls = params.control_characters == "remove" and has_controls(text)
+    plain = without_controls(text) if had_controls else text
     text, changes, removed = strip_openings(plain, params.openings)
     if removed is not None:
         return removed
@@ -205,7 +205,7 @@ class CleanFilter(BaseFilter):
 
     def filter(self, doc: Document) -> bool:
         row = doc.metadata
-        if CONTROLS.search(doc.text):
+        if has_controls(doc.text):
             self.stat_update("control_characters")
         result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
         if isinstance(result, Removed):

@@ -74,14 +74,17 @@ def main(source: str) -> str:
     if reader.concepts:
         metrics["concepts"] = {name: concepts[name] for name in (*keep.concepts, "other")}
     write_metrics(f"metrics/sources/{source}.json", metrics)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.removed.items()))
-    controls = seen["control_characters"]
-    return (
-        f"{counts.kept} rows from {params.dataset}"
-        + (f"; left out: {reasons}" if reasons else "")
-        + (f"; control characters in {controls} records ({reading.control_characters})" if controls else "")
-        + unread
-    )
+    return summary(counts, params.dataset, seen["control_characters"], reading.control_characters) + unread
+
+
+def summary(counts: RowCounts, dataset: str | None, with_controls: int, control_characters: str) -> str:
+    """The stage's line: rows kept, rows left out by reason, records with control characters."""
+    line = f"{counts.kept} rows from {dataset}"
+    if counts.removed:
+        line += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.removed.items()))
+    if with_controls:
+        line += f"; control characters in {with_controls} records ({control_characters})"
+    return line
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pydantic import Field
 from cosmopedia.params import Params
 from cosmopedia.records import Record
 from cosmopedia.tables.row_counts import RowCounts
-from cosmopedia.text import CONTROLS, without_controls
+from cosmopedia.text import has_controls, without_controls
 from stages.sources.duplicates import Fingerprints, fingerprint
 from stages.sources.reader import Reader, Rejected, SourceRow, reader_of
 
@@ -52,7 +52,7 @@ def checked(records: Iterator[Record], params: ReadingParams, seen: Counter[str]
 
 def _any_controls(value: Any) -> bool:
     if isinstance(value, str):
-        return CONTROLS.search(value) is not None
+        return has_controls(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(map(_any_controls, inner))
 

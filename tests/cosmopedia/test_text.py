@@ -1,5 +1,6 @@
 """A person's text file: what is accepted, what is refused, in every place that reads one."""
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cosmopedia.errors import ConfigError
 from cosmopedia.execution.compute import EndpointSpec
 from cosmopedia.lineage import not_in_git
 from cosmopedia.params import read_yaml
-from cosmopedia.text import read_text, without_controls
+from cosmopedia.text import has_controls, read_text, without_controls
 from stages.label.answers import read_label_template
 from stages.prompts.templates import read_template
 from stages.topics.decisions import read_curation
@@ -68,6 +69,12 @@ def test_what_is_no_text_is_refused_everywhere(
 
 def test_control_characters_that_part_words_leave_a_space() -> None:
     assert without_controls("a\x00b\x1b[31m\tc\x0cd\x85e\r\nf\x7f é") == "ab[31m\tc d e\r\nf é"
+
+
+@pytest.mark.parametrize("code", [*range(0x180), 0x2028, 0xD800, 0x10FFFF])
+def test_a_control_character_is_one_by_unicode_s_category(code: int) -> None:
+    wanted = unicodedata.category(chr(code)) == "Cc" and chr(code) not in "\t\n\r"
+    assert has_controls(f"text {chr(code)} ü") == wanted == (without_controls(chr(code)) != chr(code))
 
 
 def test_every_template_of_the_repository_is_text() -> None:
