@@ -51,9 +51,12 @@ def forecast() -> Forecast:
 
 
 def verify() -> dict[str, Any]:
-    """Read every byte of every file; `problems` has a sentence for each damaged one."""
+    """Read every byte of every file; `problems` has a sentence for each damaged one, `torn` the bytes of writes that
+    never ended, by file."""
     folder, _ = open_folder()
-    return {"address": str(folder), "files": len(list(files_in(folder))), "problems": maintenance.verify(folder)}
+    problems = maintenance.verify(folder)
+    torn = {str(path): size for path, size in maintenance.torn_tails(folder).items()}
+    return {"address": str(folder), "files": len(files_in(folder)), "problems": problems, "torn": torn}
 
 
 def compact(wanted: Callable[[bytes], bool] | None = None) -> Compaction:

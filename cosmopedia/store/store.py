@@ -8,6 +8,7 @@ local copy of the bucket. `cosmo store` shows, verifies, compacts and repairs it
 
 import os
 import sys
+import tempfile
 import time
 from array import array
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ import numpy as np
 import zstandard
 
 from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.generation.answers import with_thought
 from cosmopedia.generation.requests import Completion
 from cosmopedia.lineage import main_checkout, store_root
 from cosmopedia.store.bucket import Bucket
@@ -35,13 +37,15 @@ from cosmopedia.store.segments import (
     encode,
     open_file,
     read_frames,
+    writing,
 )
-from cosmopedia.tables.contracts import DOCUMENT
-from cosmopedia.tables.parquet import read_batches
+from cosmopedia.tables.contracts import DOCUMENT, THOUGHT
+from cosmopedia.tables.parquet import read_batches, read_rows
 
 CACHED_KEYS = 4096  # frames whose keys are in memory, about 6 MB
 CACHED_ROWS = 64  # frames whose texts are in memory, about 16 MB
 OPEN_FILES = 16  # parquet files
+WRITABLE_BYTES = 1 << 20  # that must fit before anything is sent
 
 
 @dataclass
@@ -230,25 +234,41 @@ class CompletionStore:
             self.bucket.push_later(self._writer.path)
             self._writer = None
 
+    def check_writable(self) -> None:
+        """`ClusterError` unless a completion could be stored now: it is better to know before one was paid for."""
+        folder = self.bucket.spool if self.bucket else self.folder
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(WRITABLE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+
     def _begin_segment(self) -> None:
         self._writer = SegmentWriter(self.bucket.spool if self.bucket else self.folder)
         self._began = time.monotonic()
         self._own = self._add_file(self._writer.path)
 
     def import_documents(self, paths: Iterable[Path | str]) -> int:
-        """Copy the completions of data/generate/*.parquet that the store lacks; returns how many."""
-        columns = ["key", "text", "finish_reason", "text_token_length", "prompt_tokens", "engine"]
+        """Copy the completions of data/generate/*.parquet that the store lacks; returns how many.
+
+        A thought in the file of the same name in `thoughts/` is put before its text again.
+        """
+        columns = ["completion_id", "key", "text", "finish_reason", "text_token_length", "prompt_tokens", "engine"]
         imported = 0
-        for path in paths:
+        for path in map(Path, paths):
+            thoughts = _Thoughts(path.parent / "thoughts" / path.name)
             for table in read_batches([path], DOCUMENT, columns):
                 present = self.present([bytes.fromhex(key) for key in table["key"].to_pylist()])
                 if all(present):
                     continue
                 new = {}
                 for row, is_here in zip(table.to_pylist(), present, strict=True):
-                    tokens = row.pop("text_token_length")
+                    tokens, completion_id = row.pop("text_token_length"), row.pop("completion_id")
                     if not is_here:
-                        new[row["key"]] = Completion(tokens=tokens, **row)
+                        thought, thought_tokens = thoughts.of(completion_id)
+                        row["text"] = with_thought(thought, row["text"])
+                        new[row["key"]] = Completion(tokens=tokens + thought_tokens, **row)
                 self.append(list(new.values()))
                 imported += len(new)
         return imported
@@ -286,6 +306,22 @@ class CompletionStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Thoughts:
+    """The thoughts of a file of documents; both are sorted by completion id."""
+
+    def __init__(self, path: Path):
+        self._rows = read_rows([path], THOUGHT) if path.exists() else iter(())
+        self._row = next(self._rows, None)
+
+    def of(self, completion_id: str) -> tuple[str, int]:
+        """A document's thought and its tokens; documents come in their order."""
+        while self._row is not None and self._row["completion_id"] < completion_id:
+            self._row = next(self._rows, None)
+        if self._row is None or self._row["completion_id"] != completion_id:
+            return "", 0
+        return self._row["thought"], self._row["thought_tokens"]
 
 
 def default_folder() -> Path:

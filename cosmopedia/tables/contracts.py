@@ -195,7 +195,7 @@ PROMPT = Contract("prompts", _schema(**_PROMPT_FIELDS), "prompt_id")
 _DOCUMENT_FIELDS: dict[str, object] = {
     "completion_id": _s,  # "<prompt_id>-<sample index>"
     "prompt": _s,
-    "text_token_length": _i32,  # tokens that the model wrote, as the server counted them
+    "text_token_length": _i32,  # tokens that the model wrote, as the server counted them; without a thought's
     "text": _s,
     "seed_data": _s,
     "format": _s,
@@ -214,6 +214,9 @@ _DOCUMENT_FIELDS: dict[str, object] = {
 
 # What generate, clean, dedup and decontaminate hand on: the published dataset's six columns first, then the lineage.
 DOCUMENT = Contract("documents", _schema(**_DOCUMENT_FIELDS), "completion_id")
+
+# What a reasoning model thought before it wrote a document.
+THOUGHT = Contract("thoughts", _schema(completion_id=_s, thought=_s, thought_tokens=_i32), "completion_id")
 
 FAILED = Contract(
     "failed completions",
