@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cosmopedia.errors import ClusterError, DataError
 from cosmopedia.files import replacing
-from cosmopedia.store.segments import FileRemoved, checksum, count_within, damage, fsync, new_name
+from cosmopedia.store.segments import READ_ONLY, FileRemoved, checksum, count_within, damage, fsync, new_name
 
 GROUP_ROWS = 512  # about 2 MB of text: 5 ms to read
 FILE_ROWS = 131_072  # about 200 MB
@@ -113,9 +113,10 @@ def write_parquet_files(folder: Path, completions: Iterable[tuple[bytes, list]])
                 fsync(draft)
             fsync(folder)
         except OSError as error:
+            action = "make it writable for you" if error.errno in READ_ONLY else "make room"
             raise ClusterError(
-                f"compaction cannot write to {folder} ({error.strerror or error}); make room, or make it writable, and"
-                " run it again: the store holds what it held before"
+                f"compaction cannot write to {folder} ({error.strerror or error}); {action} and run it again: the store"
+                " holds what it held before"
             ) from None
         paths.append(path)
     return paths

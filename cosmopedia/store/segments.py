@@ -34,6 +34,7 @@ IDLE_SECONDS = 600.0  # a segment that changed since is left alone even without 
 _HEAD = struct.Struct("<4sIIQ8s8s")
 _CRC = struct.Struct("<I")
 TOKENS = 2  # place in a row
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 HEAD_BYTES = _HEAD.size + _CRC.size
 
 
@@ -98,7 +99,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in READ_ONLY:
             action = "make it writable for you, or copy its folder to one of yours and set COSMO_STORE to that"
         else:
             action = "make room or set COSMO_STORE to another folder"
