@@ -115,8 +115,8 @@ def write_parquet_files(folder: Path, completions: Iterable[tuple[bytes, list]])
         except OSError as error:
             action = "make it writable for you" if error.errno in READ_ONLY else "make room"
             raise ClusterError(
-                f"compaction cannot write to {folder} ({error.strerror or error}); {action} and run it again: the store"
-                " holds what it held before"
+                f"compaction cannot write to {folder} ({error.strerror or error}); {action} and run it again: the"
+                " store holds what it held before"
             ) from None
         paths.append(path)
     return paths
