@@ -3,7 +3,8 @@
 In: data/prompts/<cell>.parquet, models/generator/, data/pilot/gate.json (the pilot has passed).
 Out: data/generate/<cell>.parquet (DOCUMENT), data/generate/failed/failed.parquet (FAILED), metrics/generate.json. What
 differs between runs (what was sent, what came from the completion store, what it cost next to the forecast) is in
-metrics/generate_run.json, metrics/plots/throughput.csv and MLflow.
+metrics/generate_run.json, metrics/plots/throughput.csv and MLflow. If the model thinks before it writes,
+data/generate/thoughts/<cell>.parquet (THOUGHT) has its thoughts.
 Contract: prompts x samples_per_prompt = completions + failures by reason; the next run sends failures again. Nothing
 is sent if the forecast is above max_gpu_hours or max_tokens.
 Run: python -m stages.generate (what is in the store is not sent again)

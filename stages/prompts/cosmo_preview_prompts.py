@@ -142,7 +142,7 @@ def completions(prompts: list[tuple[str, str]], url: str) -> list[str]:
             server = await client.connect(http, spec, sampling, served)
             asked = [client.generate(http, spec.url, server.headers, server.api, r, TIMEOUT_S) for r in requests]
             answers = await asyncio.gather(*asked)
-        return [f"{a.text}\n[{a.tokens} tokens, {a.finish_reason}, {server.engine}]" for a in answers]
+        return [f"{a.text}\n[{a.tokens or '?'} tokens, {a.finish_reason}, {server.engine}]" for a in answers]
 
     try:
         return asyncio.run(ask())
