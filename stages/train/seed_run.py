@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.execution.mlflow_run import Run
-from cosmopedia.files import lock, replacing, write_text
+from cosmopedia.files import lock, replacing
 from cosmopedia.lineage import hash_files, store_root
 from cosmopedia.rng import content_hash
 from cosmopedia.tables.row_counts import write_metrics
@@ -38,14 +38,6 @@ def claimed(folder: Path) -> Iterator[None]:
         if not lock(file):
             raise ClusterError(f"{folder}: another process is training this model; wait for it, or end it")
         yield
-
-
-def open_run(folder: Path, tags: dict[str, str]) -> Run:
-    """The MLflow run of this training: the one whose id is next to the checkpoints, else a new one."""
-    path = folder / "mlflow.json"
-    run = Run("train", tags, json.loads(path.read_text(encoding="utf-8"))["run_id"] if path.is_file() else None)
-    write_text(path, json.dumps({"run_id": run.id}) + "\n")
-    return run
 
 
 def use_one_gpu() -> None:
@@ -91,7 +83,7 @@ def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validat
 
     lineage = {"dataset_hash": corpus.dataset_hash, "recipe_hash": recipe_hash}
     tags = lineage | {"precision": precision, "seed": str(recipe.seed)}
-    with claimed(folder), open_run(folder, tags) as run, replacing(finished) as out:
+    with claimed(folder), Run("train", tags, folder.name) as run, replacing(finished) as out:
         out.mkdir()
         trained = trainer.fit(recipe, corpus, shards, validation, folder, out, precision, run)
         metrics = seed_metrics(recipe, corpus, shards.windows, precision, trained)
@@ -101,7 +93,6 @@ def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validat
         facts = lineage | {"corpus_tokens": split.tokens, "documents": split.documents}
         facts |= {"recipe": recipe.model_dump(mode="json", exclude={"preset"})}
         write_metrics(out / "training.json", metrics | facts)
-        run.flush()
     forecast.remember(recipe, trained.tokens_per_second)
 
     # The checkpoints and the log have done their work.
