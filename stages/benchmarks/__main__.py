@@ -6,13 +6,13 @@ Contract: a row that cannot be used is an error, not a loss: scores are comparab
 Run: python -m stages.benchmarks
 """
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
 
 from cosmopedia.errors import ConfigError, DataError, run_stage
+from cosmopedia.files import clear_folder
 from cosmopedia.params import Params, load
 from cosmopedia.records import Record, read_records
 from cosmopedia.rng import draw_sample
@@ -76,7 +76,7 @@ def main() -> str:
     params = load("benchmarks", BenchmarksParams)
     if unknown := sorted(params.tasks.keys() - FORMS.keys()):
         raise ConfigError(f"benchmarks.tasks: unknown task(s) {', '.join(unknown)}; known: {', '.join(FORMS)}")
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     metrics: dict[str, dict] = {}
     for task, source in params.tasks.items():
         records, revision = read_records(source.dataset, source.subset, source.split, source.revision)

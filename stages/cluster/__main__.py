@@ -10,7 +10,6 @@ Run: python -m stages.cluster
 """
 
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
+from cosmopedia.files import clear_folder
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, write_table
@@ -34,7 +34,7 @@ ROWS_PER_TASK = 5000  # fewer rows than this are not worth a task of their own
 def main() -> str:
     """Cluster the sample here, assign the other rows in tasks; returns the summary line."""
     params, data = load("cluster", ClusterParams), load_compute().data
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     rows_in = checked_rows(VECTORS, EMBEDDING)
     ids, vectors = read_sample(VECTORS, params.seed, params.sample_size)
     min_cluster_size = params.min_cluster_size(len(ids))

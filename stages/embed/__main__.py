@@ -8,7 +8,6 @@ are `data.tasks`, and each loads the model.
 Run: python -m stages.embed
 """
 
-import shutil
 from pathlib import Path
 
 from pydantic import Field
@@ -16,6 +15,7 @@ from pydantic import Field
 from cosmopedia.errors import DataError, run_stage
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
+from cosmopedia.files import clear_folder
 from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter
@@ -37,7 +37,7 @@ class EmbedParams(Params):
 def main() -> str:
     """Embed the web rows, a range of them per task; returns the summary line."""
     params, data = load("embed", EmbedParams), load_compute().data
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     rows = checked_rows(WEB, SOURCE)
     if rows == 0:
         raise DataError(f"{WEB} has no rows, and topics are made from web rows; run the sources stage")

@@ -9,7 +9,6 @@ is sent if the forecast is above max_gpu_hours or max_tokens.
 Run: python -m stages.generate (what is in the store is not sent again)
 """
 
-import shutil
 from pathlib import Path
 
 from pydantic import Field
@@ -17,7 +16,7 @@ from pydantic import Field
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.budget import Budget
 from cosmopedia.execution.sending import Send
-from cosmopedia.files import write_text
+from cosmopedia.files import clear_folder, write_text
 from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
@@ -69,7 +68,7 @@ def main() -> str:
     with CompletionStore() as store:
         run = complete("generate", all_requests(params, model), model, params.sampling, store, send, earlier)
     write_run(run)
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     counts = write_documents(paths, run.results, params.samples_per_prompt, model, params.sampling, OUT)
     write_metrics(METRICS, counts.metrics())
     cells = {cell_of(path) for path in paths if count_rows(OUT / path.name)}

@@ -10,14 +10,13 @@ Run: python -m stages.generator
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from cosmopedia.errors import ConfigError, run_stage
-from cosmopedia.files import write_text
+from cosmopedia.files import clear_folder, write_text
 from cosmopedia.params import Params, load
 from cosmopedia.records import resolve_revision
 from cosmopedia.tables.row_counts import write_metrics
@@ -57,8 +56,7 @@ def main() -> str:
     params = load("generator", GeneratorParams)
     if (params.train is None) == (params.revision is None):
         raise ConfigError("generator: give either revision (of a hub model) or train, and set the other to null")
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    clear_folder(OUT)
     metrics: dict[str, Any] = {}
     losses: list[float] = []
     if params.train is None:

@@ -7,13 +7,13 @@ label, marked in `label_source`, and no score. A server's failure stops the stag
 Run: python -m stages.label (what is in the completion store is not sent again)
 """
 
-import shutil
 from pathlib import Path
 
 from pydantic import Field
 
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.sending import Send
+from cosmopedia.files import clear_folder
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
@@ -58,7 +58,7 @@ def main() -> str:
     results = [result for _, result in run.results]
     check_results(results)
     rows = label_rows(clusters, results)
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     write_table(OUT / "labels.parquet", rows, LABEL)
     metrics = label_metrics(rows, results)
     write_metrics(METRICS, metrics)

@@ -10,7 +10,6 @@ Run: python -m stages.pilot
 
 import json
 import re
-import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from cosmopedia.errors import run_stage
 from cosmopedia.execution.sending import Send
-from cosmopedia.files import write_text
+from cosmopedia.files import clear_folder, write_text
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
@@ -82,7 +81,7 @@ def main() -> str:
     exceeded += violations("(all cells)", overall, params.thresholds)
     write_metrics(METRICS, {**overall, "violations": len(exceeded), "cells": figures})
 
-    shutil.rmtree(GATE.parent, ignore_errors=True)
+    clear_folder(GATE.parent)
     if exceeded:
         print(table(exceeded), flush=True)
     if exceeded and params.gate == "stop":

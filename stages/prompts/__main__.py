@@ -10,13 +10,13 @@ What is finished is kept in the store's work/prompts until the stage has ended, 
 Run: python -m stages.prompts; one cell's prompts without any stage: cosmo preview <source> <style>
 """
 
-import shutil
 import sys
 from pathlib import Path
 
 from cosmopedia.errors import DataError, run_stage
 from cosmopedia.execution.progress import Progress
 from cosmopedia.execution.workdir import lend, work_folder
+from cosmopedia.files import clear_folder
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import REJECTED
 from cosmopedia.tables.external_sort import SortingWriter
@@ -62,7 +62,7 @@ def main() -> str:
         source: [Cell(source, name, style, read_template(source, name)) for name, style in styles.items()]
         for source, styles in params.chosen().items()
     }
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     with work_folder("prompts") as scratch:
         sources = {source: source_rows_of(source, cells, params, scratch / source) for source, cells in grid.items()}
         cells = [(sources[c.source], c) for several in grid.values() for c in several if sources[c.source].rows]

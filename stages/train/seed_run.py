@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.execution.mlflow_run import Run
-from cosmopedia.files import lock, replacing
+from cosmopedia.files import discard, lock, replacing
 from cosmopedia.lineage import hash_files, store_root
 from cosmopedia.rng import content_hash
 from cosmopedia.tables.row_counts import write_metrics
@@ -58,7 +58,8 @@ def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: 
     """Train one seed, unless the store has it, and copy it to `<models>/seed-<n>`."""
     finished, remark = finished_folder(recipe, corpus, shards, validation)
     out = models / f"seed-{recipe.seed}"
-    shutil.copytree(finished, out)
+    with replacing(out) as draft:  # a full disk leaves no half model
+        shutil.copytree(finished, draft)
     training = json.loads((out / "training.json").read_text(encoding="utf-8"))
     metrics = {name: value for name, value in training.items() if name not in LINEAGE}
     return SeedRun(metrics, read_steps(out / LOSSES), remark)
@@ -98,6 +99,6 @@ def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validat
     # The checkpoints and the log have done their work.
     for path in folder.iterdir():
         if path != finished:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            discard(path)
     resumed = f", resumed at step {trained.resumed_at}" if trained.resumed_at else ""
     return finished, f"{trained.tokens_per_second:,.0f} tokens/s{resumed}"

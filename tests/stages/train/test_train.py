@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.errors import ClusterError, ConfigError, DataError, errors_as_sentences
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.mlflow_sender import STARTED, started
 from cosmopedia.params import check
@@ -416,6 +416,34 @@ def test_a_process_that_got_the_number_of_a_killed_one_is_not_taken_for_it(
         database.execute("update tags set value = value || '0' where key = ? and run_uuid = ?", (STARTED, run))
     with Run("evaluate", {}) as other:
         assert other.flush() and process.poll() is None and statuses(repository)[run] == "KILLED"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_behind_a_link_is_named_and_leaves_no_half_model(
+    repository: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+):
+    (repository / "models").mkdir()
+    (repository / "models/train").symlink_to(small_disk)
+    (small_disk / "seed-99").mkdir()  # of an earlier run
+    with pytest.raises(SystemExit), errors_as_sentences("train: "):
+        train()
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("train: error: No space left on device (models/train/") and "run it again" in complaint
+    assert not list(small_disk.iterdir()) and not (repository / "metrics/train.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    assert "from the store" in train()
+    assert [path.name for path in small_disk.iterdir()] == ["seed-1"] and (repository / "models/train").is_symlink()
 
 
 @pytest.mark.slow
