@@ -106,8 +106,32 @@ def _tightest() -> tuple[int, str]:
     return min((shutil.disk_usage(place).free, str(place.resolve())) for place in places if place.is_dir())
 
 
+def check_code() -> None:
+    """`ConfigError` when a variable of the environment gives a stage other code than its checkout and its .venv have.
+
+    PYTHONSAFEPATH takes the current folder away, and an experiment's folder would run the main checkout's code;
+    PYTHONPATH is searched before .venv (module systems set it).
+    """
+    own, here = Path(__file__).resolve().parents[1], Path.cwd().resolve()
+    if here != own and (here / "cosmopedia/errors.py").is_file():
+        raise ConfigError(
+            f"the code of {own} runs in {here}; unset PYTHONSAFEPATH and PYTHONPATH, or run `make repro`"
+        )
+    paths = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    for path in paths:
+        if path in (own, here):
+            continue
+        for name, module in list(sys.modules.items()):
+            if "." not in name and (file := getattr(module, "__file__", None)) and Path(file).is_relative_to(path):
+                raise ConfigError(
+                    f"{name} comes from {path} and not from .venv, since PYTHONPATH names that folder; unset"
+                    " PYTHONPATH, or use `make repro`"
+                )
+
+
 def run_stage(stage: str, main: Callable[[], str]) -> None:
     """Run a stage's `main` and print the line it returns: what the stage made, in a few words ("312 prompts in 21
     cells, 4 duplicates dropped"). Errors are one sentence: see `errors_as_sentences`."""
     with errors_as_sentences(f"{stage}: "):
+        check_code()
         print(f"{stage}: {main()}", flush=True)

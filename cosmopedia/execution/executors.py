@@ -31,6 +31,7 @@ from datatrove.utils.stats import MetricStatsDict, PipelineStats
 from loguru import logger
 
 from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution import child_process
 from cosmopedia.execution.compute import Data, LocalData, RayData, SlurmData
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.job_scripts import options_of
@@ -262,6 +263,7 @@ def _task_environment(checkout: Path, setup: list[str]) -> str:
     """Shell lines that give a task this checkout and its Python, and tell it its CPUs."""
     lines = [*setup, f"cd {quote(str(checkout))}", f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH"]
     lines.append("export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK")
+    lines.append(f"unset {' '.join(child_process.LEADING)}")
     return "\n".join([*lines, f"export PYTHONPATH={quote(str(checkout))}${{PYTHONPATH:+:$PYTHONPATH}}"])
 
 

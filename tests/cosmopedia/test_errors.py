@@ -1,8 +1,10 @@
-"""Errors of the disk: one sentence with the place and what to do, whatever library passes them on."""
+"""Errors of the disk, and code of another place: one sentence with the place and what to do."""
 
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from cosmopedia.errors import run_stage
 
+ROOT = Path(__file__).parents[2]
 FULL = "No space left on device"
 FREE, CHANGE = "free some space there and run it again", "make it writable for you and run it again"
 COPIED = shutil.Error([("from/model", "models/train/seed-1/model", f"[Errno 28] {FULL}: 'from/model'")])
@@ -83,3 +86,28 @@ def test_a_defect_keeps_its_traceback(empty_folder: Path) -> None:
 
     with pytest.raises(RuntimeError, match="corrupt"):
         run_stage("train", main)
+
+
+@pytest.mark.parametrize("variable", ["PYTHONSAFEPATH", "PYTHONPATH"])
+def test_a_stage_runs_no_code_of_another_place(tmp_path: Path, variable: str) -> None:
+    """An experiment's folder with the code of the main checkout; .venv with the packages of a module system."""
+    experiment, other = tmp_path / "experiment", tmp_path / "other"
+    (experiment / "cosmopedia").mkdir(parents=True)
+    (experiment / "cosmopedia/errors.py").touch()
+    other.mkdir()
+    (other / "yaml.py").touch()
+    program = "import sys, yaml; from cosmopedia.errors import run_stage; run_stage('prompts', lambda: 'done')"
+    command = [sys.executable, "-c", program]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    if variable == "PYTHONSAFEPATH":  # the editable install leads to the main checkout
+        environment, folder = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}, experiment
+        complaint = f"the code of {ROOT} runs in {experiment}; unset PYTHONSAFEPATH and PYTHONPATH"
+    else:
+        environment, folder = {"PYTHONPATH": f"{other}{os.pathsep}{ROOT}"}, tmp_path
+        complaint = f"yaml comes from {other} and not from .venv, since PYTHONPATH names that folder"
+    done = subprocess.run(command, cwd=folder, env=kept | environment, capture_output=True, text=True)
+    assert done.returncode == 2 and f"prompts: error: {complaint}" in done.stderr, done.stderr
+    (other / "yaml.py").unlink()
+    if variable == "PYTHONPATH":  # a folder that takes nothing's place does no harm
+        done = subprocess.run(command, cwd=folder, env=kept | environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "prompts: done" in done.stdout, done.stderr
