@@ -60,7 +60,7 @@ def check_tools() -> Iterator[Finding]:
 
 
 def check_clone() -> Iterator[Finding]:
-    """Whether git has this folder, with its history."""
+    """Whether git has this folder, with its history, under a path that DVC's experiments can use."""
     tracked = _git("ls-files", "--error-unmatch", "dvc.yaml") is not None
     what = "DVC needs a clone, not a ZIP: git clone, or git init && git add -A && git commit -m 'from a ZIP'"
     yield Finding("clone", tracked, "git has this folder" if tracked else what)
@@ -68,6 +68,9 @@ def check_clone() -> Iterator[Finding]:
         whole = _git("rev-parse", "--is-shallow-repository") == "false"
         lost = "shallow: `dvc exp run --temp` and queued runs would lose their results; run git fetch --unshallow"
         yield Finding("history", whole, "whole" if whole else lost, needed=False)
+    if strange := set("?#%") & set(str(Path.cwd())):
+        detail = f"holds {' '.join(sorted(strange))}, which DVC pastes into a URL: `dvc exp run --temp` fails; move it"
+        yield Finding("path", False, detail, needed=False)
 
 
 def _git(*words: str) -> str | None:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -313,6 +314,9 @@ def _ray(data: RayData) -> Iterator[None]:
         cpus = data.workers * data.cpus
         options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    folder = None if address else tempfile.TemporaryDirectory(prefix="cosmo-ray-", ignore_cleanup_errors=True)
+    if folder:  # by default in /tmp/ray, which all users share
+        options["_temp_dir"] = folder.name
     try:
         if port.isdecimal():  # ray.init would try an address without a server for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
@@ -326,3 +330,5 @@ def _ray(data: RayData) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if folder:
+            folder.cleanup()

@@ -216,3 +216,12 @@ def test_dvc_writes_to_no_folder_that_others_can_write_to(tmp_path: Path) -> Non
     elsewhere = {path for path in written if not path.is_relative_to(tmp_path) and path != Path(os.devnull)}
     private = {path for path in elsewhere if not stat.S_IWOTH & path.parent.stat().st_mode}
     assert any(path.is_relative_to(cache) for path in written) and elsewhere <= private, elsewhere - private
+
+
+@pytest.mark.slow
+def test_what_torch_compiles_is_kept_where_only_its_user_writes(tmp_path: Path) -> None:
+    program = "import cosmopedia; from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TORCH", "XDG_"))}
+    environment = kept | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{tmp_path}/.cache/torchinductor", done.stderr

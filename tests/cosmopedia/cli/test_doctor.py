@@ -67,13 +67,19 @@ def test_the_doctor_says_what_a_zip_and_a_shallow_clone_cannot_do(
     _, history = check_clone()
     assert not history.ok and not history.needed
     assert "would lose their results; run git fetch --unshallow" in history.detail
+    monkeypatch.chdir(shallow.rename(shallow.with_name("100%")))
+    shallow = Path.cwd()
+    path = [*check_clone()][-1]
+    assert path.name == "path" and path.detail.startswith("holds %, which DVC pastes into a URL") and not path.needed
     shutil.rmtree(shallow / ".git")
     inner = checked / "unpacked"  # in a folder of another repository, which does not have these files
     shutil.copytree(shallow, inner)
     for folder in (shallow, inner):
         monkeypatch.chdir(folder)
-        (clone,) = check_clone()
-        assert not clone.ok and clone.needed and "DVC needs a clone, not a ZIP" in clone.detail
+        clone = next(check_clone())
+        assert (
+            clone.name == "clone" and not clone.ok and clone.needed and "DVC needs a clone, not a ZIP" in clone.detail
+        )
 
 
 def test_the_doctor_minds_a_site_cache_that_others_can_change(checked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
