@@ -126,6 +126,7 @@ class Run:
         """End the run; what MLflow does not take in time stays in the spool."""
         self._write({"end": "FINISHED" if kind is None else "FAILED", "time": _now()})
         if self._sender and not self.flush(WAIT_SECONDS if kind is None else WAIT_AFTER_ERROR_SECONDS):
+            self._sender.stop()
             path = _shown(self._spool.path)
             print(
                 f"{self.stage}: warning: MLflow has not taken the whole record of this run; the rest waits in {path},"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "cosmopedia"
 SETTINGS = {  # of MLflow, unless the environment has its own
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password in it
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the spool is sent again
 }
@@ -119,6 +120,14 @@ class Spool:
                 entries.append(json.loads(line))
         return entries, start + len(whole)
 
+    def is_left(self) -> bool:
+        """Whether its process has ended and MLflow has not all of it. A lock may not be seen from another host, so a
+        spool of one is left alone until nobody has written to it for a day."""
+        entries = [entry for entry in self.entries(0)[0] if not entry.keys() & {"tags", "run"}]
+        host = next((entry["process"].get(HOST) for entry in reversed(entries) if "process" in entry), None)
+        here = host in (None, socket.gethostname())
+        return bool(entries) and (here or self.path.stat().st_mtime < time.time() - 86400)
+
     def close(self) -> None:
         self._file.close()
 
@@ -208,12 +217,6 @@ class SpoolSender:
             lines = [json.dumps(entry) for entry in (self._head, {"run": self.run_id})]
             write_text(self.spool.path, "".join(f"{line}\n" for line in lines))
 
-    @property
-    def waits(self) -> bool:
-        """Whether the spool of an ended process has anything that MLflow has not."""
-        entries, _ = self.spool.entries(0)
-        return any(not entry.keys() & {"tags", "run"} for entry in entries)
-
 
 def _by_process(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Entries in groups, each of one process."""
@@ -249,7 +252,7 @@ class Sender(threading.Thread):
         self.stage, self._own = stage, SpoolSender(spool)
         self._client: MlflowClient | None = None
         self._experiment = ""
-        self._failures = 0
+        self._failures, self._stopped = 0, False
         self._wake, self._changed = threading.Event(), threading.Condition()
         self._wanted: int | None = None  # bytes of the spool for which `drain` waits
 
@@ -258,7 +261,7 @@ class Sender(threading.Thread):
         return self._own.run_id
 
     def run(self) -> None:
-        while not self._own.ended:
+        while not (self._own.ended or self._stopped):
             try:
                 self._pass()
                 if self._failures:
@@ -271,6 +274,12 @@ class Sender(threading.Thread):
             if self._failures or self._wanted is None:
                 self._wake.wait(min(INTERVAL * 2**self._failures, LONGEST_PAUSE))
             self._wake.clear()
+        self._own.spool.close()
+
+    def stop(self) -> None:
+        """Leave the rest to the next run, as soon as the request that is under way has ended."""
+        self._stopped = True
+        self._wake.set()
 
     def _pass(self) -> None:
         if self._client is None:
@@ -312,9 +321,8 @@ class Sender(threading.Thread):
             if spool is None:
                 continue
             try:
-                left = SpoolSender(spool)
-                if left.waits:
-                    left.send(client, experiment, alive=False)
+                if spool.is_left():
+                    SpoolSender(spool).send(client, experiment, alive=False)
             finally:
                 spool.close()
 

@@ -164,6 +164,17 @@ def test_setup_does_not_say_done_when_packages_went_elsewhere(set_up: tuple[Path
     assert again.returncode == 0 and "torch-2+cpu.dist-info" in installed(checkout), again.stderr
 
 
+def test_git_does_not_see_links_to_folders_elsewhere(tmp_path: Path) -> None:
+    for folder in ("", "data", "models"):
+        (tmp_path / "checkout" / folder).mkdir()
+        shutil.copy(ROOT / folder / ".gitignore", tmp_path / "checkout" / folder)
+    subprocess.run("git init -q && git add .", shell=True, cwd=tmp_path / "checkout", check=True)
+    for name in (".venv", ".nanotron", ".store", "mlruns", "data/generate", "data/prompts", "models/train"):
+        (tmp_path / "checkout" / name).symlink_to(tmp_path)
+    listed = ["git", "ls-files", "--others", "--exclude-standard"]
+    assert subprocess.check_output(listed, cwd=tmp_path / "checkout", text=True) == ""
+
+
 HOOK = """
 import os, sys
 def note(event, arguments):
@@ -187,6 +198,8 @@ def test_dvc_writes_to_no_folder_that_others_can_write_to(tmp_path: Path) -> Non
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
     (checkout / ".venv/installed").touch()
     assert make(checkout, ".venv/dvc-site-cache").returncode == 0
+    zipped = make(checkout, "repro")  # before git knows the folder
+    assert zipped.returncode == 2 and "this folder is no clone (a ZIP?)" in zipped.stdout
     cache = checkout / ".venv/dvc-site-cache"
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     (packages,) = checkout.glob(".venv/lib/python*/site-packages")

@@ -444,6 +444,13 @@ def test_a_full_disk_behind_a_link_is_named_and_leaves_no_half_model(
     subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
     assert "from the store" in train()
     assert [path.name for path in small_disk.iterdir()] == ["seed-1"] and (repository / "models/train").is_symlink()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(SystemExit), errors_as_sentences("train: "):
+        train()
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"train: error: Read-only file system \(.+\); make it writable for you and run it again", complaint
+    )
 
 
 @pytest.mark.slow
