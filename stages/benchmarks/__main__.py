@@ -6,7 +6,6 @@ Contract: a row that cannot be used is an error, not a loss: scores are comparab
 Run: python -m stages.benchmarks
 """
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pydantic import Field
 from cosmopedia.dataset_folders import dataset_files
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.files import clear_folder
 from cosmopedia.params import Params, load
 from cosmopedia.pins import is_local
 from cosmopedia.records import Record, read_records
@@ -85,7 +85,7 @@ def settings() -> BenchmarksParams:
 def main() -> str:
     """Read and normalise every task; returns the summary line."""
     params = settings()
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     metrics: dict[str, dict] = {}
     unread = ""
     for task, source in params.tasks.items():

@@ -13,6 +13,7 @@ from stages.clean.language import foreign
 from stages.clean.repetition import RepetitionLimits, repetition
 from stages.clean.rules import Cleaned, CleanParams, Removed, clean, strip_closings, strip_openings, to_last_sentence
 from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
+from tests.support.stage_folders import files_of, on_scratch
 
 PARAMS = CleanParams.model_validate(
     read_yaml(ROOT / "params.yaml")["clean"] | read_yaml(ROOT / "profiles/laptop.yaml")["clean"]
@@ -303,6 +304,15 @@ def test_the_servers_count_stays_unless_the_text_was_changed(generated: Path):
     rows = [*read_rows(sorted(Path("data/clean").glob("*.parquet")), DOCUMENT)]
     assert {row["text_token_length"] for row in rows if row["text"] == PROSE} == {len(PROSE.encode())}
     assert {row["text_token_length"] for row in rows if row["text"] != PROSE} == {90}
+
+
+def test_a_folder_on_another_disk_holds_this_run_alone(generated: Path):
+    scratch = on_scratch(Path("data/clean"))
+    repository(generated, "clean")
+    main()
+    assert Path("data/clean").is_symlink()
+    cells = [f"{cell}.parquet" for cell in ("stanford-textbook", "web-blogpost", "wikihow-article")]
+    assert files_of(scratch) == ["removed/removed.parquet", *cells]
 
 
 def test_the_bytes_do_not_depend_on_tasks(generated: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ from cosmopedia.tables.parquet import read_table
 from stages.generate import __main__ as generate
 from tests.support.fake_tgi import FakeTgi, text_of
 from tests.support.prompt_rows import MODEL, ROOT, prompt_row, write_model, write_prompts, write_settings
+from tests.support.stage_folders import files_of, on_scratch
 
 CELLS = {"khanacademy-textbook": 0, "web-blogpost": 6, "wikihow-wikihow": 4}
 OUT = Path("data/generate")
@@ -72,6 +73,16 @@ def test_a_second_run_sends_nothing_and_needs_no_server(folder: Path) -> None:
     first = hash_files(sorted(OUT.glob("*.parquet")))
     assert "0 sent, 10 from the store" in generate.main()
     assert hash_files(sorted(OUT.glob("*.parquet"))) == first
+
+
+def test_a_folder_on_another_disk_holds_this_run_alone(folder: Path) -> None:
+    scratch = on_scratch(OUT)
+    (scratch / "web-old.parquet").unlink()  # a parquet file would be imported
+    with FakeTgi() as server:
+        write_settings(folder, [server.url])
+        assert generate.main().startswith("10 completions in 2 cells, ")
+    assert OUT.is_symlink() and len(documents()) == 10
+    assert files_of(scratch) == ["failed/failed.parquet", *(f"{cell}.parquet" for cell in CELLS)]
 
 
 def test_only_prompts_whose_text_changed_are_sent(folder: Path) -> None:
