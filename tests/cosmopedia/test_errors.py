@@ -96,7 +96,7 @@ def test_a_stage_runs_no_code_of_another_place(tmp_path: Path, variable: str) ->
     (experiment / "cosmopedia/errors.py").touch()
     other.mkdir()
     (other / "yaml.py").touch()
-    program = "import yaml; from cosmopedia.execution.stage_process import run_stage as run; run('prompts', 'done'.lower)"
+    program = "import yaml; from cosmopedia.execution import stage_process as p; p.run_stage('prompts', 'done'.lower)"
     command = [sys.executable, "-c", program]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     if variable == "PYTHONSAFEPATH":  # the editable install leads to the main checkout
