@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmopedia.errors import ClusterError
-from cosmopedia.lineage import git_revision, main_checkout
+from cosmopedia.execution.revision import git_revision
+from cosmopedia.lineage import main_checkout
 from cosmopedia.params import profile_path, read_yaml
 
 if TYPE_CHECKING:
