@@ -1,4 +1,4 @@
-"""The revision in records of runs: dirty means that somebody changed what counts, and not that a run wrote its results."""
+"""The revision in records of runs: dirty means that somebody changed what counts, not that a run wrote results."""
 
 import subprocess
 from pathlib import Path
