@@ -98,7 +98,7 @@ format: setup ## let ruff fix what it can
 	@ruff check --fix -q . ; ruff format .
 
 clean: ## remove what the pipeline made, but keep the completion store, DVC's cache and .venv
-	@rm -rf data/[!s]* data/sources models/* mlflow.db* mlruns .pytest_cache .ruff_cache
+	@rm -rf data/[!s]* data/sources models/* metrics/[!r]* mlflow.db* mlruns .pytest_cache .ruff_cache
 
 distclean: clean ## also remove the completion store, DVC's cache and .venv
 	@rm -rf .store .dvc/cache .dvc/tmp .venv .nanotron

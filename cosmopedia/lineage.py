@@ -1,21 +1,11 @@
-"""Where a result came from: git revision, content hashes, the main checkout."""
+"""Where a result came from: content hashes, the main checkout."""
 
 import hashlib
 import os
-import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cosmopedia.errors import ConfigError
-
-
-def git_revision() -> str:
-    """The checkout's commit, with "-dirty" when tracked files differ from it; "unknown" outside a git repository."""
-    try:
-        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match", ""]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def hash_file(path: Path) -> str:

@@ -15,7 +15,8 @@ from typing import Any, Self
 from uuid import uuid4
 
 from cosmopedia.execution.mlflow_sender import SETTINGS, Sender, Spool, this_process
-from cosmopedia.lineage import git_revision, store_root
+from cosmopedia.execution.revision import git_revision
+from cosmopedia.lineage import store_root
 from cosmopedia.params import profile_path, read_yaml
 
 WAIT_SECONDS = 30.0  # at most so long, and only while MLflow answers, is the end of a stage's work waited for,

@@ -3,8 +3,8 @@
 In: data/prompts/<cell>.parquet, models/generator/, data/pilot/gate.json (the pilot has passed).
 Out: data/generate/<cell>.parquet (DOCUMENT), data/generate/failed/failed.parquet (FAILED), metrics/generate.json. What
 differs between runs (what was sent, what came from the completion store, what it cost next to the forecast) is in
-metrics/generate_run.json, metrics/plots/throughput.csv and MLflow. If the model thinks before it writes,
-data/generate/thoughts/<cell>.parquet (THOUGHT) has its thoughts.
+`<store root>/runs/generate.json` (`generate.throughput.csv` next to it), MLflow and the report's run.html: in no out.
+If the model thinks before it writes, data/generate/thoughts/<cell>.parquet (THOUGHT) has its thoughts.
 Contract: prompts x samples_per_prompt = completions + failures by reason; the next run sends failures again. Nothing
 is sent if the forecast is above max_gpu_hours or max_tokens.
 Run: python -m stages.generate (what is in the store is not sent again)
@@ -22,6 +22,7 @@ from cosmopedia.files import clear_folder, write_text
 from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
+from cosmopedia.lineage import store_root
 from cosmopedia.params import Params, load
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.cell_files import cell_of
@@ -30,8 +31,7 @@ from cosmopedia.tables.row_counts import write_metrics
 from stages.generate.documents import PromptTexts, write_documents
 
 PROMPTS, OUT = Path("data/prompts"), Path("data/generate")
-METRICS, RUN = Path("metrics/generate.json"), Path("metrics/generate_run.json")
-CURVE = Path("metrics/plots/throughput.csv")
+METRICS = Path("metrics/generate.json")
 CURVE_COLUMNS = ("seconds", "tokens_per_second", "tokens_per_second_per_gpu", "utilisation", "endpoints")
 
 
@@ -55,12 +55,10 @@ def all_requests(params: GenerateParams, model: GenerationModel) -> PromptReques
 
 
 def write_run(run: CompletionRun) -> None:
-    """What differs between runs of equal results."""
+    """What differs between runs of equal results; no out, so that it can never make this stage run again."""
     run.write_record()
-    write_metrics(RUN, run.record())
-    points = run.throughput or [dict.fromkeys(CURVE_COLUMNS, 0)]  # nothing was sent
-    lines = [CURVE_COLUMNS, *([str(point[name]) for name in CURVE_COLUMNS] for point in points)]
-    write_text(CURVE, "".join(",".join(line) + "\n" for line in lines))
+    lines = [CURVE_COLUMNS, *([str(point[name]) for name in CURVE_COLUMNS] for point in run.throughput)]
+    write_text(store_root() / "runs/generate.throughput.csv", "".join(",".join(line) + "\n" for line in lines))
 
 
 def settings() -> GenerateParams:

@@ -58,7 +58,7 @@ def measure(results: list[Completion | Failure], opening_words: int, refusals: l
         "failed_share": (len(results) - len(completions)) / max(len(results), 1),
         "opening_share": frequent[0][1] / count if frequent else 0.0,
         "opening": frequent[0][0] if frequent else "",
-        "openings": {words: number / count for words, number in frequent},
+        "openings": [{"opening": words, "share": number / count} for words, number in frequent],
         "truncated_share": sum(completion.finish_reason == "length" for completion in completions) / count,
         "refused_share": refused / count,
         "distinct_2": distinct_2(texts),

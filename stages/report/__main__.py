@@ -1,11 +1,13 @@
-"""report: figures, an HTML report and the dataset card, from what the other stages measured.
+"""report: headline numbers, figures, an HTML report, and the corpus with its dataset card.
 
 In: metrics/*.json, metrics/sources/*.json, metrics/plots/{prompts,contamination,train_loss}.csv,
 metrics/plots/clusters.png, data/decontaminate/*.parquet (DOCUMENT),
 data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED).
-Out: metrics/plots/report_*.svg, data/report/index.html (one file that needs no network), data/report/README.md (the
-dataset card).
-Contract: the same inputs give the same bytes. Text from models and the web is escaped.
+Out: metrics/report.json (the numbers that `dvc metrics diff` and `dvc exp show` compare),
+metrics/plots/{removed,tokens}.csv, data/report/index.html (one file that needs no network), data/report/figures/*.svg,
+data/corpus/ (the documents of data/decontaminate and the dataset card: what leaves the repository), and
+data/report/run.html (where, when and at what cost), which DVC ignores.
+Contract: the same inputs give the same bytes, except in run.html. Text from models and the web is escaped.
 Run: python -m stages.report
 """
 
@@ -14,14 +16,16 @@ from pathlib import Path
 from pydantic import Field
 
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
+from cosmopedia.files import clear_folder, write_text
 from cosmopedia.params import Params, load, profile_path
-from stages.report.card import dataset_card
+from cosmopedia.tables.row_counts import write_metrics
+from stages.report.corpus import publish
 from stages.report.facts import collect
 from stages.report.figures import draw_all
-from stages.report.page import render
+from stages.report.headline import headline, removed_table, tokens_table
+from stages.report.page import render, render_run
 
-OUT, PLOTS = Path("data/report"), Path("metrics/plots")
+OUT, METRICS, PLOTS = Path("data/report"), Path("metrics/report.json"), Path("metrics/plots")
 
 
 class ReportParams(Params):
@@ -40,12 +44,16 @@ def settings() -> ReportParams:
 def main() -> str:
     params, profile = settings(), profile_path().stem
     facts = collect(params.seed, params.examples)
-    figures = draw_all(facts, PLOTS)
-    page = render(facts, profile, figures, params.excerpt)
     clear_folder(OUT)
-    (OUT / "index.html").write_text(page, encoding="utf-8")
-    (OUT / "README.md").write_text(dataset_card(facts, profile), encoding="utf-8")
-    return f"{OUT}/index.html ({len(page.encode()) / 1e6:.1f} MB), {OUT}/README.md, {len(figures)} figures"
+    figures = draw_all(facts, OUT / "figures")
+    page = render(facts, profile, figures, params.excerpt)
+    write_text(OUT / "index.html", page)
+    write_text(OUT / "run.html", render_run(profile))
+    write_text(PLOTS / "removed.csv", removed_table(facts))
+    write_text(PLOTS / "tokens.csv", tokens_table(facts))
+    write_metrics(METRICS, headline(facts))
+    corpus = publish(facts, profile)
+    return f"{OUT}/index.html ({len(page.encode()) / 1e6:.1f} MB), {len(figures)} figures, {corpus}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The dataset card: README.md as the hub shows it."""
+"""The dataset card: data/corpus/README.md, as the hub shows it and as `load_dataset` reads it."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ COLUMNS = {
 def dataset_card(facts: Facts, profile: str) -> str:
     """card.md, filled in. Values from data are written as JSON strings, which are YAML strings too."""
     m, mean = facts.metrics, facts.metrics["evaluate"]["average"]
-    sources = sorted({cell.source for cell in facts.cells})
+    sources = sorted({cell.source for cell in facts.cells if cell.documents})
     generators = ", ".join(f"`{model}` (revision `{revision}`)" for model, revision in facts.generators)
     slots = {
         "profile": profile,

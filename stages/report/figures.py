@@ -33,7 +33,7 @@ SMOOTHING = 0.025  # share of the steps to each side that the drawn mean of the 
 
 
 def draw_all(facts: Facts, folder: Path) -> dict[str, Path]:
-    """Draw every figure into `folder` as report_<name>.svg; paths by name, in the page's order."""
+    """Draw every figure into `folder` as <name>.svg; paths by name, in the page's order."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -51,7 +51,7 @@ def draw_all(facts: Facts, folder: Path) -> dict[str, Path]:
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         for name, draw in figures.items():
             figure = draw(facts)
-            paths[name] = folder / f"report_{name}.svg"
+            paths[name] = folder / f"{name}.svg"
             figure.savefig(paths[name], metadata={"Date": None, "Creator": None})
             plt.close(figure)
     return paths

@@ -4,9 +4,10 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from stages.report.facts import FILTERS, Facts
+from stages.report.run_record import environment_rows, generation_rows
 
 HERE, DASH = Path(__file__).parent, "–"
 RULES = ("plain", "window")  # decontamination's two ratios
@@ -19,11 +20,8 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
     images = {name: data_uri(path) for name, path in figures.items()}
     if CLUSTERS.is_file():
         images["clusters"] = data_uri(CLUSTERS)
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=False
-    )
     contamination_head, contamination = contamination_table(facts)
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         profile=profile,
         images={"clusters": None} | images,
         sections=SECTIONS,
@@ -55,6 +53,18 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
         model=model_rows(facts),
         scores=score_rows(facts),
         run=run_rows(facts),
+    )
+
+
+def template(name: str) -> Template:
+    """A page's template; it escapes what it is given."""
+    return Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined).get_template(name)
+
+
+def render_run(profile: str) -> str:
+    """The page about the run, which is no result."""
+    return template("run.html.j2").render(
+        profile=profile, environment=environment_rows(profile), generation=generation_rows()
     )
 
 
@@ -156,9 +166,9 @@ def sources(facts: Facts) -> list[list[str]]:
 def topic_rows(facts: Facts) -> list[list[str]]:
     """Topics by size, with the decision."""
     topics = facts.metrics["topics"]
-    rows_by_topic, dropped = topics.get("rows_by_topic", {}), topics.get("dropped", [])
-    by_size = sorted(rows_by_topic.items(), key=lambda item: (-item[1], item[0]))
-    return [[topic, number(rows), "dropped" if topic in dropped else "kept"] for topic, rows in by_size]
+    dropped = topics.get("dropped", [])
+    by_size = sorted(topics.get("rows_by_topic", []), key=lambda row: (-row["rows"], row["topic"]))
+    return [[r["topic"], number(r["rows"]), "dropped" if r["topic"] in dropped else "kept"] for r in by_size]
 
 
 def topics_note(facts: Facts) -> str:

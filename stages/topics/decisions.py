@@ -165,6 +165,6 @@ def summary(counts: RowCounts, topics: list[dict[str, Any]], matches: list[Match
         "topics_dropped": len(dropped),
         "decided_by": {by: decided[by] for by in ("label", "keywords", "score")},
         "labels_contradicted": sum(m is not None and m.contradicts_label for m in matches),
-        "rows_by_topic": dict(sorted(rows_of.items())),
+        "rows_by_topic": [{"topic": topic, "rows": rows} for topic, rows in sorted(rows_of.items())],
         "dropped": sorted(dropped - kept),
     }

@@ -2,7 +2,7 @@
 
 In: data/tokenize_corpus/{train,validation}/*.ds, data/tokenize_corpus/corpus.json.
 Out: models/train/seed-<n>/ (config.json, model.safetensors, losses.csv, training.json, and from nanotron
-probe.safetensors), metrics/train.json, metrics/plots/train_loss.csv (step, loss, learning_rate; means over seeds).
+probe.safetensors), metrics/train.json, metrics/plots/train_loss.csv (step, learning_rate, loss; means over seeds).
 Contract: both trainers begin from the same weights and see the same batches. The same shards, params and processor
 give the same weights, also after any number of kills. Checkpoints and finished seeds are kept in
 `<store>/train/<key>`, so that a seed that is added later trains alone.

@@ -54,8 +54,8 @@ def loss_curve(seeds: list[list[Step]]) -> str:
     """The loss curve as a table for DVC's plots: the mean over seeds of each step's loss."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("step", "loss", "learning_rate"))
+    writer.writerow(("step", "learning_rate", "loss"))  # DVC draws the last column of a file that it is given by path
     for steps in zip(*seeds, strict=True):
         mean, _ = mean_and_sd([step.loss for step in steps])
-        writer.writerow((steps[0].step, f"{mean:.6g}", f"{steps[0].learning_rate:.6g}"))
+        writer.writerow((steps[0].step, f"{steps[0].learning_rate:.6g}", f"{mean:.6g}"))
     return table.getvalue()

@@ -107,11 +107,11 @@ def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: p
         write_settings(folder, [server.url], **{"serving.gpus": 4})
         assert cosmo(store_app, "forecast").startswith("0 cached, 100 to generate, at most 16k tokens, no rate")
         generate.main()
-        run = json.loads(Path("metrics/generate_run.json").read_text())
+        run = json.loads((folder / ".store/runs/generate.json").read_text())
         assert run["forecast"]["requests"] == run["actual"]["requests"] == run["sent"] == 100
         assert run["actual"]["gpu_hours"] == pytest.approx(4 * run["actual"]["instance_hours"], rel=1e-4)
         assert run["tokens_per_second"] > 0 and set(run["latency_seconds"]) == {"p50", "p90", "p99"}
-        lines = Path("metrics/plots/throughput.csv").read_text().splitlines()
+        lines = (folder / ".store/runs/generate.throughput.csv").read_text().splitlines()
         assert lines[0].startswith("seconds,tokens_per_second,") and len(lines) >= 2
         assert cosmo(store_app, "forecast").startswith("100 cached, 0 to generate")
         write_prompts(folder, {"openstax-textbook": 50})

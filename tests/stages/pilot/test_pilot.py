@@ -63,8 +63,8 @@ def test_the_most_frequent_openings_and_the_lengths_are_shown(folder: Path) -> N
         ["Once upon a time there"] * 5 + ["In the beginning was"] * 3 + ["A cat sat on"] * 2 + ["Unlike the others"]
     )
     figures = measured(*(completion(text, tokens=10 * n) for n, text in enumerate(texts, 1)))
-    assert list(figures["openings"]) == ["once upon a", "in the beginning", "a cat sat"]
-    assert figures["openings"]["in the beginning"] == 3 / 11
+    assert [row["opening"] for row in figures["openings"]] == ["once upon a", "in the beginning", "a cat sat"]
+    assert figures["openings"][1]["share"] == 3 / 11
     assert figures["tokens"] == {"min": 10, "p10": 20, "p50": 60, "p90": 100, "max": 110}
 
 

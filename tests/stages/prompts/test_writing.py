@@ -152,7 +152,7 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
         stage.main()
     files = sorted(Path("data/decontaminate").glob("*.parquet"))
     metrics = {path.stem: json.loads(path.read_text()) for path in sorted(Path("metrics").glob("*.json"))}
-    del metrics["generate_run"], metrics["tokenize_corpus"]["dataset_hash"]  # shards of tokens follow the files
+    del metrics["tokenize_corpus"]["dataset_hash"]  # shards of tokens follow the files
     metrics["facts"] = glance(files, 1, 2)
     return pl.concat(map(pl.read_parquet, files)).sort("completion_id"), metrics, len(files)
 

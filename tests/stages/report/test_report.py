@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import pytest
 import yaml
 
 from cosmopedia.errors import DataError
+from cosmopedia.files import write_text
 from cosmopedia.tables.contracts import REMOVED
 from cosmopedia.tables.parquet import write_table
 from stages.report.__main__ import main
-from stages.report.facts import evidence
+from stages.report.corpus import publish
+from stages.report.facts import collect, evidence
+from stages.report.headline import headline
+from stages.report.page import render_run
 from tests.support.documents import document, write_documents
 
 HOSTILE = '<script>alert("x")</script> | {{ 7 * 7 }} <img src=http://example.com/x.png> & so on'
@@ -36,7 +41,8 @@ METRICS: dict[str, dict] = {
     },
     "evaluate": {"average": SCORES, "tasks": {"arc_easy": SCORES}},
 }
-CURVE = "step,loss,learning_rate\n1,3.0,0\n2,2.5,0.001\n3,2.0,0.0001\n"
+CURVE = "step,learning_rate,loss\n1,0,3.0\n2,0.001,2.5\n3,0.0001,2.0\n"
+PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
 
 
 @pytest.fixture
@@ -109,24 +115,49 @@ def test_a_card_cell_cannot_break_out_of_its_table(repository: Path):
         [document(format="blog|post\nx", text="One short text.")],
     )
     main()
-    card = Path("data/report/README.md").read_text()
+    card = Path("data/corpus/README.md").read_text()
     assert "| blog\\|post x | 1 |" in card
     front = yaml.safe_load(card.split("---")[1])
-    assert front["size_categories"] == ["n<1K"] and [c["config_name"] for c in front["configs"]] == [
-        "khanacademy",
-        "web",
-    ]
+    assert front["size_categories"] == ["n<1K"]
+    assert [c["config_name"] for c in front["configs"]] == ["default", "web"]  # khanacademy has no document
 
 
 @pytest.mark.slow
-def test_the_same_inputs_give_the_same_bytes(repository: Path):
+def test_load_dataset_reads_the_corpus_whole_and_by_source(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    write_documents(repository / "data/decontaminate/stanford-textbook.parquet", [document(text="Tides turn.")])
+    publish(collect(1, 2), "tiny")
+    whole, web = (
+        datasets.load_dataset("data/corpus", *name, split="train", cache_dir=str(repository / "cache"))
+        for name in ([], ["web"])
+    )
+    assert "Tides turn." in whole["text"] and "Tides turn." not in web["text"]
+    assert (whole.num_rows, web.num_rows) == (4, 3) and whole.column_names[1:7] == PUBLISHED
+
+
+def test_a_pattern_of_the_card_matches_files_of_its_folder(repository: Path):
+    publish(collect(1, 2), "tiny")
+    front = yaml.safe_load(Path("data/corpus/README.md").read_text().split("---")[1])
+    assert all(list(Path("data/corpus").glob(config["data_files"])) for config in front["configs"])
+    assert sorted(p.name for p in Path("data/corpus").rglob("*")) == ["README.md", "web-blogpost.parquet"]
+
+
+@pytest.mark.slow
+def test_the_same_inputs_give_the_same_bytes_at_any_commit_and_place(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+):
     def outputs() -> dict[str, bytes]:
         main()
-        files = [*Path("data/report").iterdir(), *Path("metrics/plots").glob("*.svg")]
-        return {str(path): path.read_bytes() for path in files}
+        files = [*Path("data/report").rglob("*.*"), *Path("data/corpus").iterdir(), *Path("metrics").rglob("*.*")]
+        return {str(path): path.read_bytes() for path in files if path.name != "run.html"}
 
     first = outputs()
-    assert len(first) == 7 and outputs() == first
+    monkeypatch.setenv("DVC_EXP_NAME", "another")
+    monkeypatch.setenv("COSMO_COMPUTE", "slurm-h100")
+    for command in (["init", "-q"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty"]):
+        subprocess.run(["git", *command, *(["-m", "t"] if "commit" in command else [])], check=True)
+    assert len(first) == 23 and outputs() == first
     assert not [name for name, content in first.items() if name.endswith(".svg") and b"<dc:date>" in content]
 
 
@@ -157,3 +188,33 @@ def test_every_stage_and_reason_is_accounted_for(repository: Path):
 def test_evidence_that_is_no_json_is_shown_as_it_is():
     assert evidence("not json") == [("evidence", "not json")]
     assert evidence('{"kept": "a", "ratio": 0.123456}') == [("kept", "a"), ("ratio", "0.123")]
+
+
+def test_the_headline_numbers_are_few_flat_and_free_of_text_times_and_costs(repository: Path):
+    numbers = headline(collect(1, 2))
+    assert len(numbers) <= 16 and all(isinstance(value, int | float) for value in numbers.values())
+    assert numbers["kept"] == 0.4286 and numbers["contaminated"] == 0.4 and numbers["duplicates"] == 0.1667
+    assert numbers["documents"] == 3 and numbers["acc_norm"] == 0.25 and numbers["train_loss"] == 2.0
+    assert "loss" not in numbers and "acc_norm_se" not in numbers  # this corpus has no validation split
+
+
+def test_several_seeds_add_their_spread_to_the_headline_numbers(repository: Path):
+    Path("metrics/train.json").write_text(
+        json.dumps(METRICS["train"] | {"validation_loss": 3.0, "validation_loss_sd": 0.1})
+    )
+    scores = METRICS["evaluate"] | {"average": SCORES | {"acc_norm_sd": 0.02}}
+    Path("metrics/evaluate.json").write_text(json.dumps(scores))
+    numbers = headline(collect(1, 2))
+    assert (numbers["loss"], numbers["loss_sd"], numbers["acc_norm_sd"]) == (3.0, 0.1, 0.02)
+
+
+def test_where_and_at_what_cost_is_on_a_page_of_its_own(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "two-audiences")
+    record = {"sent": 7, "actual": {"gpu_hours": 1.25}, "latency_seconds": {"p50": 0.5}, "retries": {HOSTILE: 1}}
+    write_text(repository / ".store/runs/generate.json", json.dumps(record))
+    write_text(repository / ".store/runs/pilot.json", '{"sent": ')  # a killed run's: the report goes on without it
+    run = render_run("tiny")
+    assert all(
+        text in run for text in ("two-audiences", "git revision", "unknown", "<td>actual: gpu hours</td><td>1.25</td>")
+    )
+    assert "<script>" not in run and "pilot" not in run

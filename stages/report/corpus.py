@@ -1,0 +1,24 @@
+"""data/corpus/: what leaves the repository, the finished documents and the card by which `load_dataset` reads them."""
+
+import shutil
+
+from cosmopedia.files import clear_folder, write_text
+from cosmopedia.tables.parquet import count_rows, tables_in
+from stages.report.card import dataset_card
+from stages.report.facts import DATA, Facts
+
+DOCUMENTS, OUT = DATA / "decontaminate", DATA / "corpus"
+
+
+def publish(facts: Facts, profile: str) -> str:
+    """Write data/corpus/ anew; returns what it is, in a few words.
+
+    Copies, since DVC's cache has equal files once. Without removed/, whose table has other columns, and without empty
+    tables, which `load_dataset` refuses.
+    """
+    clear_folder(OUT)
+    tables = [table for table in tables_in(DOCUMENTS) if count_rows(table)]
+    for table in tables:
+        shutil.copyfile(table, OUT / table.name)
+    write_text(OUT / "README.md", dataset_card(facts, profile))
+    return f"{OUT} ({facts.documents:,} documents in {len(tables)} files)"

@@ -1,0 +1,76 @@
+"""metrics/report.json: the few numbers that DVC compares; and the tables of removals and tokens that it draws.
+
+The important ones come first: `dvc exp show` leaves out columns from the right where a terminal is too narrow. No name
+here comes from a model's text, and nothing here differs between two runs of equal results.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from stages.report.facts import FILTERS, Facts
+
+DIGITS = 4  # significant: a change beyond them is far below any standard error
+
+
+def headline(facts: Facts) -> dict[str, Any]:
+    """The headline numbers; None for what a run cannot have. Shares are between 0 and 1.
+
+    `kept` is documents per completion; `duplicates` and `contaminated` are shares of the documents that the stage was
+    given; `loss` is the validation loss in nats per token. `_se` is a standard error over items, `_sd` the standard
+    deviation over training seeds, if there are several.
+    """
+    m = facts.metrics
+    prompts, generate, dedup, decontaminate = (m[n] for n in ("prompts", "generate", "dedup", "decontaminate"))
+    train, mean = m["train"], m["evaluate"]["average"]
+    numbers = {
+        "tokens": facts.tokens,
+        "kept": _share(decontaminate["rows_kept"], generate["completed"]),
+        "loss": train.get("validation_loss"),
+        "acc_norm": mean["acc_norm"],
+        "acc_norm_se": mean["acc_norm_stderr"],
+        "contaminated": _share(decontaminate["rows_removed"], decontaminate["rows_in"]),
+        "duplicates": _share(dedup["rows_removed"], dedup["rows_in"]),
+        "acc": mean["acc"],
+        "acc_se": mean["acc_stderr"],
+        "chance": mean["chance"],
+        "train_loss": train["train_loss"],
+        "loss_sd": train.get("validation_loss_sd"),
+        "acc_norm_sd": mean.get("acc_norm_sd"),
+        "documents": facts.documents,
+        "prompts": prompts["rows_kept"],
+        "prompt_duplicates": prompts.get("duplicate_rate", 0) + prompts.get("near_duplicate_rate", 0),
+        "truncated": _share(generate.get("finish_reasons", {}).get("length", 0), generate["completed"]),
+        "failed": _share(generate["failed"], generate["requests"]),
+    }
+    return {n: float(f"{v:.{DIGITS}g}") if isinstance(v, float) else v for n, v in numbers.items() if v is not None}
+
+
+def removed_table(facts: Facts) -> str:
+    """metrics/plots/removed.csv: documents that each stage removed, by reason."""
+    rows = [
+        (f"{stage}: {reason.replace('_', ' ')}", count)
+        for stage in FILTERS
+        for reason, count in facts.metrics[stage]["removed"].items()
+    ]
+    return _table(("reason", "documents"), rows)
+
+
+def tokens_table(facts: Facts) -> str:
+    """metrics/plots/tokens.csv: tokens of the finished corpus by source."""
+    tokens: Counter[str] = Counter()
+    for cell in facts.cells:
+        tokens[cell.source] += cell.tokens
+    return _table(("source", "tokens"), sorted(tokens.items()))
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([head, *rows])
+    return table.getvalue()

@@ -1,0 +1,75 @@
+"""data/report/run.html: where, when and at what cost this was made. It differs from run to run, so no hash covers it.
+
+DVC leaves the page out (.dvcignore): two runs of equal results, on two machines or at two commits, have equal outs.
+"""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cosmopedia.execution.revision import git_revision
+from cosmopedia.lineage import store_root
+
+PACKAGES = ("dvc", "torch", "transformers", "datatrove", "lighteval", "polars", "pyarrow")
+GENERATION = ("label", "pilot", "generate")  # each leaves <store root>/runs/<stage>.json
+
+
+def environment_rows(profile: str) -> list[list[str]]:
+    """What made this page: the code, the machine, the libraries."""
+    return [
+        ["written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")],
+        ["git revision", git_revision()],
+        ["DVC experiment", os.environ.get("DVC_EXP_NAME") or "none"],
+        ["profile", profile],
+        ["compute file", os.environ.get("COSMO_COMPUTE") or "local"],
+        ["machine", f"{platform.node()}, {platform.platform()}"],
+        ["processor", f"{os.cpu_count()} x {_processor()}"],
+        ["Python", platform.python_version()],
+        *[[name, _version(name)] for name in PACKAGES],
+    ]
+
+
+def generation_rows() -> dict[str, list[list[str]]]:
+    """What each stage that sends requests sent, reused and cost the last time it ran, by stage."""
+    return {stage: rows for stage in GENERATION if (rows := _flat(_record(stage)))}
+
+
+def _processor() -> str:
+    """The processor's name: another one rounds differently, so that a model writes other words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _record(stage: str) -> dict[str, Any]:
+    """A run's record; {} when there is none, or only half of one. It must never stop the report."""
+    try:
+        record = json.loads((store_root() / "runs" / f"{stage}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[list[str]]:
+    rows: list[list[str]] = []
+    for key, value in record.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            rows += _flat(value, f"{name}: ")
+        elif value is not None:
+            rows.append([name, f"{value:,.4g}" if isinstance(value, float) else str(value)])
+    return rows
