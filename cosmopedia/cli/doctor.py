@@ -22,6 +22,7 @@ from cosmopedia.cli.output import Json, new_app, print_json
 from cosmopedia.cli.stages import stage_modules
 from cosmopedia.errors import ConfigError, CosmoError
 from cosmopedia.execution.compute import Compute, ExternalServing, compute_path, load_compute
+from cosmopedia.execution.settings import problems
 from cosmopedia.lineage import store_root
 from cosmopedia.params import profile_path
 
@@ -127,13 +128,17 @@ def check_secrets(compute: Compute) -> Iterator[Finding]:
 
 
 def findings() -> Iterator[Finding]:
-    """All checks; a wrong file ends them with its own sentence."""
+    """All checks; wrong settings end them, with a line for each."""
     yield from check_python()
     yield from check_tools()
     yield from check_clone()
     yield from check_site_cache()
     yield from check_disk()
     try:
+        wrong = [Finding("settings", False, sentence) for sentence in problems()]
+        if wrong:
+            yield from wrong
+            return
         compute = load_compute()
         of_stages = [module.checks(compute) for module in stage_modules("doctor")]
     except CosmoError as error:

@@ -30,7 +30,7 @@ def findings(error: str | None = None) -> dict[str, tuple[str, str]]:
 def checked(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(repository / "site-cache"))
     (repository / "requirements.lock").write_text("# base\npytest==0.1\n")
-    (repository / "dvc.yaml").touch()
+    (repository / "dvc.yaml").write_text("stages: {}\n")
     git("init", "-q")
     git("add", ".")
     git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t")
