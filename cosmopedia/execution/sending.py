@@ -6,11 +6,13 @@ the forecast is within the budget.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cosmopedia.errors import ConfigError
 from cosmopedia.execution.budget import NO_BUDGET, Budget, Forecast, forecast, refuse, spent, write_rate
 from cosmopedia.execution.compute import Serving, load_compute
 from cosmopedia.execution.progress import Progress
@@ -25,7 +27,7 @@ class Send:
     """Completes what is missing through the servers of the compute file.
 
     With `track`, MLflow records the run; with `keep`, servers that took long to start may wait for the next stage.
-    Raises `ConfigError` when the forecast is above the budget, `ClusterError` when servers or too many requests fail,
+    Raises `ConfigError` when the forecast is above the budget or $COSMO_SEND is "never", `ClusterError` when servers or too many requests fail,
     and `KeyboardInterrupt` after SIGINT or SIGTERM.
     """
 
@@ -43,11 +45,24 @@ class Send:
             print(f"{run.stage}: {plan.sentence()}{long}", flush=True)
         run.figures = {"forecast": plan.metrics()}
         if lookup.missing:
+            refuse_to_send(run.stage, lookup)
             refuse(plan, self.budget)
             lookup.store.check_writable()
             _send(run, lookup, plan, serving, self)
         elif not self.keep:
             release(run.stage, lookup.model, serving)
+
+
+def refuse_to_send(stage: str, lookup: LookUp) -> None:
+    """`ConfigError` where $COSMO_SEND is "never": a person's word that nothing is to be spent now."""
+    answer = os.environ.get("COSMO_SEND", "")
+    if answer == "never":
+        raise ConfigError(
+            f"{lookup.missing} of {len(lookup.states)} completions for {stage} are in no store or cache, and"
+            " $COSMO_SEND is never: nothing was sent. Unset it to generate them"
+        )
+    if answer:
+        raise ConfigError(f"$COSMO_SEND is {answer!r}; set it to never, or unset it")
 
 
 def forecast_of(lookup: LookUp, serving: Serving) -> Forecast:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution import sending
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.lineage import hash_files
@@ -83,6 +83,22 @@ def test_a_folder_on_another_disk_holds_this_run_alone(folder: Path) -> None:
         assert generate.main().startswith("10 completions in 2 cells, ")
     assert OUT.is_symlink() and len(documents()) == 10
     assert files_of(scratch) == ["failed/failed.parquet", *(f"{cell}.parquet" for cell in CELLS)]
+
+
+def test_nothing_is_sent_where_a_person_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeTgi() as server:
+        write_settings(folder, [server.url])
+        monkeypatch.setenv("COSMO_SEND", "never")
+        with pytest.raises(ConfigError, match=r"10 of 10 completions for generate are in no store or cache"):
+            generate.main()
+        monkeypatch.setenv("COSMO_SEND", "later")
+        with pytest.raises(ConfigError, match="set it to never"):
+            generate.main()
+        assert not server.asked
+        monkeypatch.delenv("COSMO_SEND")
+        generate.main()
+        monkeypatch.setenv("COSMO_SEND", "never")
+        assert "0 sent, 10 from the store" in generate.main()
 
 
 def test_only_prompts_whose_text_changed_are_sent(folder: Path) -> None:
