@@ -27,8 +27,8 @@ class Send:
     """Completes what is missing through the servers of the compute file.
 
     With `track`, MLflow records the run; with `keep`, servers that took long to start may wait for the next stage.
-    Raises `ConfigError` when the forecast is above the budget or $COSMO_SEND is "never", `ClusterError` when servers or too many requests fail,
-    and `KeyboardInterrupt` after SIGINT or SIGTERM.
+    Raises `ConfigError` when the forecast is above the budget or $COSMO_SEND is "never", `ClusterError` when servers
+    or too many requests fail, and `KeyboardInterrupt` after SIGINT or SIGTERM.
     """
 
     budget: Budget = NO_BUDGET
