@@ -19,7 +19,7 @@ from cosmopedia.execution.revision import git_revision
 from cosmopedia.lineage import store_root
 from cosmopedia.params import profile_path, read_yaml
 
-WAIT_SECONDS = 30.0  # at most so long, and only while MLflow answers, is the end of a stage's work waited for,
+WAIT_SECONDS = 60.0  # at most so long, and only while MLflow answers, is the end of a stage's work waited for,
 WAIT_AFTER_ERROR_SECONDS = 2.0  # and that of a stage that fails or is stopped
 
 
@@ -68,7 +68,7 @@ class Run:
 
     def _open(self, key: str | None) -> Spool:
         """The spool of this stage and key, if no other process has it; else a new one."""
-        folder = store_root() / "mlflow"
+        folder = (store_root() / "mlflow").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.stage}-{key or uuid4().hex}.jsonl"
         if path.exists():

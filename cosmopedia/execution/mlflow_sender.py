@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from cosmopedia.files import lock, replacing, write_text
-from cosmopedia.lineage import main_checkout, store_root
+from cosmopedia.lineage import main_checkout
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -250,6 +250,7 @@ class Sender(threading.Thread):
     def __init__(self, spool: Spool, stage: str):
         super().__init__(name="mlflow", daemon=True)
         self.stage, self._own = stage, SpoolSender(spool)
+        self._uri, self._checkout, self._folder = tracking_uri(), main_checkout(), spool.path.parent
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._failures, self._stopped = 0, False
@@ -283,7 +284,7 @@ class Sender(threading.Thread):
 
     def _pass(self) -> None:
         if self._client is None:
-            client, experiment = connect()
+            client, experiment = connect(self._uri, self._checkout, self._folder)
             _end_killed_runs(client, experiment)
             self._send_left(client, experiment)
             self._client, self._experiment = client, experiment
@@ -293,8 +294,8 @@ class Sender(threading.Thread):
         self._failures += 1
         if self._failures == 1:
             print(
-                f"{self.stage}: warning: MLflow at {without_password(tracking_uri())} does not take the record of this"
-                f" run ({_reason(error)}); the stage goes on, and the record waits in {self._own.spool.path.parent}",
+                f"{self.stage}: warning: MLflow at {without_password(self._uri)} does not take the record of this"
+                f" run ({_reason(error)}); the stage goes on, and the record waits in {self._folder}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -316,7 +317,7 @@ class Sender(threading.Thread):
 
     def _send_left(self, client: "MlflowClient", experiment: str) -> None:
         """Send the spools of processes that have ended."""
-        for path in sorted(self._own.spool.path.parent.glob("*.jsonl")):
+        for path in sorted(self._folder.glob("*.jsonl")):
             spool = None if path == self._own.spool.path else Spool.claim(path)
             if spool is None:
                 continue
@@ -327,37 +328,36 @@ class Sender(threading.Thread):
                 spool.close()
 
 
-def connect() -> "tuple[MlflowClient, str]":
+def connect(uri: str, checkout: Path, folder: Path) -> "tuple[MlflowClient, str]":
     """MLflow's client and the experiment's id. Both are made if need be, by one process at a time."""
     from mlflow.tracking import MlflowClient
 
-    database = main_checkout() / "mlflow.db"
-    with _one_at_a_time():
-        if tracking_uri() == sqlite_uri(database) and not database.exists():
+    database = checkout / "mlflow.db"
+    with _one_at_a_time(folder / "lock"):
+        if uri == sqlite_uri(database) and not database.exists():
             with replacing(database) as draft:  # a kill in the middle leaves no half database
                 MlflowClient(sqlite_uri(draft)).search_experiments(max_results=1)
-        client = MlflowClient(tracking_uri())
-        return client, _experiment(client)
+        client = MlflowClient(uri)
+        return client, _experiment(client, (checkout / "mlruns").as_uri() if uri.startswith("sqlite:") else None)
 
 
 @contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    with (store_root() / "mlflow/lock").open("a") as file:
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             while not lock(file):
                 time.sleep(0.05)
         yield
 
 
-def _experiment(client: "MlflowClient") -> str:
+def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return experiment.experiment_id
-    local = (main_checkout() / "mlruns").as_uri() if tracking_uri().startswith("sqlite:") else None
     try:
-        return client.create_experiment(EXPERIMENT, artifact_location=local)
+        return client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     except MlflowException:  # another machine has created it meanwhile
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:

@@ -365,7 +365,8 @@ ENDLESS = """
 import time
 from cosmopedia.execution.mlflow_run import Run
 with Run("train", {}, "model") as run:
-    run.flush()
+    while run.id is None:
+        run.flush()
     print(run.id, flush=True)
     time.sleep(600)
 """
