@@ -2,13 +2,15 @@
 
 A message names the file, row or key, what was wanted, what was found, and the next action, in one sentence or two.
 `run_stage` and `cosmo` print it without a traceback and end with the class's exit status; an error that is not ours
-keeps its traceback, since it is a defect.
+keeps its traceback, since it is a defect. Neither shows a secret (cosmopedia/redaction.py).
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from cosmopedia.redaction import guard_output, say
 
 
 class CosmoError(Exception):
@@ -47,16 +49,17 @@ def errors_as_sentences(prefix: str = "") -> Iterator[None]:
 
     Exit statuses: 0 done, 2 configuration, 3 data, 4 cluster, 5 internal, 130 interrupted.
     """
+    guard_output()
     try:
         yield
     except CosmoError as error:
-        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
+        say(f"{prefix}error: {error}")
         sys.exit(error.status)
     except OSError as error:
         if error.errno is None or (error.filename is None and not str(error)):
             raise
         named = f" ({error.filename})" if error.filename else ""
-        print(f"{prefix}error: {error.strerror or error}{named}", file=sys.stderr, flush=True)
+        say(f"{prefix}error: {error.strerror or error}{named}")
         sys.exit(ClusterError.status)
     except KeyboardInterrupt:
         print(f"{prefix}interrupted; run it again to go on", file=sys.stderr, flush=True)

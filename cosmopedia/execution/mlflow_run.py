@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cosmopedia.errors import ClusterError
 from cosmopedia.lineage import git_revision, main_checkout
 from cosmopedia.params import profile_path, read_yaml
+from cosmopedia.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow.utils.async_logging.run_operations import RunOperations
@@ -172,10 +173,10 @@ class Run:
         try:
             yield
         except self._error as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(redact(str(error)).split())[:300]
             raise ClusterError(
-                f"MLflow at {tracking_uri()} does not answer: {reason}; fix it, or unset MLFLOW_TRACKING_URI to record"
-                " in the checkout's mlflow.db"
+                f"MLflow at {redact(tracking_uri())} does not answer: {reason}; fix it, or unset MLFLOW_TRACKING_URI"
+                " to record in the checkout's mlflow.db"
             ) from None
 
     def __enter__(self) -> "Run":

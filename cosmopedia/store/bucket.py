@@ -8,7 +8,6 @@ those of the AWS tools (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...); 
 
 import contextlib
 import hashlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from cosmopedia.errors import ClusterError
 from cosmopedia.files import replacing
+from cosmopedia.redaction import say
 from cosmopedia.store.folder import closed, files_in
 
 UPLOAD_SECONDS = 30.0  # what the loss of this machine can cost
@@ -98,7 +98,7 @@ class Bucket:
             try:
                 self._upload(path)
             except ClusterError as error:
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                say(f"warning: {error}")
 
         if self._uploading is None or not self._uploading.is_alive():
             self._uploading = threading.Thread(target=upload, daemon=True)

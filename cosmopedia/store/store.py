@@ -7,7 +7,6 @@ local copy of the bucket. `cosmo store` shows, verifies, compacts and repairs it
 """
 
 import os
-import sys
 import time
 from array import array
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ import zstandard
 from cosmopedia.errors import ClusterError, DataError
 from cosmopedia.generation.requests import Completion
 from cosmopedia.lineage import main_checkout, store_root
+from cosmopedia.redaction import say
 from cosmopedia.store.bucket import Bucket
 from cosmopedia.store.folder import files_in, split_keys
 from cosmopedia.store.index import FRAME_MASK, RECENT_ROWS, KeyIndex, prefix
@@ -279,7 +279,7 @@ class CompletionStore:
             try:
                 self.bucket.push()
             except ClusterError as error:  # nothing is lost: it is in the spool
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                say(f"warning: {error}")
 
     def __enter__(self) -> "CompletionStore":
         return self
