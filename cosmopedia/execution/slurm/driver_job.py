@@ -25,6 +25,7 @@ from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.fleet import COMES_BACK
 from cosmopedia.files import write_text
 from cosmopedia.lineage import store_root
+from cosmopedia.redaction import redact, say
 
 REQUEUE_SECONDS = 60.0  # for Slurm to end this job once it is requeued
 INTERRUPTED = 130
@@ -111,7 +112,7 @@ class DriverJob:
         assert self.dvc.stdout is not None
         for line in self.dvc.stdout:
             with contextlib.suppress(OSError):  # a full disk under the log must not block DVC
-                print(line, end="", flush=True)
+                print(redact(line), end="", flush=True)
             if begins := BEGINS.match(line):
                 if self.stage:
                     self.done.add(self.stage)
@@ -145,7 +146,7 @@ class DriverJob:
                 return False
         if self.requeued >= self.driver.resubmit:
             why = f"the time limit is near, and this job was already requeued driver.resubmit = {self.requeued} times"
-            print(f"driver: {why}; cosmo cluster submit continues from here", file=sys.stderr, flush=True)
+            say(f"driver: {why}; cosmo cluster submit continues from here")
             return False
         return True
 
@@ -157,7 +158,7 @@ class DriverJob:
         try:
             commands.requeue(self.job)
         except ClusterError as error:
-            print(f"driver: {error}; cosmo cluster submit continues", file=sys.stderr, flush=True)
+            say(f"driver: {error}; cosmo cluster submit continues")
             return self._ended("stopped", ClusterError.status)
         time.sleep(REQUEUE_SECONDS)  # Slurm ends this process
         return ClusterError.status
@@ -202,5 +203,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except CosmoError as error:
-        print(f"driver: error: {error}", file=sys.stderr, flush=True)
+        say(f"driver: error: {error}")
         sys.exit(error.status)
