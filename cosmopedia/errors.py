@@ -2,7 +2,7 @@
 
 A message names the file, row or key, what was wanted, what was found, and the next action, in one sentence or two.
 A stage and `cosmo` print it without a traceback and end with the class's exit status; an error that is not ours
-keeps its traceback, since it is a defect.
+keeps its traceback, since it is a defect. Neither shows a secret (cosmopedia/execution/redaction.py).
 """
 
 import errno
@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cosmopedia.execution.redaction import guard_output, say
 
 FREE_SPACE, MAKE_WRITABLE = "; free some space there and run it again", "; make it writable for you and run it again"
 ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), FREE_SPACE)
@@ -60,16 +62,17 @@ def errors_as_sentences(prefix: str = "") -> Iterator[None]:
 
     Exit statuses: 0 done, 2 configuration, 3 data, 4 cluster, 5 internal, 130 interrupted.
     """
+    guard_output()
     try:
         yield
     except CosmoError as error:
-        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
+        say(f"{prefix}error: {error}")
         sys.exit(error.status)
     except Exception as error:
         sentence = _of_the_system(error)
         if sentence is None:
             raise
-        print(f"{prefix}error: {sentence}", file=sys.stderr, flush=True)
+        say(f"{prefix}error: {sentence}")
         sys.exit(ClusterError.status)
     except KeyboardInterrupt:
         print(f"{prefix}interrupted; run it again to go on", file=sys.stderr, flush=True)

@@ -15,15 +15,11 @@ app = new_app()
 @app.command(epilog="Example: cosmo check && dvc repro")
 def check() -> None:
     """Check every setting of the pipeline, and repair what a kill has left; exit status 2 when a setting is wrong."""
-    from cosmopedia.execution.comment_edits import accept_comment_edits
     from cosmopedia.execution.compute import compute_path
-    from cosmopedia.execution.lock_repair import restore_lock
-    from cosmopedia.execution.settings import check_settings_once
+    from cosmopedia.execution.settings import check_settings_once, repairs
     from cosmopedia.params import profile_path
 
-    if done := restore_lock():
-        typer.echo(done)
-    if edited := accept_comment_edits():
-        typer.echo(f"only comments and docstrings were edited in {', '.join(edited)}: nothing reruns for them")
+    for sentence in repairs():
+        typer.echo(sentence)
     check_settings_once()
     typer.echo(f"the settings in params.yaml, {profile_path()} and {compute_path()} are well-formed")

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cosmopedia.cli.output import new_app
+from cosmopedia.execution.redaction import say
 
 app = new_app(no_args_is_help=True)
 
@@ -19,8 +20,11 @@ def submit(
     targets: Annotated[list[str] | None, typer.Argument(help="DVC's targets; default: everything.")] = None,
 ) -> None:
     """Submit `dvc repro` as a Slurm job, which survives your logout and goes on after its time limit."""
+    from cosmopedia.execution.compute import load_compute
     from cosmopedia.execution.slurm import driver
 
+    for warning in load_compute().warnings:
+        say(f"warning: {warning}")
     job, log = driver.submit(targets or [])
     typer.echo(f"job {job} drives dvc repro; its log is {log}; `cosmo status` shows what it does")
 

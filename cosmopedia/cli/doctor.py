@@ -145,6 +145,8 @@ def findings() -> Iterator[Finding]:
         yield Finding("settings", False, str(error))
         return
     yield Finding("settings", True, f"{profile_path()} and {compute_path()} are well-formed")
+    for warning in compute.warnings:
+        yield Finding("container", False, warning, needed=False)
     for checks in of_stages:
         yield from checks
     yield from check_slurm(compute)

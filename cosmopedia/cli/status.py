@@ -24,7 +24,7 @@ def status(as_json: Json = False) -> None:
     if jobs is None:
         typer.echo(f"(no jobs: {current['no_jobs']})")
     else:
-        names = ("id", "name", "state", "nodes", "reason")
+        names = ("id", "name", "state", "nodes", "submitted", "reason")
         print_table(["job", *names[1:]], ([job[name] for name in names] for job in jobs))
     queued = None if jobs is None else {job["id"]: job["state"] for job in jobs}
     now = time.time()
@@ -92,6 +92,8 @@ def print_endpoints(stage: dict[str, Any]) -> None:
     )
     for url, reason in stage["waiting_for"].items():
         typer.echo(f"waiting for {url}: {reason}")
+    if stage.get("expecting"):
+        typer.echo(f"servers to come: {stage['expecting']}")
 
 
 def describe_driver(driver: dict[str, Any], jobs: dict[str, str] | None, now: float) -> list[str]:

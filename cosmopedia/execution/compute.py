@@ -8,19 +8,24 @@ may change an output's bytes, so it is neither a DVC param nor a dep.
 import os
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cosmopedia.errors import ConfigError
+from cosmopedia.execution.redaction import redact, remember, secret_in
 from cosmopedia.params import Params, read_yaml
 from cosmopedia.text import read_text
 
-SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)(?!S_)", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"^(hf_|sk-|AKIA|ghp_)\w{8,}")
-DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$|\.(sqsh|sif)$")
+DIGEST = re.compile(r"[^-\s].*(@sha256:[0-9a-f]{64}|\.(sqsh|sif))")
+VERSION = re.compile(r":v?(\d+)\.(\d+)\.(\d+)")  # in an image's tag
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+SlurmName = Annotated[str, Field(pattern=r"^[\w.,:@%+=-]+$")]  # of a partition, an account, a QOS
+Environment = dict[EnvironmentName, str]
 
 
 class EndpointSpec(Params):
@@ -29,7 +34,7 @@ class EndpointSpec(Params):
     url: str = Field(pattern=r"^https?://[^\s@]+$")
     api: Literal["auto", "tgi", "openai"] = "auto"  # auto: TGI if it answers /info, else OpenAI-style /v1/completions
     gpus: int | None = Field(default=None, ge=0)  # null: serving.gpus
-    token_env: str | None = None  # environment variable that holds its bearer token; the token is in no file
+    token_env: EnvironmentName | None = None  # the environment variable that holds its bearer token
     served_as: str | None = None  # the server's name for the generation model, if it differs
     token_file: Path | None = None  # our own servers: a file that only this user can read
 
@@ -46,13 +51,13 @@ class EndpointSpec(Params):
     def token(self) -> str | None:
         """The bearer token. `ConfigError` when the variable that should hold it is not set."""
         if self.token_file is not None:
-            return read_text(self.token_file).strip()
+            return remember(read_text(self.token_file).strip())
         if self.token_env is None:
             return None
         token = os.environ.get(self.token_env, "").strip()
         if not token:
             raise ConfigError(f"{self.url} needs a token, but ${self.token_env} is not set; export it and run again")
-        return token
+        return remember(token)
 
 
 class Instances(Params):
@@ -71,20 +76,6 @@ class Instances(Params):
         if self.min > self.max:
             raise ValueError(f"min {self.min} is more than max {self.max}")
         return self
-
-
-def _without_secrets(environment: dict[str, str]) -> dict[str, str]:
-    """The environment, unchanged. Refuses what looks like a secret: other users can read job scripts."""
-    for name, value in environment.items():
-        if SECRET_NAME.search(name) or SECRET_VALUE.search(value):  # the message must not show the value
-            raise ValueError(
-                f"{name} looks like a secret; remove it from the file and export it before you start the run:"
-                " jobs inherit it"
-            )
-    return environment
-
-
-Environment = Annotated[dict[str, str], AfterValidator(_without_secrets)]
 
 
 class Ports(Params):
@@ -110,7 +101,7 @@ class Container(Params):
     @field_validator("image")
     @classmethod
     def _pinned(cls, image: str) -> str:
-        if not DIGEST.search(image):
+        if not DIGEST.fullmatch(image):
             raise ValueError("name an image by its digest (name@sha256:<64 hex>), or give a .sqsh or .sif file")
         return image
 
@@ -118,9 +109,9 @@ class Container(Params):
 class Slurm(Params):
     """What one job requests from Slurm."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    partition: SlurmName | None = None
+    account: SlurmName | None = None
+    qos: SlurmName | None = None
     time: str = Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")  # minutes, [days-]hours:minutes:seconds
     nodes: int = Field(default=1, ge=1)
     gpus: int = Field(default=0, ge=0)  # per node
@@ -133,7 +124,7 @@ class Slurm(Params):
     @classmethod
     def _options(cls, extra: list[str]) -> list[str]:
         for option in extra:
-            if not re.match(r"^--[a-z][a-z-]*(=.*)?$", option):
+            if not re.fullmatch(r"--[a-z][a-z-]*(=.*)?", option):
                 raise ValueError(f"{option!r} is not an option of sbatch; write --name=value")
         return extra
 
@@ -232,6 +223,20 @@ class GpuJobs(SlurmServing):
         if launcher == "local":
             raise ValueError("TGI and vLLM are Slurm jobs; for a server that is running, use engine: external")
         return launcher
+
+    @property
+    def warning(self) -> str | None:
+        """What is known not to start, though the file is well-formed."""
+        if self.engine != "tgi" or self.container is None or self.container.runtime != "apptainer":
+            return None
+        tag = VERSION.search(self.container.image)
+        if tag and tuple(map(int, tag.groups())) < (3, 1, 1):
+            return None
+        return (
+            "serving: TGI's images from 3.1.1 on do not start under apptainer, except for root: their Python lies in"
+            " /root (text-generation-inference issue 3082); use engine: vllm (compute/slurm-h100-vllm.yaml), or an"
+            " image up to 3.1.0"
+        )
 
 
 CpuServing = Annotated[LocalServing | CpuJobs, Field(discriminator="launcher")]
@@ -345,6 +350,12 @@ class Compute(Params):
         sections = (self.serving, self.data, self.training)
         return any(isinstance(section, SlurmServing | SlurmData | SlurmTraining) for section in sections)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is known not to work, though the file is well-formed."""
+        warning = self.serving.warning if isinstance(self.serving, GpuJobs) else None
+        return [warning] if warning else []
+
 
 # What a section's keys depend on, for messages: pydantic names a variant by the values that chose it.
 VARIANTS: dict[tuple[str, ...], type[Params]] = {
@@ -391,7 +402,7 @@ def _complaint(error: Any) -> str:
         return f"{key} is not a key; remove it, or look for a spelling mistake"
     if kind == "missing":
         return f"{key} is missing{f' (it is needed with {_variant(choice)})' if choice else ''}"
-    if kind == "value_error":  # our own sentence, which must not repeat a secret
+    if kind == "value_error":  # our own sentence
         return f"{key}: {context['error']}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
 
@@ -410,10 +421,48 @@ def _warn_old_name() -> None:
     print("warning: $COSMO_CLUSTER is now called $COSMO_COMPUTE; set that instead", file=sys.stderr, flush=True)
 
 
+def refusals(content: Any, key: str = "") -> Iterator[str]:
+    """What may stand under no key of a compute file; the complaints repeat no secret.
+
+    Secrets, since other users can read job scripts; and control characters, since a line break in a #SBATCH line
+    begins a line of shell.
+    """
+    parent, _, name = key.rpartition(".")
+    if isinstance(content, dict):
+        for inner, value in content.items():
+            yield from refusals(value, f"{key}.{inner}" if key else str(inner))
+    elif isinstance(content, list):
+        texts = [item for item in content if isinstance(item, str)]
+        what = next(filter(None, map(secret_in, [*texts, " ".join(texts)])), None)  # joined: --api-key, then its value
+        if what:
+            yield _secret(key, what)
+        for number, item in enumerate(content):
+            if not isinstance(item, str) or CONTROL.search(item):
+                yield from refusals(item, f"{key}.{number}")
+    elif content is not None:
+        text = str(content)
+        variable = name.endswith("_env") and text.isupper()
+        what = secret_in(text, "" if variable else name)
+        if what:
+            yield _secret(parent, name) if parent.endswith("environment") else _secret(key, what)
+        elif CONTROL.search(text) and not re.search(r"\.setup\.\d+$", key):
+            yield f"{key}: {text!r} holds a line break or another control character; write it in one line"
+
+
+def _secret(key: str, what: str) -> str:
+    return (
+        f"{key}: {what} looks like a secret; remove it from the file and export it before you start the run: jobs"
+        " inherit it (an endpoint names the variable in token_env; a line of setup may say NAME=$(cat <your file>))"
+    )
+
+
 def load_compute() -> Compute:
     """The compute file that `$COSMO_COMPUTE` names. `ConfigError` when it is missing or wrong."""
     path = compute_path()
+    content = read_yaml(path)
+    if refused := "; ".join(refusals(content)):
+        raise ConfigError(f"{path}: {refused}")
     try:
-        return Compute.model_validate(read_yaml(path))
+        return Compute.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(map(_complaint, error.errors()))}") from None
+        raise ConfigError(redact(f"{path}: {'; '.join(map(_complaint, error.errors()))}")) from None

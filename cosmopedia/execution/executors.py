@@ -34,6 +34,7 @@ from loguru import logger
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution import child_process
 from cosmopedia.execution.compute import Data, LocalData, RayData, SlurmData
+from cosmopedia.execution.redaction import redact, say
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.job_scripts import options_of
 from cosmopedia.files import log_tail
@@ -109,11 +110,13 @@ class LocalExecutor(LocalPipelineExecutor):
 
 
 class ArrayExecutor(SlurmPipelineExecutor):
-    """A pipeline over `tasks` tasks; `run` returns when all are done. `ClusterError` when one keeps failing."""
+    """A pipeline over `tasks` tasks; `run` returns when all are done. `ClusterError` when one keeps failing, or when a
+    person has cancelled one."""
 
     def __init__(self, stage: str, name: str, steps: Steps, tasks: int, data: SlurmData, logs: Path):
         self.stage = f"{stage} {name}"
         self.retries = data.retries
+        self.ends: dict[str, commands.SlurmJob] = {}  # of this attempt's tasks, by id
         self.options = options_of(data.slurm)
         forbidden = [character for character in str(logs) if character in UNQUOTABLE]
         if forbidden:
@@ -133,6 +136,15 @@ class ArrayExecutor(SlurmPipelineExecutor):
             requeue_signals=None,
             with_srun=False,
         )
+
+    @property
+    def job_id(self) -> str | None:
+        """The newest array's id. datatrove sets it once per array of at most MAX_ARRAY_SIZE tasks."""
+        return self.arrays[-1] if self.arrays else None
+
+    @job_id.setter
+    def job_id(self, number: object) -> None:
+        self.arrays: list[str] = [] if number is None else [*self.arrays, str(number)]
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
         """datatrove's, with the compute file's options instead of its own, and values quoted for sbatch."""
@@ -155,37 +167,58 @@ class ArrayExecutor(SlurmPipelineExecutor):
         """Submit and wait; within a task of the array (where datatrove calls this too), do the task's work."""
         if "SLURM_ARRAY_TASK_ID" in os.environ:
             return super().run()
-        with _ending(lambda: self.job_id):
-            _until_done(self, self.stage, self.retries, self._submit_and_wait, self._log)
+        with _ending(lambda: self.arrays):
+            _until_done(self, self.stage, self.retries, self._submit_and_wait, self._log, self._end)
 
     def _submit_and_wait(self) -> list[int]:
-        """Run what is not done as one array; returns the tasks that failed."""
-        self.job_id = None
+        """Run what is not done as an array; returns the tasks that failed, whose `ends` are known."""
+        self.job_id, self.ends = None, {}
         try:
             self.launch_job()
         except subprocess.CalledProcessError as error:  # sbatch's own message is on the terminal
             raise ClusterError(f"{self.stage}: sbatch ended with {error.returncode}; see data.slurm") from None
-        reported = time.monotonic()
-        while unfinished := [job for job in commands.queue(jobs=[str(self.job_id)]) if not job.ended]:
-            if time.monotonic() - reported > 60 and all(job.state == "PENDING" for job in unfinished):
-                reported = time.monotonic()
-                reasons = ", ".join(sorted({job.reason for job in unfinished}))
-                print(f"{self.stage}: job {self.job_id} is pending ({reasons})", file=sys.stderr, flush=True)
+        pending = commands.PendingReport(self.stage)
+        while unfinished := self._unfinished():
+            pending.look(unfinished)
             time.sleep(LOOK_SECONDS)
         deadline = time.monotonic() + GRACE_SECONDS
-        while (missing := self.get_incomplete_ranks()) and time.monotonic() < deadline and self._ended_well():
+        while missing := self.get_incomplete_ranks():
+            # Where Slurm says that a task ended well, its marker can only be late.
+            late = all(self._state(rank) == "COMPLETED" for rank in missing)
+            if not late or time.monotonic() > deadline:
+                break
             time.sleep(1.0)
+        cancelled = [rank for rank in missing if self._state(rank) == "CANCELLED"]
+        if cancelled:
+            raise ClusterError(
+                f"{self.stage}: {_named(cancelled, self.world_size)} (job {', '.join(self.arrays)}) were"
+                f" {commands.BY_A_PERSON}, so the stage stops; finished tasks are kept: run it again to go on"
+            )
         return missing
 
-    def _ended_well(self) -> bool:
-        """Whether Slurm says that the array ended well, so that a marker can only be late."""
-        why = commands.why_it_ended(str(self.job_id))
-        return "COMPLETED" in why and "FAILED" not in why
+    def _unfinished(self) -> list[commands.SlurmJob]:
+        """Tasks that wait or run; remembers how the others ended, which the controller forgets after minutes."""
+        queue = commands.queue(jobs=self.arrays)
+        self.ends |= {job.id: job for job in queue if job.ended}
+        return [job for job in queue if not job.ended]
+
+    def _task(self, rank: int) -> str:
+        """A task's id in its array, as squeue and the log's name have it: array and index."""
+        with self.logging_dir.open("ranks_to_run.json", "r") as file:
+            array, number = divmod(json.load(file).index(rank), MAX_ARRAY_SIZE)
+        return f"{self.arrays[array]}_{number}"
+
+    def _state(self, rank: int) -> str:
+        end = self.ends.get(self._task(rank))
+        return end.state if end else "forgotten by Slurm"
+
+    def _end(self, rank: int) -> str:
+        """How a task ended: TIMEOUT (TimeLimit)."""
+        end = self.ends.get(self._task(rank))
+        return f"{end.state} ({end.reason})" if end and end.reason not in ("", "None") else self._state(rank)
 
     def _log(self, rank: int) -> Path:
-        with self.logging_dir.open("ranks_to_run.json", "r") as file:
-            number = json.load(file).index(rank) % MAX_ARRAY_SIZE
-        return Path(str(self.slurm_logs_folder)) / f"{self.job_id}_{number}.out"
+        return Path(str(self.slurm_logs_folder)) / f"{self._task(rank)}.out"
 
 
 class RayExecutor(RayPipelineExecutor):
@@ -227,20 +260,33 @@ class RayExecutor(RayPipelineExecutor):
 
 
 def _until_done(
-    executor: PipelineExecutor, stage: str, retries: int, attempt: Callable[[], list[int]], log: Callable[[int], Path]
+    executor: PipelineExecutor,
+    stage: str,
+    retries: int,
+    attempt: Callable[[], list[int]],
+    log: Callable[[int], Path],
+    end: Callable[[int], str] = lambda rank: "failed",
 ) -> None:
-    """`attempt` what is not done (it returns the tasks that failed), and again up to `retries` times."""
+    """`attempt` what is not done (it returns the tasks that failed), and again up to `retries` times.
+
+    The report says how each failed task ended, and shows one log for each way.
+    """
     if not executor.get_incomplete_ranks():
         return
     for retries_left in reversed(range(retries + 1)):
         failed = attempt()
         if not failed:
             return
-        report = f"{stage}: {_named(failed, executor.world_size)} failed; the end of {log(failed[0])}:\n"
-        report += log_tail(log(failed[0]))
+        ends: dict[str, list[int]] = {}
+        for rank in failed:
+            ends.setdefault(end(rank), []).append(rank)
+        ways = ", ".join(f"{ranks} {way}" for way, ranks in ends.items() if way != "failed")
+        report = f"{stage}: {_named(failed, executor.world_size)} failed{f': {ways}' if ways else ''}"
+        for ranks in ends.values():
+            report += f"; the end of {log(ranks[0])}:\n{log_tail(log(ranks[0]))}\n"
         if not retries_left:
-            raise ClusterError(f"{report}\nfix it and run the stage again; finished tasks are kept")
-        print(f"warning: {report}\nthey are submitted again", file=sys.stderr, flush=True)
+            raise ClusterError(f"{report}fix it and run the stage again; finished tasks are kept")
+        say(f"warning: {report}they are submitted again")
 
 
 def _statistics(path: Path) -> PipelineStats:
@@ -269,8 +315,8 @@ def _task_environment(checkout: Path, setup: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _ending(job: Callable[[], str | None]) -> Iterator[None]:
-    """Cancel the array when the body does not end well, also after SIGTERM."""
+def _ending(arrays: Callable[[], list[str]]) -> Iterator[None]:
+    """Cancel the arrays when the body does not end well, also after SIGTERM."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -282,9 +328,7 @@ def _ending(job: Callable[[], str | None]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        number = job()
-        if number is not None:
-            commands.cancel([str(number)])
+        commands.cancel(arrays())
         raise
     finally:
         if before is not None:
@@ -322,7 +366,7 @@ def _ray(data: RayData) -> Iterator[None]:
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, OSError) as error:
-        message = " ".join(str(error).split())[:300]
+        message = " ".join(redact(str(error)).split())[:300]
         raise ClusterError(
             f"no Ray at {address or 'this machine'}: {message}; see `ray status`, and export its RAY_AUTH_TOKEN"
         ) from None

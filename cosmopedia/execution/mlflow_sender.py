@@ -9,7 +9,6 @@ were left.
 import contextlib
 import json
 import os
-import re
 import socket
 import sys
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from cosmopedia.execution.redaction import redact
 from cosmopedia.files import lock, replacing, write_text
 from cosmopedia.lineage import main_checkout
 
@@ -49,11 +49,6 @@ def sqlite_uri(path: Path) -> str:
     with a character like "?" or "#" is given relative to the current folder."""
     name = str(path.absolute())
     return f"sqlite:///{quote(name if quote(name) == name else os.path.relpath(name))}"
-
-
-def without_password(text: str) -> str:
-    """A message without the user part of any URL in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
 def started(pid: int) -> str:
@@ -241,7 +236,7 @@ def _send_all(send: Any, what: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return without_password(" ".join(str(error).split()))[:300]
+    return redact(" ".join(str(error).split()))[:300]
 
 
 class Sender(threading.Thread):
@@ -294,7 +289,7 @@ class Sender(threading.Thread):
         self._failures += 1
         if self._failures == 1:
             print(
-                f"{self.stage}: warning: MLflow at {without_password(self._uri)} does not take the record of this"
+                f"{self.stage}: warning: MLflow at {redact(self._uri)} does not take the record of this"
                 f" run ({_reason(error)}); the stage goes on, and the record waits in {self._folder}",
                 file=sys.stderr,
                 flush=True,

@@ -27,6 +27,7 @@ from cosmopedia.execution.compute import (
     compute_path,
     load_compute,
 )
+from cosmopedia.execution.redaction import say
 from cosmopedia.files import log_tail
 from cosmopedia.generation.complete import GenerationModel
 from cosmopedia.lineage import store_root
@@ -127,7 +128,7 @@ class ExternalFleet(_FixedSize):
                     endpoint.token()
                 self._specs = serving.endpoints
             except ConfigError as error:  # half written, or wrong: the run goes on with what it had
-                print(f"warning: {error}; the endpoints stay as they were", file=sys.stderr, flush=True)
+                say(f"warning: {error}; the endpoints stay as they were")
         return self._specs
 
     def tend(self) -> BaseException | None:
@@ -174,7 +175,7 @@ class LocalFleet(_FixedSize):
                 continue
             if server not in self._urls or not self.restarts:  # it never came up, or dies again and again
                 return ClusterError(death)
-            print(f"warning: {death}\nit is started again", file=sys.stderr, flush=True)
+            say(f"warning: {death}\nit is started again")
             self.restarts -= 1
             self.servers.remove(server)
             self._urls.pop(server, None)

@@ -10,12 +10,22 @@ from importlib import import_module
 from pathlib import Path
 
 from cosmopedia.errors import ConfigError, CosmoError
+from cosmopedia.execution.comment_edits import accept_comment_edits
 from cosmopedia.execution.compute import compute_path, load_compute
+from cosmopedia.execution.lock_repair import restore_lock
 from cosmopedia.files import write_text
 from cosmopedia.lineage import hash_files, store_root
 from cosmopedia.params import profile_path, read_yaml
 from cosmopedia.pins import pin_problems
 from cosmopedia.rng import content_hash
+
+
+def repairs() -> Iterator[str]:
+    """Repair dvc.lock before a run (lock_repair.py, comment_edits.py); a sentence for each thing that was done."""
+    if done := restore_lock():
+        yield done
+    if edited := accept_comment_edits():
+        yield f"only comments and docstrings were edited in {', '.join(edited)}: nothing reruns for them"
 
 
 def problems() -> Iterator[str]:

@@ -154,6 +154,7 @@ class StatusWriter:
                 for e in list(pool.endpoints)
             ],
             "waiting_for": dict(pool.waiting_for),
+            "expecting": dispatcher.expecting(),  # why servers that may still come are not here yet
         }
 
     def _write(self, status: dict[str, Any]) -> None:

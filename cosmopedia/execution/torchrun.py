@@ -25,6 +25,7 @@ from typing import Protocol
 from cosmopedia.errors import ClusterError, ConfigError, CosmoError
 from cosmopedia.execution import child_process
 from cosmopedia.execution.compute import LocalTraining, SlurmTraining, Training, compute_path
+from cosmopedia.execution.redaction import say
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.job_scripts import Shell, in_container, log_option, options_of, render
 from cosmopedia.files import indented_tail, write_text
@@ -125,10 +126,11 @@ class SlurmProcesses:
         self.name = job_name(job.folder)
         self._failed = 0
         self._looked = 0.0
+        self._pending = commands.PendingReport("train")
         running = self._running()
         if running:
-            self.number = running[0]
-            print(f"train: job {self.number} of {self.name} adopted", file=sys.stderr, flush=True)
+            self.number = running[0].id
+            say(f"train: job {self.number} of {self.name} adopted")
         else:
             self._submit()
 
@@ -136,32 +138,40 @@ class SlurmProcesses:
         script = job_script(self.job, self.training)
         write_text(self.folder / "train.sh", script)
         self.number = commands.submit(script)
-        print(f"train: job {self.number} submitted; its log is {log_of(self.folder)}", file=sys.stderr, flush=True)
+        say(f"train: job {self.number} submitted; its log is {log_of(self.folder)}")
 
-    def _running(self) -> list[str]:
-        """Ids of jobs of this name that wait or run."""
-        return [job.id for job in commands.queue(name=self.name) if not job.ended]
+    def _running(self) -> list[commands.SlurmJob]:
+        """Jobs of this name that wait or run."""
+        return [job for job in commands.queue(name=self.name) if not job.ended]
 
     def over(self) -> str | None:
         if time.monotonic() - self._looked < QUEUE_SECONDS:
             return None
         self._looked = time.monotonic()
-        if self._running():
+        if running := self._running():
+            self._pending.look(running)
             return None
         why = commands.why_it_ended(self.number) or "it has left the queue"
-        if any((self.folder / name).exists() for name in ("result.json", "error.json", "stop")):
+        if any((self.folder / name).exists() for name in ("result.json", "error.json")):
+            return f"({why})"
+        if commands.CANCELLED in why:
+            raise ClusterError(
+                f"train: job {self.number} of {self.name} was {commands.BY_A_PERSON}, so the run stops; its"
+                " checkpoints are kept: run it again to go on"
+            )
+        if (self.folder / "stop").exists():
             return f"({why})"
         self._failed += 1
         report = f"job {self.number} of {self.name} ended ({why}); the end of {log_of(self.folder)}:\n"
         report += log_tail(self.folder)
         if self._failed > self.training.restarts:
             raise ClusterError(f"train: {report}\nthat was the last of {self.training.restarts} restarts")
-        print(f"warning: {report}\nit is submitted again", file=sys.stderr, flush=True)
+        say(f"warning: {report}\nit is submitted again")
         self._submit()
         return None
 
     def end(self) -> None:
-        jobs = self._running()
+        jobs = [job.id for job in self._running()]
         commands.cancel(jobs)
         commands.wait_ended(jobs, 60)
 

@@ -8,7 +8,6 @@ those of the AWS tools (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...); 
 
 import contextlib
 import hashlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.errors import ClusterError
+from cosmopedia.execution.redaction import say
 from cosmopedia.files import replacing
 from cosmopedia.store.folder import closed, files_in
 
@@ -98,7 +98,7 @@ class Bucket:
             try:
                 self._upload(path)
             except ClusterError as error:
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                say(f"warning: {error}")
 
         if self._uploading is None or not self._uploading.is_alive():
             self._uploading = threading.Thread(target=upload, daemon=True)

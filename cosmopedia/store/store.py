@@ -7,7 +7,6 @@ local copy of the bucket. `cosmo store` shows, verifies, compacts and repairs it
 """
 
 import os
-import sys
 import tempfile
 import time
 from array import array
@@ -20,6 +19,7 @@ import numpy as np
 import zstandard
 
 from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.execution.redaction import say
 from cosmopedia.generation.requests import Completion
 from cosmopedia.lineage import main_checkout, store_root
 from cosmopedia.store.bucket import Bucket
@@ -290,7 +290,7 @@ class CompletionStore:
             try:
                 self.bucket.push()
             except ClusterError as error:  # nothing is lost: it is in the spool
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                say(f"warning: {error}")
 
     def __enter__(self) -> "CompletionStore":
         return self

@@ -4,20 +4,47 @@ Everything goes through sbatch, squeue, scancel and scontrol on the login node's
 Errors carry Slurm's own message.
 """
 
+import contextlib
 import os
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from cosmopedia.errors import ClusterError
+from cosmopedia.execution.redaction import say
 
 COMMAND_SECONDS = 60.0  # a busy controller answers slowly
 TRIES = 5  # when the controller does not answer; it may be restarting
-COLUMNS = {"JobArrayID": 40, "State": 20, "Name": 80, "NodeList": 120, "Reason": 60, "RestartCnt": 8}  # with widths
+COLUMNS = {  # with widths
+    "JobArrayID": 40,
+    "State": 20,
+    "Name": 80,
+    "NodeList": 120,
+    "Reason": 60,
+    "SubmitTime": 24,
+    "RestartCnt": 8,
+}
 FIELDS = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
 ENDED_BY_SLURM = {"TIMEOUT", "PREEMPTED", "NODE_FAIL"}  # not the job's fault; each may also mean a requeue
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"} | ENDED_BY_SLURM
+CANCELLED = "JobState CANCELLED"  # in `why_it_ended`
+BY_A_PERSON = "cancelled by scancel, `cosmo cluster reap` or an administrator"
+STUCK = {  # squeue's reasons that do not pass by waiting, and what to do
+    "PartitionNodeLimit": "more nodes than the partition gives to a job: see nodes, partition",
+    "PartitionTimeLimit": "longer than the partition allows: see time",
+    "PartitionDown": "the partition is closed",
+    "BadConstraints": "no node has what the job requests",
+    "ReqNodeNotAvail": "a node that it requires is down or reserved",
+    "JobHeldUser": "held; scontrol release continues it",
+    "JobHeldAdmin": "held by an administrator",
+    "InvalidAccount": "not an account of yours: see account",
+    "InvalidQOS": "not a QOS of yours: see qos",
+    "DependencyNeverSatisfied": "it waits for a job that has failed",
+}
+PENDING_SECONDS = 60.0  # before a job that waits is reported
+REPORT_SECONDS = 600.0  # between two reports that say the same
 
 
 @dataclass(frozen=True)
@@ -29,11 +56,23 @@ class SlurmJob:
     name: str
     nodes: str
     reason: str
+    submitted: str  # or requeued: local time, as 2026-11-29T12:00:00
     restarts: int  # how often it was requeued
 
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+    def waiting(self, now: datetime) -> str:
+        """Why and since when it waits, for people: "job 12 is pending since 12:01 (3 min): Resources"."""
+        line = f"job {self.id} is {self.state.lower()}"
+        with contextlib.suppress(ValueError):
+            since = datetime.fromisoformat(self.submitted)
+            day = "" if since.date() == now.date() else f"{since:%d %B} "
+            line += f" since {day}{since:%H:%M} ({max((now - since).total_seconds(), 0) / 60:.0f} min)"
+        stuck = STUCK.get(self.reason.partition(",")[0])
+        hint = f" ({stuck})" if stuck else ""
+        return f"{line}: {self.reason}{hint}"
 
 
 def _run(command: list[str], stdin: str | None = None, environment: Mapping[str, str] | None = None) -> str:
@@ -79,9 +118,10 @@ def queue(name: str | None = None, jobs: Iterable[str] = ()) -> list[SlurmJob]:
         command += ["--name", name]
     if ids := ",".join(jobs):
         command += ["--jobs", ids]
+    environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
     for tries_left in reversed(range(TRIES)):
         try:
-            return [_parse(line) for line in _run(command).splitlines() if line.strip()]
+            return [_parse(line) for line in _run(command, environment=environment).splitlines() if line.strip()]
         except ClusterError as error:
             if "Invalid job id" in str(error):
                 break
@@ -98,6 +138,31 @@ def _parse(line: str) -> SlurmJob:
         at += width
     *texts, restarts = fields
     return SlurmJob(*texts, restarts=int(restarts) if restarts.isdecimal() else 0)
+
+
+class PendingReport:
+    """Says on stderr why jobs wait and since when: after a minute, when a reason changes, and every ten minutes."""
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        self._since: float | None = None  # when all of them began to wait
+        self._reported = 0.0
+        self._reasons: set[tuple[str, str]] = set()
+
+    def look(self, jobs: Iterable[SlurmJob]) -> None:
+        """The jobs that have not ended; nothing is said while one of them runs."""
+        waiting, now = list(jobs), time.monotonic()
+        if not waiting or any(job.state != "PENDING" for job in waiting):
+            self._since = None
+            return
+        self._since = self._since or now
+        reasons = {(job.id, job.reason) for job in waiting}
+        due = now - self._reported > (REPORT_SECONDS if reasons == self._reasons else PENDING_SECONDS)
+        if now - self._since > PENDING_SECONDS and due:
+            self._reported, self._reasons = now, reasons
+            lines = [job.waiting(datetime.now()) for job in waiting[:3]]
+            more = f"; and {len(waiting) - 3} more" if len(waiting) > 3 else ""
+            say(f"{self.stage}: {'; '.join(lines)}{more}")
 
 
 def cancel(jobs: Iterable[str], number: str | None = None) -> None:

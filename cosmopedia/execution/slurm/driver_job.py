@@ -21,6 +21,8 @@ from typing import Any
 
 from cosmopedia.errors import ClusterError, ConfigError, CosmoError
 from cosmopedia.execution.compute import Driver, compute_path, load_compute
+from cosmopedia.execution.redaction import redact, say
+from cosmopedia.execution.settings import repairs
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.fleet import COMES_BACK
 from cosmopedia.files import write_text
@@ -111,7 +113,7 @@ class DriverJob:
         assert self.dvc.stdout is not None
         for line in self.dvc.stdout:
             with contextlib.suppress(OSError):  # a full disk under the log must not block DVC
-                print(line, end="", flush=True)
+                print(redact(line), end="", flush=True)
             if begins := BEGINS.match(line):
                 if self.stage:
                     self.done.add(self.stage)
@@ -145,7 +147,7 @@ class DriverJob:
                 return False
         if self.requeued >= self.driver.resubmit:
             why = f"the time limit is near, and this job was already requeued driver.resubmit = {self.requeued} times"
-            print(f"driver: {why}; cosmo cluster submit continues from here", file=sys.stderr, flush=True)
+            say(f"driver: {why}; cosmo cluster submit continues from here")
             return False
         return True
 
@@ -157,7 +159,7 @@ class DriverJob:
         try:
             commands.requeue(self.job)
         except ClusterError as error:
-            print(f"driver: {error}; cosmo cluster submit continues", file=sys.stderr, flush=True)
+            say(f"driver: {error}; cosmo cluster submit continues")
             return self._ended("stopped", ClusterError.status)
         time.sleep(REQUEUE_SECONDS)  # Slurm ends this process
         return ClusterError.status
@@ -195,6 +197,8 @@ def main() -> int:
     driver = load_compute().driver
     if driver is None:
         raise ConfigError(f"{compute_path()} has no section driver; give it one with at least its time")
+    for sentence in repairs():
+        say(f"driver: {sentence}")
     return DriverJob(driver, sys.argv[1:]).run()
 
 
@@ -202,5 +206,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except CosmoError as error:
-        print(f"driver: error: {error}", file=sys.stderr, flush=True)
+        say(f"driver: error: {error}")
         sys.exit(error.status)

@@ -1,12 +1,14 @@
 """A fleet of servers on Slurm: submitted, discovered, replaced, grown and shrunk, adopted, and always ended.
 
-In: the compute file and the model. Out: the healthy servers, which the run polls. A fleet's name follows from the
-model and the compute file, so a driver that was killed and restarted, and the next stage, find the jobs that still run
-(`squeue --name`) and adopt them. A fleet keeps its state in `<store root>/fleets/<name>/`:
+In: the compute file and the model. Out: the healthy servers, which the run polls. A fleet's name follows from its job
+script, so a driver that was killed and restarted, and the next stage, find the jobs that still run (`squeue --name`)
+and adopt them; another model, compute file or template is another fleet. A fleet keeps its state in
+`<store root>/fleets/<name>/`:
 
     key                            what clients must present; only this user can read it
     servers/<job>.<restart>.json   a healthy server's address; ignored unless Slurm runs that job
     drivers/<host>-<pid>           touched while a driver lives; servers end when none has been touched for long
+    cancelled/<job>                a job that a driver cancelled; another one that is cancelled was so by a person
     logs/<job>.log, server.sh      the jobs' output, and the script as it was submitted
 """
 
@@ -18,11 +20,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cosmopedia.errors import ClusterError, CosmoError
 from cosmopedia.execution.compute import CpuJobs, EndpointSpec, GpuJobs
+from cosmopedia.execution.redaction import say
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.job_scripts import (
     Shell,
@@ -41,11 +46,9 @@ from cosmopedia.rng import content_hash
 LOOK_SECONDS = 2.0  # between two calls of squeue
 END_SECONDS = 60.0  # for cancelled jobs to end
 PASSED = [  # into docker; the other runtimes pass on everything
-    *("HF_TOKEN", "HF_HOME", "API_KEY", "SHARD_UDS_PATH", "MASTER_PORT", "PROMETHEUS_PORT"),  # TGI
+    *("HF_TOKEN", "HF_HOME", "API_KEY", "USAGE_STATS", "SHARD_UDS_PATH", "MASTER_PORT", "PROMETHEUS_PORT"),  # TGI
     *("VLLM_API_KEY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"),
 ]
-# Settings that a server was started with: with others, it is another fleet.
-SETTINGS = {"engine", "gpus", "concurrency", "batch_size", "slurm", "container", "arguments", "environment", "ports"}
 LAST = "last"  # touched by a stage that left the servers for the next one
 COMES_BACK = "COSMO_DRIVER_COMES_BACK"  # names a file that exists while the driver waits to run again
 LEASE_SECONDS = 60.0  # a driver that has not touched its file for so long is gone
@@ -61,10 +64,11 @@ class SlurmFleet:
 
     def __init__(self, stage: str, model: GenerationModel, serving: CpuJobs | GpuJobs):
         self.stage, self.model, self.serving = stage, model, serving
+        # Its name is the hash of the job script without what may differ between two runs that can share the servers.
+        shared = dict.fromkeys(("name", "log", "fleet", "checkout", "folder", "startup", "idle"), "")
+        script = render("server.sh.j2", **_server(model, serving), **shared)
         folder = fleets_folder().resolve()
-        settings = serving.model_dump_json(include=SETTINGS)
-        served = (model.model, model.revision, model.max_length, model.quantisation)
-        self.name = f"cosmo-{content_hash(folder, *served, settings, size=5)}"
+        self.name = f"cosmo-{content_hash(folder, script, size=5)}"
         self.folder = folder / self.name
         self.failure: CosmoError | None = None
         self.jobs: dict[str, commands.SlurmJob] = {}  # that wait or run
@@ -75,44 +79,26 @@ class SlurmFleet:
         self._cancelled: set[str] = set()  # by us: their end is not a failure
         self._requests_left: int | None = None
         self._is_idle: Callable[[str], bool] = lambda url: False
+        self._pending = commands.PendingReport(stage)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def script(self) -> str:
         """The job script. `ConfigError` names the template when it does not render."""
-        model, serving = self.model, self.serving
-        options = options_of(serving.slurm)
-        if serving.gpus and not serving.slurm.gpus:
-            options.append(directive(f"--gpus-per-node={serving.gpus}"))
-        passed = [*PASSED, *serving.environment]
         return render(
             "server.sh.j2",
-            engine=serving.engine,
+            **_server(self.model, self.serving),
             name=self.name,
             log=log_option(self.folder / "logs", "%j.log"),
-            options=options,
-            setup=map(Shell, serving.slurm.setup),
-            checkout=Path.cwd(),
-            environment=serving.environment,
-            python=sys.executable,
             fleet=self.folder,
-            startup=serving.startup_timeout_s,
-            idle=serving.idle_minutes * 60,
-            ports=Shell(f"--ports {serving.ports.first} {serving.ports.last}" if serving.ports else ""),
-            folder=model.folder.resolve(),
-            model=model.model,
-            revision=model.revision,
-            max_length=model.max_length,
-            quantisation=model.quantisation,
-            gpus=serving.gpus,
-            batch_size=serving.batch_size if isinstance(serving, CpuJobs) else None,
-            concurrency=serving.concurrency,
-            arguments=words(serving.arguments),
-            container=in_container(serving.container, 1, serving.slurm.cpus, writable=True, passed=passed),
+            checkout=Path.cwd(),
+            folder=self.model.folder.resolve(),
+            startup=self.serving.startup_timeout_s,
+            idle=self.serving.idle_minutes * 60,
         )
 
     def __enter__(self) -> "SlurmFleet":
-        for name in ("servers", "drivers", "logs"):
+        for name in ("servers", "drivers", "cancelled", "logs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         key = self.folder / "key"
@@ -120,6 +106,8 @@ class SlurmFleet:
             descriptor = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(descriptor, secrets.token_urlsafe(24).encode())
             os.close(descriptor)
+        if isinstance(self.serving, GpuJobs) and self.serving.warning:
+            say(f"warning: {self.serving.warning}")
         self._lease = self.folder / "drivers" / f"{socket.gethostname()}-{os.getpid()}"
         self._lease.touch()
         try:
@@ -127,7 +115,7 @@ class SlurmFleet:
             self._cancelled = {job.id for job in commands.queue(name=self.name) if job.state == "COMPLETING"}
             self._look()
             if self.jobs:
-                print(f"{self.stage}: {len(self.jobs)} job(s) of {self.name} adopted", file=sys.stderr, flush=True)
+                say(f"{self.stage}: {len(self.jobs)} job(s) of {self.name} adopted")
             self._submit()
         except BaseException:
             self.end()
@@ -150,7 +138,10 @@ class SlurmFleet:
         coming = [job for job in list(self.jobs.values()) if job.id not in self._servers.values()]
         if not coming:
             return None
-        return "; ".join(f"job {job.id} is {job.state.lower()} ({job.reason})" for job in coming)
+        now = datetime.now()
+        waiting = [job.waiting(now) for job in coming if not job.nodes]
+        starting = [f"job {job.id} is {job.state.lower()}, its server is not up yet" for job in coming if job.nodes]
+        return "; ".join(starting + waiting)
 
     def demand(self, requests_left: int, is_idle: Callable[[str], bool]) -> None:
         """How many requests are left to send or in flight, and whether the run is done with a server."""
@@ -186,6 +177,7 @@ class SlurmFleet:
         for forgotten in self.jobs.keys() - alive.keys() - {job.id for job in queue}:  # by the controller
             self._ended(self.jobs[forgotten])
         self.jobs = alive
+        self._pending.look(alive.values())
         registered: dict[str, tuple[int, str]] = {}
         for path in (self.folder / "servers").glob("*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError):
@@ -199,7 +191,17 @@ class SlurmFleet:
         self._retiring &= self._servers.keys()
 
     def _ended(self, job: commands.SlurmJob) -> None:
-        """Report a job that ended by itself with the end of its log, and count it if that was its own fault."""
+        """Report a job that ended by itself with the end of its log, and count it if that was its own fault.
+
+        `ClusterError` when a person cancelled it: that is not a failure to repair.
+        """
+        if job.state == "CANCELLED":
+            if (self.folder / "cancelled" / job.id).exists():  # another driver of this fleet did
+                return
+            raise ClusterError(
+                f"job {job.id} of {self.name} was {commands.BY_A_PERSON}, so the run stops; what was completed is in"
+                " the store: run it again to go on"
+            )
         why = commands.why_it_ended(job.id) or job.state.lower()
         log = self.folder / "logs" / f"{job.id}.log"
         report = f"job {job.id} of {self.name} ended ({why}); the end of its log:\n{log_tail(log)}"
@@ -207,7 +209,7 @@ class SlurmFleet:
         self._failed += not (job.state in commands.ENDED_BY_SLURM and job.id in self._healthy)
         if self._failed > self.serving.restarts * self.serving.instances.max:
             raise ClusterError(f"{report}\nthat was the last of {self.serving.restarts} restarts per instance")
-        print(f"warning: {report}\nit is submitted again", file=sys.stderr, flush=True)
+        say(f"warning: {report}\nit is submitted again")
 
     def _replace_and_grow(self) -> None:
         if len(self.jobs) - len(self._retiring) < self.wanted:
@@ -218,7 +220,7 @@ class SlurmFleet:
         write_text(self.folder / "server.sh", script)
         while len(self.jobs) - len(self._retiring) < self.wanted:
             number = commands.submit(script)
-            self.jobs[number] = commands.SlurmJob(number, "PENDING", self.name, "", "submitted", 0)
+            self.jobs[number] = commands.SlurmJob(number, "PENDING", self.name, "", "submitted", "", 0)
 
     def _shrink(self) -> None:
         """Drain servers that there is no work for, and cancel their jobs once they are empty."""
@@ -236,7 +238,7 @@ class SlurmFleet:
     def _cancel(self, job: str) -> None:
         self._cancelled.add(job)
         self.jobs.pop(job, None)
-        commands.cancel([job])
+        _cancel(self.folder, [job])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """The next stage may adopt the servers, or the driver when it runs again; after an error nobody will."""
@@ -264,6 +266,32 @@ class SlurmFleet:
             self._thread.join()
 
 
+def _server(model: GenerationModel, serving: CpuJobs | GpuJobs) -> dict[str, Any]:
+    """What compute/templates/server.sh.j2 prints that makes a server what it is."""
+    options = options_of(serving.slurm)
+    if serving.gpus and not serving.slurm.gpus:
+        options.append(directive(f"--gpus-per-node={serving.gpus}"))
+    passed = [*PASSED, *serving.environment]
+    return {
+        "engine": serving.engine,
+        "options": options,
+        "setup": list(map(Shell, serving.slurm.setup)),
+        "environment": serving.environment,
+        "python": sys.executable,
+        "ports": Shell(f"--ports {serving.ports.first} {serving.ports.last}" if serving.ports else ""),
+        "model": model.model,
+        "revision": model.revision,
+        "max_length": model.max_length,
+        "quantisation": model.quantisation,
+        "gpus": serving.gpus,
+        "batch_size": serving.batch_size if isinstance(serving, CpuJobs) else None,
+        "concurrency": serving.concurrency,
+        "arguments": words(serving.arguments),
+        "docker": serving.container is not None and serving.container.runtime == "docker",
+        "container": in_container(serving.container, 1, serving.slurm.cpus, writable=True, passed=passed),
+    }
+
+
 def driver_comes_back() -> bool:
     """Whether the driver was stopped only to be requeued (cosmopedia/execution/slurm/driver_job.py)."""
     mark = os.environ.get(COMES_BACK)
@@ -286,10 +314,19 @@ def in_use(name: str) -> bool:
     return any(_lives(path) for path in (fleets_folder() / name / "drivers").glob("*"))
 
 
+def _cancel(folder: Path, jobs: Iterable[str]) -> None:
+    """Cancel jobs of the fleet in `folder`, and note that no person did."""
+    ids = list(jobs)
+    for job in ids:
+        (folder / "cancelled").mkdir(exist_ok=True)
+        (folder / "cancelled" / job).touch()
+    commands.cancel(ids)
+
+
 def end_fleet(name: str) -> list[str]:
     """Cancel the jobs under a fleet's name and wait until they have ended; returns their ids."""
     jobs = [job.id for job in commands.queue(name=name) if not job.ended]
-    commands.cancel(jobs)
+    _cancel(fleets_folder() / name, jobs)
     stuck = commands.wait_ended(jobs, END_SECONDS)
     if stuck:
         raise ClusterError(

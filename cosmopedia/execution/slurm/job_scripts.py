@@ -75,9 +75,9 @@ def in_container(
 ) -> Shell:
     """What precedes a command so that it runs once per node, in the container; empty when neither needs anything.
 
-    The container sees the node's GPUs, network and caches. `passed` names the environment variables that docker hands
-    on; the other runtimes hand on all. srun is told its CPUs: since Slurm 22.05 it does not inherit sbatch's
-    `--cpus-per-task`.
+    The container sees the job's GPUs, the network and the caches, and runs the command, not the image's entrypoint.
+    `passed` names the environment variables that docker hands on; the other runtimes hand on all. srun is told its
+    CPUs: since Slurm 22.05 it does not inherit sbatch's `--cpus-per-task`, and a site that binds would leave it one.
     """
     runtime = container.runtime if container else None
     command: list[str] = []
@@ -86,7 +86,7 @@ def in_container(
     if container is None:
         return words(command)
     if runtime == "pyxis":
-        command.append(f"--container-image={container.image}")
+        command += [f"--container-image={container.image}", "--no-container-entrypoint"]
         if container.mounts:
             command.append(f"--container-mounts={','.join(container.mounts)}")
         if writable:
@@ -98,7 +98,7 @@ def in_container(
             command += ["--bind", mount]
         command.append(container.image if local else f"docker://{container.image}")
     else:
-        command += ["docker", "run", "--rm", "--gpus", "all", "--network", "host", "--ipc", "host"]
+        command.append("in_docker")  # a function of compute/templates/server.sh.j2
         for mount in container.mounts:
             command += ["--volume", mount]
         for name in passed:

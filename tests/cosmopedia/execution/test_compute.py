@@ -115,6 +115,99 @@ def test_slurms_notation_of_time(time: str, seconds: int) -> None:
     assert Slurm(time=time).seconds() == seconds
 
 
+HEX = "9f8e7d6c5b4a39281706f5e4d3c2b1a0"
+SECRETS = [  # (file, key, value, what the complaint names)
+    ("slurm-h100", "serving__arguments", ["--api-key=hidden"], "serving.arguments: --api-key"),
+    ("slurm-h100", "serving__arguments", ["--api-key", "hidden"], "serving.arguments: --api-key"),
+    ("slurm-h100", "serving__slurm__setup", ["export HF_TOKEN='hidden'"], "serving.slurm.setup: HF_TOKEN"),
+    ("slurm-h100", "data__slurm__setup", ["curl -H 'Authorization: Bearer hidden-hidden'"], "data.slurm.setup: "),
+    ("slurm-h100", "driver__setup", [f"export MY_KEY={HEX}"], "driver.setup: MY_KEY"),
+    ("slurm-h100", "serving__slurm__extra", ["--export=ALL,DB_PASSWORD=hidden"], "serving.slurm.extra: DB_PASSWORD"),
+    (
+        "slurm-h100",
+        "serving__container__image",
+        "docker://me:hidden@registry/x.sqsh",
+        "serving.container.image: an add",
+    ),
+    (
+        "slurm-h100",
+        "serving__container__mounts",
+        ["github_pat_hidden0123456789abc:/x"],
+        "serving.container.mounts: a va",
+    ),
+    ("slurm-h100", "training__environment", {"OTHER": "AKIAIOSFODNN7EXAMPLE"}, "training.environment: OTHER"),
+    ("slurm-h100", "training__environment", {"WANDB_API_KEY": 12345678}, "training.environment: WANDB_API_KEY"),
+    ("slurm-h100", "training__environment", {"SITE_AUTH": HEX}, "training.environment: SITE_AUTH"),
+    ("endpoints", "serving__endpoints", ["http://me:hidden@host:80"], "serving.endpoints: an address with a password"),
+    ("endpoints", "serving__endpoints", ["https://host/?api_key=hidden"], "serving.endpoints: api_key"),
+    (
+        "endpoints",
+        "serving__endpoints",
+        [{"url": "http://me:hidden@host"}],
+        "serving.endpoints.0.url: an address with",
+    ),
+    ("endpoints", "serving__endpoints", [{"url": "http://h", "token_env": HEX}], "serving.endpoints.0.token_env: tok"),
+]
+
+
+@pytest.mark.parametrize(("base", "key", "value", "said"), SECRETS)
+def test_a_secret_is_refused_under_every_key_and_not_repeated(
+    base: str, key: str, value: object, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = changed(tmp_path, monkeypatch, base, **{key: value})
+    assert said in shown and "looks like a secret; remove it from the file and export it" in shown
+    assert not any(secret in shown for secret in ("hidden", HEX, "AKIA", "12345678"))
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "value", "said"),
+    [
+        ("slurm-cpu", "serving__slurm__partition", "gpu\ntouch /tmp/x", "serving.slurm.partition: 'gpu\\ntouch"),
+        ("slurm-cpu", "data__slurm__account", "gpu\n", "data.slurm.account: 'gpu\\n' holds a line break"),
+        ("slurm-cpu", "driver__qos", "$(touch x)", "driver.qos: string should match pattern"),
+        ("slurm-cpu", "serving__slurm__partition", "a b", "serving.slurm.partition: string should match pattern"),
+        ("slurm-cpu", "serving__slurm__extra", ["--comment=a\nb"], "serving.slurm.extra.0: '--comment=a\\nb' holds"),
+        ("slurm-h100", "serving__arguments", ["--a=b\x00c"], "serving.arguments.0: '--a=b\\x00c' holds"),
+        ("slurm-h100", "serving__environment", {"A;touch x": "1"}, "serving.environment.A;touch x"),
+        ("slurm-h100", "serving__environment", {"A": "1\n2"}, "serving.environment.A: '1\\n2' holds a line break"),
+        ("slurm-h100", "serving__container__image", "-v/:/x.sqsh", "serving.container.image: name an image by"),
+        ("slurm-h100", "training__python", "python\n", "training.python: 'python\\n' holds a line break"),
+        ("endpoints", "serving__endpoints", [{"url": "http://me@host"}], "found 'http://[redacted]@host'"),
+    ],
+)
+def test_what_could_become_shell_or_a_line_of_its_own_is_refused(
+    base: str, key: str, value: object, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said in changed(tmp_path, monkeypatch, base, **{key: value})
+
+
+def test_setup_is_shell_and_may_read_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = yaml.safe_load((ROOT / "compute/slurm-h100.yaml").read_text())
+    content["serving"]["slurm"]["setup"] = ["module load cuda\nulimit -n 65536", "export HF_TOKEN=$(cat ~/.token)"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("COSMO_COMPUTE", str(tmp_path / "mine.yaml"))
+    assert isinstance(load_compute(), Compute)
+
+
+@pytest.mark.parametrize(
+    ("engine", "runtime", "image", "warned"),
+    [
+        ("tgi", "apptainer", "/images/tgi.sif", True),
+        ("tgi", "apptainer", "ghcr.io/x/tgi:3.3.7@sha256:" + "0" * 64, True),
+        ("tgi", "apptainer", "ghcr.io/x/tgi:3.1.0@sha256:" + "0" * 64, False),
+        ("tgi", "pyxis", "/images/tgi.sqsh", False),
+        ("vllm", "apptainer", "/images/vllm.sif", False),
+    ],
+)
+def test_tgi_under_apptainer_is_warned_of_and_vllm_offered(
+    engine: str, runtime: str, image: str, warned: bool
+) -> None:
+    content = yaml.safe_load((ROOT / "compute/slurm-h100.yaml").read_text())
+    content["serving"] |= {"engine": engine, "container": {"runtime": runtime, "image": image}}
+    warnings = Compute.model_validate(content).warnings
+    assert len(warnings) == warned and all("use engine: vllm" in warning for warning in warnings)
+
+
 @pytest.mark.parametrize(
     "environment", [{"HF_TOKEN": "x"}, {"MY_API_KEY": "x"}, {"OTHER": "hf_abcdefghijklmnop"}, {"DB_PASSWORD": "x"}]
 )
@@ -134,7 +227,7 @@ def test_a_secret_is_refused_and_not_repeated(
             "pyxis",
             "/images/tgi.sqsh",
             "srun --ntasks=2 --ntasks-per-node=1 --cpus-per-task=22 --container-image=/images/tgi.sqsh"
-            " '--container-mounts=/a b:/data'",
+            " --no-container-entrypoint '--container-mounts=/a b:/data'",
         ),
         (
             "apptainer",
@@ -145,7 +238,7 @@ def test_a_secret_is_refused_and_not_repeated(
         (
             "docker",
             "ghcr.io/x/tgi@sha256:" + "0" * 64,
-            "docker run --rm --gpus all --network host --ipc host --volume '/a b:/data' --env HF_TOKEN --entrypoint",
+            "in_docker --volume '/a b:/data' --env HF_TOKEN --entrypoint '' ghcr.io/x/tgi@",
         ),
     ],
 )

@@ -20,6 +20,7 @@ On two busy cores it was up after 31 to 39 s with `--enforce-eager`, after 85 s 
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -40,6 +41,7 @@ from cosmopedia.generation.complete import CompletionRun, PromptRequests, comple
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.store.store import CompletionStore
+from tests.support.engine_options import documented, fleet, serving
 from tests.support.prompt_rows import CHAT, MODEL
 
 VLLM = os.environ.get("COSMO_VLLM")
@@ -269,3 +271,27 @@ def test_equal_seeds_mostly_give_equal_texts(ask: Ask) -> None:
     equal = sum(first[name] == second.get(name) for name in first)
     print(f"\n{equal} of {len(first)} texts are the same the second time")
     assert equal > len(first) / 2 and len(set(first.values())) > 0.9 * len(first)
+
+
+PARSER = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+options = {name: action.nargs != 0 for action in parser._actions for name in action.option_strings}
+given = vars(parser.parse_args(sys.argv[1:]))
+print(json.dumps({"options": options, "given": {name: str(value) for name, value in given.items()}}))
+"""
+
+
+def test_vllms_own_parser_takes_a_jobs_command_line_and_has_the_options_of_our_list() -> None:
+    lines = fleet(serving("vllm"), "fp8").script().replace("\\\n", " ").splitlines()
+    words = shlex.split(next(line for line in lines if "vllm serve" in line).replace('"$PORT"', "8001"))
+    command = [str(VLLM), "-c", PARSER, *words[words.index("serve") + 1 :]]
+    offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline})
+    assert done.returncode == 0, done.stderr[-2000:]
+    parsed = json.loads(done.stdout.splitlines()[-1])
+    assert {name: option.takes_value for name, option in documented("vllm").items()} == parsed["options"]
+    assert parsed["given"]["quantization"] == "fp8" and parsed["given"]["port"] == "8001"
+    assert parsed["given"]["tensor_parallel_size"] == "2" and parsed["given"]["model_tag"] == "org/name"

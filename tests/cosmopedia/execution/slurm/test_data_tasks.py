@@ -5,6 +5,7 @@ The same bytes as without an array, failed tasks again, killed ones taken up aga
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -207,6 +208,50 @@ def test_a_task_that_keeps_failing_ends_the_stage_with_its_log(
     settings(failing, "clean", "slurm", retries=1)
     with pytest.raises(ClusterError, match=r"clean.*task\(s\) \[1\] of 3 failed[\s\S]*the disk of this node is odd"):
         clean.main()
+    assert slurm.jobs() == []
+
+
+MIXED = """
+import os, sys
+if "launch_pickled" in " ".join(sys.orig_argv):
+    if os.environ["SLURM_ARRAY_TASK_ID"] == "0":
+        os.execvp("sleep", ["sleep", "600"])  # until the test ends it as Slurm would
+    if os.environ["SLURM_ARRAY_TASK_ID"] == "1":
+        raise SystemExit("this task ends by itself")
+"""
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_array_whose_tasks_end_differently_reports_each(
+    cancelled: bool, corpus: Path, slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One runs out of time or is cancelled by a person, one fails, one is done."""
+    (corpus / "site").mkdir()
+    (corpus / "site/sitecustomize.py").write_text(MIXED)
+    monkeypatch.setenv("PYTHONPATH", f"{corpus / 'site'}:{ROOT}")
+    settings(corpus, "clean", "slurm", retries=0, workers=3)
+
+    def end_the_first() -> None:
+        while {job.id.partition("_")[2] for job in slurm.jobs()} != {"0"}:
+            time.sleep(0.1)
+        (job,) = slurm.jobs()
+        if cancelled:
+            slurm.run("scancel", job.id)
+        else:
+            slurm.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=0")
+
+    ending = threading.Thread(target=end_the_first)
+    ending.start()
+    try:
+        clean.main()
+    except ClusterError as error:
+        said = str(error)
+    ending.join()
+    if cancelled:
+        assert re.search(r"task\(s\) \[0\] of 3 \(job \d+\) were cancelled by scancel", said)
+    else:
+        assert "task(s) [0, 1] of 3 failed: [0] TIMEOUT (TimeLimit), [1] FAILED (NonZeroExitCode)" in said
+        assert said.count("the end of ") == 2 and "this task ends by itself" in said
     assert slurm.jobs() == []
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -366,6 +367,53 @@ def test_two_drivers_share_a_fleet_and_the_last_one_ends_it(folder: Path, slurm:
     assert len(running(slurm)) == 2  # another driver uses it
     lease.unlink()
     assert sorted(end_fleet(name)) and slurm.jobs() == []
+
+
+def test_a_cancelled_job_ends_the_run_with_its_name(folder: Path, slurm: SlurmCluster) -> None:
+    """A person's scancel is not a failure to repair, whatever `restarts` says."""
+    hold(folder, LAST)
+    process = start()
+    wait_until(lambda: len(asked(folder)) > 40 and len(running(slurm)) == 2)
+    victim = min(running(slurm), key=int)
+    slurm.run("scancel", victim)
+    _, err = process.communicate(timeout=SOON)
+    assert process.returncode == ClusterError.status
+    assert f"job {victim} of cosmo-" in err and "was cancelled by scancel, `cosmo cluster reap` or an admin" in err
+    assert "it is submitted again" not in err and slurm.jobs() == []
+
+
+def test_a_fleet_that_stays_pending_says_why_and_since_when(folder: Path, slurm: SlurmCluster) -> None:
+    settings(folder, slurm={"time": "10", "cpus": 2, "extra": ["--hold"]}, instances=1)
+    process = start()
+    status = Path(".store/runs/generate.status.json")
+    wait_until(lambda: status.exists() and "JobHeldUser" in (json.loads(status.read_text())["expecting"] or ""))
+    (job,) = slurm.jobs()
+    assert re.fullmatch(
+        rf"job {job.id} is pending since \d\d:\d\d \(\d min\): JobHeldUser \(held; scontrol release continues it\)",
+        json.loads(status.read_text())["expecting"],
+    )
+    slurm.run("scontrol", "release", job.id)
+    assert_whole(process)
+
+
+def test_waiting_is_reported_after_a_minute_when_its_reason_changes_and_every_ten_minutes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(commands.time, "monotonic", lambda: now)
+    report = commands.PendingReport("generate")
+    said = []
+    for minute in range(24):
+        now = 1000.0 + 61 * minute
+        reason = "Priority" if minute < 4 else "Resources"
+        report.look([commands.SlurmJob("7", "PENDING", "cosmo-x", "", reason, "2026-11-29T12:00:00", 0)])
+        said.append(capsys.readouterr().err)
+    assert [minute for minute, line in enumerate(said) if line] == [1, 4, 14]
+    assert said[1].startswith("generate: job 7 is pending since ") and said[1].endswith("Priority\n")
+    report.look([commands.SlurmJob("7", "RUNNING", "cosmo-x", "n1", "None", "", 0)])
+    now += 10_000
+    report.look([commands.SlurmJob("8", "PENDING", "cosmo-x", "", "Priority", "", 0)])
+    assert capsys.readouterr().err == ""  # it waits only now
 
 
 def test_a_template_that_does_not_render_is_named(folder: Path, slurm: SlurmCluster) -> None:

@@ -109,6 +109,19 @@ def test_a_signal_ends_the_job_after_a_checkpoint(folder: Path, slurm: SlurmClus
     assert list(Path(".store/train").glob("*/checkpoints/*/losses.csv"))
 
 
+def test_a_cancelled_job_is_not_submitted_again(folder: Path, slurm: SlurmCluster) -> None:
+    set_recipe(folder, **TRAINING, steps=100_000)
+    set_compute(folder, launcher="slurm", slurm={"time": "10", "cpus": 2})
+    process = start()
+    wait_until(lambda: steps_done() > 20, process)
+    (job,) = running(slurm)
+    slurm.run("scancel", job)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == ClusterError.status
+    assert f"job {job} of cosmo-train-" in err and "was cancelled by scancel" in err
+    slurm.wait_empty(30)  # nor does it requeue itself
+
+
 def test_processes_on_two_nodes_train_one_model(folder: Path, slurm: SlurmCluster) -> None:
     set_recipe(folder, **TRAINING, steps=10)
     train()
