@@ -1,8 +1,8 @@
-"""check: check every setting, and repair what a kill has left, before a run.
+"""check: check every setting, and repair what a kill has left.
 
-`make repro` and the driver's job begin with it. Every stage's params, all templates, the reviewed decisions and the
-compute file are read, a dvc.lock that a kill has cut short is restored, and code in which only comments and docstrings
-were edited reruns nothing.
+Before a run: `make repro` and the driver's job begin with it. Every stage's params, all templates, the reviewed
+decisions and the compute file are read, a dvc.lock that a kill has cut short is restored, and code in which only
+comments and docstrings were edited reruns nothing.
 """
 
 import typer

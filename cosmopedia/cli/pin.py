@@ -1,4 +1,4 @@
-"""pin: write the commit of every hub id, and the hash of every local file, into profiles/.
+"""pin: pin hub ids by their commits, local files by their hashes.
 
 A mapping with a `revision` and a `dataset`, `model` or `tokenizer` is a reference. A local file or folder is pinned by
 the hash of its content (cosmopedia/pins.py), again whenever it has changed. Comments and layout of the file stay. To

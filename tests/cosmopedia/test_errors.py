@@ -95,8 +95,10 @@ def test_a_stage_runs_no_code_of_another_place(tmp_path: Path, variable: str) ->
     (experiment / "cosmopedia").mkdir(parents=True)
     (experiment / "cosmopedia/errors.py").touch()
     other.mkdir()
-    (other / "yaml.py").touch()
-    program = "import yaml; from cosmopedia.execution import stage_process as p; p.run_stage('prompts', 'done'.lower)"
+    (other / "tabulate.py").touch()
+    program = (
+        "import tabulate; from cosmopedia.execution import stage_process as p; p.run_stage('prompts', 'done'.lower)"
+    )
     command = [sys.executable, "-c", program]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     if variable == "PYTHONSAFEPATH":  # the editable install leads to the main checkout
@@ -104,10 +106,10 @@ def test_a_stage_runs_no_code_of_another_place(tmp_path: Path, variable: str) ->
         complaint = f"the code of {ROOT} runs in {experiment}; unset PYTHONSAFEPATH and PYTHONPATH"
     else:
         environment, folder = {"PYTHONPATH": f"{other}{os.pathsep}{ROOT}"}, tmp_path
-        complaint = f"yaml comes from {other} and not from .venv, since PYTHONPATH names that folder"
+        complaint = f"tabulate comes from {other} and not from .venv, since PYTHONPATH names that folder"
     done = subprocess.run(command, cwd=folder, env=kept | environment, capture_output=True, text=True)
     assert done.returncode == 2 and f"prompts: error: {complaint}" in done.stderr, done.stderr
-    (other / "yaml.py").unlink()
+    (other / "tabulate.py").unlink()
     if variable == "PYTHONPATH":  # a folder that takes nothing's place does no harm
         done = subprocess.run(command, cwd=folder, env=kept | environment, capture_output=True, text=True)
         assert done.returncode == 0 and "prompts: done" in done.stdout, done.stderr

@@ -126,7 +126,7 @@ def test_what_nothing_refers_to_is_named_and_then_removed(folder: Path, monkeypa
         return cosmo(store_app, *words)
 
     monkeypatch.setattr(cosmo_requests, "labelling_requests", lambda *_: ({}, []))  # no clusters to label here
-    monkeypatch.setattr(cosmo_requests, "load", lambda *_: NAMING)
+    monkeypatch.setattr(cosmo_requests, "settings", lambda: NAMING)
     with FakeTgi() as server:
         write_settings(folder, [server.url])
         generate.main()
