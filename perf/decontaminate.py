@@ -1,17 +1,20 @@
-"""CPU time, memory and decisions of decontaminate next to the published script, on the same documents and items.
+"""What decontamination finds, and CPU time, memory and decisions next to the published script's.
 
-    python -m perf.decontaminate                                   # made-up texts, about four minutes
+    python -m perf.decontaminate                                   # the repository's samples and made-up texts
     python -m perf.decontaminate --documents 1000 --runs 1         # smaller
-    python -m perf.decontaminate --completions texts.parquet --items items.jsonl   # real ones
+    python -m perf.decontaminate --documents                       # only what is found
+    python -m perf.decontaminate --completions texts.parquet --passages clean.parquet --items items.jsonl   # real ones
 
-`--completions` is a parquet file with a column `text`, `--items` a jsonl file of `task_name` and `text`. Twenty
-documents get an item planted word for word.
+`--completions` and `--passages` are parquet files with a column `text`, `--items` a jsonl file of `task_name` and
+`text` (the question, and its choices or answer on lines below). perf/contamination_forms.py says what is planted in
+passages; then twenty documents get an item planted word for word, for the comparison.
 
 The published script, restated: an n-gram of the items leads to the last item that has it; a document's 10-grams are
 looked up in the order of a set, the first hit is compared by difflib, and the document goes if the ratio is above 0.5;
 `datasets.map` and `filter` carry it out. Ours: the stage as it runs, from parquet to parquet, with contracts, lineage
-columns, evidence and reports. `rule alone` is either without reading and writing. Each side runs in a process of its
-own, in turn with the others; imports are not counted, child processes are. Each run has another PYTHONHASHSEED.
+columns, evidence and reports, by the published rule and its words; `all detectors` is the stage as params.yaml has it.
+`rule alone` is either without reading and writing. Each side runs in a process of its own, in turn with the others;
+imports are not counted, child processes are. Each run has another PYTHONHASHSEED.
 """
 
 import argparse
@@ -36,6 +39,9 @@ import psutil
 ROOT = Path(__file__).parents[1]
 OURS, PUBLISHED, OURS_RULE, PUBLISHED_RULE = "ours", "published", "ours, rule alone", "published, rule alone"
 TWO = "ours, 2 workers"
+ALL = "ours, all detectors"
+# What makes the stage the published rule.
+PUBLISHED_ONLY = {"published": "remove", "forms": None, "tolerant": None, "normalisation": "published"}
 CELLS, NGRAM, MIN_BLOCK, MAX_RATIO = 4, 10, 5, 0.5
 PLANTS = 20  # documents that get an item word for word
 EDIT_EVERY = 100  # of this many made-up documents one gets an edited item
@@ -108,15 +114,30 @@ def make(folder: Path, texts: list[str], items: list[dict[str, str]]) -> None:
         write_table(folder / f"data/dedup/web-{cell}.parquet", rows[cell::CELLS], DOCUMENT)
     tasks: dict[str, list[dict[str, Any]]] = {}
     for name, item in zip(names, items, strict=True):
-        row = {"item_id": name, "task": item["task_name"], "query": "", "choices": [" "], "gold": 0, "revision": ""}
-        tasks.setdefault(item["task_name"], []).append(row | {"question": item["text"], "answer": ""})
+        row: dict[str, Any] = {"item_id": name, "task": item["task_name"], "query": "", "choices": [" "], "gold": 0}
+        row |= {"question": item["text"], "answer": "", "other_forms": [], "revision": ""}
+        tasks.setdefault(item["task_name"], []).append(row)
     for task, several in tasks.items():
         write_table(folder / f"data/benchmarks/{task}.parquet", several, BENCHMARK)
     section = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["decontaminate"]
+    (folder / "everything.yaml").write_text(yaml.safe_dump(section), encoding="utf-8")
+    section |= PUBLISHED_ONLY
     (folder / "params.yaml").write_text(yaml.safe_dump({"profile": "p", "decontaminate": section}), encoding="utf-8")
     (folder / "profiles").mkdir()
     (folder / "profiles/p.yaml").write_text("decontaminate: {}\n", encoding="utf-8")
     (folder / "compute").mkdir()
+
+
+def everything() -> dict[str, Any]:
+    """The stage with all detectors."""
+    published_rule = Path("params.yaml").read_text(encoding="utf-8")
+    section = Path("everything.yaml").read_text(encoding="utf-8")
+    changed = "profile: p\ndecontaminate:\n" + "".join(f"  {line}\n" for line in section.splitlines())
+    Path("params.yaml").write_text(changed, encoding="utf-8")
+    try:
+        return ours(1)
+    finally:
+        Path("params.yaml").write_text(published_rule, encoding="utf-8")
 
 
 def ours(workers: int) -> dict[str, Any]:
@@ -153,12 +174,14 @@ def load_compiled_code() -> None:
     """Find one item in one document."""
     import yaml
 
+    from stages.decontaminate.forms import Form
     from stages.decontaminate.index import DecontaminateParams, Index
 
     section = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["decontaminate"]
     text = "a word and then some more words of which the last one is changed here"
-    index = Index([("a", "a", text)], DecontaminateParams.model_validate(section))
-    assert [*index.findings([f"{text[:-4]}there"])]
+    forms = [Form("a", "a", "question_answer", (text, "yes")), Form("b", "a", "choices", ("why so", "now", "no"))]
+    index = Index([*forms, Form("b", "a", "question", ("why so",))], DecontaminateParams.model_validate(section))
+    assert [*index.findings([f"{text[:-4]}there, why so? now or no"])]
 
 
 def ours_rule() -> dict[str, Any]:
@@ -166,6 +189,7 @@ def ours_rule() -> dict[str, Any]:
     import pyarrow.parquet as pq
     import yaml
 
+    from stages.decontaminate.forms import QUESTION_ANSWER, Form
     from stages.decontaminate.index import DecontaminateParams, Index
     from stages.decontaminate.pipeline import BATCH
 
@@ -174,11 +198,11 @@ def ours_rule() -> dict[str, Any]:
     load_compiled_code()
     started, removed = cpu(), {}
     rule = DecontaminateParams.model_validate(section)
-    index = Index(((item["item_id"], item["task_name"], item["text"]) for item in items), rule)
+    index = Index((Form(item["item_id"], item["task_name"], QUESTION_ANSWER, (item["text"],)) for item in items), rule)
     for first in range(0, len(texts), BATCH):
         batch = texts[first : first + BATCH]
         for number, found in index.findings([row["completion"] for row in batch]):
-            if any(match.contaminated(rule) for match in found.matches):
+            if any(match.detectors(rule) for match in found.matches):
                 removed[batch[number]["id"]] = True
     return {"cpu": cpu() - started, "removed": removed}
 
@@ -256,6 +280,7 @@ SIDES = {
     OURS_RULE: ours_rule,
     PUBLISHED_RULE: published_rule,
     TWO: lambda: ours(2),
+    ALL: everything,
 }
 
 
@@ -354,15 +379,23 @@ def decisions(folder: Path, found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure every side at each number of documents and print the tables; the last line sums up the last number."""
-    print(f"{'documents':>9}  {'side':22}  {'CPU s':>7}  {'wall s':>7}  {'GB':>5}  {'documents a CPU s':>17}")
+    """Print what is found, then each side's cost at each number of documents; the last line sums both up."""
+    from perf.contamination_forms import report
+
+    summary = report(options.items, options.passages, options.planted, options.clean)
+    if not options.documents:
+        print(f"\n{summary}")
+        return
+    print(f"\n{'documents':>9}  {'side':22}  {'CPU s':>7}  {'wall s':>7}  {'GB':>5}  {'documents a CPU s':>17}")
     medians: dict[str, float] = {}
     walls: dict[str, float] = {}
     for count in options.documents:
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in options.sides}
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            make(folder, *(given(options.completions, options.items, count) if options.items else invented(count)))
+            make(
+                folder, *(given(options.completions, options.items, count) if options.completions else invented(count))
+            )
             for run in range(options.runs):
                 for side in options.sides:
                     found[side].append(measure(side, folder, run))
@@ -378,10 +411,12 @@ def main(options: argparse.Namespace) -> None:
     if TWO in walls and OURS in walls:
         print(f"\n{options.documents[-1]:,} documents: 2 workers {walls[OURS] / walls[TWO]:.2f} times as fast as one")
     if len(medians) < len(SIDES):
+        print(f"\n{summary}")
         return
     whole, rule = medians[PUBLISHED] / medians[OURS], medians[PUBLISHED_RULE] / medians[OURS_RULE]
     print(
-        f"{options.documents[-1]:,} documents: {medians[OURS]:.2f} CPU s, published {medians[PUBLISHED]:.2f},"
+        f"{summary}; {options.documents[-1]:,} documents: {medians[OURS]:.2f} CPU s ({medians[ALL]:.2f} with all"
+        f" detectors), published {medians[PUBLISHED]:.2f},"
         f" {whole:.1f} times as much; the rule alone {medians[OURS_RULE]:.2f} and {medians[PUBLISHED_RULE]:.2f},"
         f" {rule:.1f} times"
     )
@@ -389,15 +424,18 @@ def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m perf.decontaminate")
-    parser.add_argument("--documents", type=int, nargs="+", default=[1000, 3000, 10_000])
+    parser.add_argument("--documents", type=int, nargs="*", default=[1000, 3000, 10_000], help="none: no cost")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--completions", type=Path, help="parquet file with a column text (default: made-up texts)")
-    parser.add_argument("--items", type=Path, help="jsonl file of task_name and text")
+    parser.add_argument("--items", type=Path, help="jsonl file of task_name and text (default: the samples)")
+    parser.add_argument("--passages", type=Path, help="parquet file of texts without items (default: the samples)")
+    parser.add_argument("--planted", type=int, default=1000, help="items to plant in every form")
+    parser.add_argument("--clean", type=int, default=10_000, help="passages without items to look for")
     parser.add_argument("--sides", choices=SIDES, nargs="+", default=list(SIDES), help="default: all")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if bool(chosen.completions) != bool(chosen.items):
-        parser.error("--completions and --items go together")
+    if chosen.completions and not chosen.items:
+        parser.error("--completions needs --items")
     if chosen.side:
         print(json.dumps(SIDES[chosen.side]()))
     else:

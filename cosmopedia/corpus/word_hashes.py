@@ -1,10 +1,10 @@
 """Hashes of the words of many texts at once: for n-grams that texts share with benchmark items or with each other.
 
-`plain_words` says what the words are: NFD, diacritics removed, lower case, runs of word characters. Here compiled code
-does the same for texts as Arrow holds them, in UTF-8: a table says of every code point whether it belongs to a word
-and what it is folded to. It is filled from `plain_words`' own functions, 16 code points at a time, as they turn up.
-Texts with one that cannot be folded by itself (Hangul, a capital sigma, whose lower case depends on its neighbours)
-are split in Python.
+A `Normalisation` says what the words are. Here compiled code does the same for texts as Arrow holds them, in UTF-8: a
+table says of every code point whether it belongs to a word and what it is folded to. It is filled from the
+normalisation's own functions, 16 code points at a time, as they turn up. Texts with one that cannot be folded alone (a
+ligature; an Indic vowel, which may be composed with a neighbour; for PUBLISHED a capital sigma, whose lower case
+depends on its neighbours) are split in Python.
 
 A word's hash is a polynomial over its characters and an n-gram's one over its words, modulo 2^64. Equal words have
 equal hashes; different ones may, so whoever needs certainty must compare.
@@ -18,18 +18,22 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from cosmopedia.corpus.words import WORD, plain_words, without_diacritics
+from cosmopedia.corpus.words import NORMAL, PUBLISHED, Normalisation
 from cosmopedia.hashing import GOLDEN, mix64
 
-UNSEEN, BETWEEN, LETTER, MARK, INVOLVED = range(5)  # kinds of code points; MARK: dropped; INVOLVED: needs Python
-KIND = np.uint32(7)  # the bits of `_table` that hold the kind
-LEARNT = 16  # code points that `_table` gets at once
+# Kinds of code points. ALONE: a word by itself; MARK: dropped; INVOLVED: needs Python.
+UNSEEN, BETWEEN, LETTER, ALONE, MARK, INVOLVED = range(6)
+LEARNT = 16  # code points that a table gets at once
 CODE_POINTS, CAPITAL_SIGMA = 0x110000, 0x3A3
+JAMO = range(0x1161, 0x1200)  # vowels and finals, which are composed with the letter before them
 BITS_PER_HASH = 16  # of a Bloom filter, or up to twice as many
 
 Texts = list[str] | pa.StringArray | pa.LargeStringArray  # without nulls; a list's without lone surrogates
 
-_table = np.zeros(CODE_POINTS, dtype=np.uint32)  # by code point: what it is folded to, and its kind
+# By code point: what it is folded to, and in the last 3 bits its kind.
+_tables = {form.name: np.zeros(CODE_POINTS, dtype=np.uint32) for form in (NORMAL, PUBLISHED)}
+_READY = np.arange(CODE_POINTS, dtype=np.uint32) << 3 | LETTER  # of words joined by spaces
+_READY[ord(" ")] = BETWEEN
 _mix64 = numba.njit(mix64)
 
 
@@ -68,23 +72,34 @@ class WordHashes:
         return _runs(self.words, at, sizes)
 
 
-def word_hashes(texts: Texts) -> WordHashes:
-    """The hashes of `plain_words` of every text."""
+def word_hashes(texts: Texts, form: Normalisation = NORMAL) -> WordHashes:
+    """The hashes of the words of every text."""
     array: Any = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.string())
-    data, ends = _buffers(array)
-    involved = np.zeros(len(array), dtype=np.bool_)
-    words = np.empty((int(ends[-1]) - int(ends[0])) // 2 + len(array), dtype=np.uint64)
-    bounds = np.zeros(len(array) + 1, dtype=np.int64)
-    text = 0
-    while (stopped := _hash_words(data, ends, _table, text, bounds, words, involved))[0] < len(array):
-        text, unseen = stopped
-        _learn(unseen - unseen % LEARNT)
-    if involved.any():
-        plain = array.to_pylist()
-        for text in np.flatnonzero(involved).tolist():
-            plain[text] = " ".join(plain_words(plain[text]))
-        return word_hashes(plain)
-    return WordHashes(bounds, words[: bounds[-1]])
+    hashes, involved = _hashed(array, form)
+    if not len(involved):
+        return hashes
+    split = [" ".join(form.words(array[text].as_py())) for text in involved.tolist()]
+    others, _ = _hashed(pa.array(split, pa.string()), None)
+    sizes = np.diff(others.bounds)
+    words = np.insert(hashes.words, np.repeat(hashes.bounds[involved], sizes), others.words)
+    more = np.zeros_like(hashes.bounds)
+    more[involved + 1] = sizes
+    return WordHashes(hashes.bounds + np.cumsum(more), words)
+
+
+def _hashed(texts: Any, form: Normalisation | None) -> tuple[WordHashes, np.ndarray]:
+    """(the hashes, the texts that have none because they must be split in Python); None: words joined by spaces."""
+    table = _READY if form is None else _tables[form.name]
+    data, ends = _buffers(texts)
+    involved = np.zeros(len(texts), dtype=np.bool_)
+    words = np.empty((int(ends[-1]) - int(ends[0])) // 2 + len(texts), dtype=np.uint64)
+    bounds = np.zeros(len(texts) + 1, dtype=np.int64)
+    text, unseen = _hash_words(data, ends, table, 0, bounds, words, involved)
+    while text < len(texts):
+        assert form is not None
+        _learn(table, form, unseen - unseen % LEARNT)
+        text, unseen = _hash_words(data, ends, table, text, bounds, words, involved)
+    return WordHashes(bounds, words[: bounds[-1]]), np.flatnonzero(involved)
 
 
 def _buffers(texts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +121,7 @@ def _hash_words(
     """
     found = bounds[start]
     for text in range(start, len(ends) - 1):
-        value, inside, place, end = np.uint64(0), False, ends[text], ends[text + 1]
+        value, inside, alone, place, end = np.uint64(0), False, False, ends[text], ends[text + 1]
         while place < end:
             first = np.int64(data[place])
             if first < 0x80:
@@ -122,9 +137,13 @@ def _hash_words(
                 place += 4
             entry = table[code]
             kind = entry & 7
-            if kind == LETTER:
-                value = value * GOLDEN + np.uint64(entry)
-                inside = True
+            if kind in (LETTER, ALONE):
+                if inside and (kind == ALONE or alone):
+                    words[found] = _mix64(value)
+                    found += 1
+                    value = np.uint64(0)
+                value = value * GOLDEN + np.uint64(entry >> 3)
+                inside, alone = True, kind == ALONE
             elif kind == BETWEEN:
                 if inside:
                     words[found] = _mix64(value)
@@ -137,6 +156,8 @@ def _hash_words(
         if inside:
             words[found] = _mix64(value)
             found += 1
+        if involved[text]:
+            found = bounds[text]
         bounds[text + 1] = found
     return len(ends) - 1, 0
 
@@ -193,15 +214,21 @@ def _fill(bits: Any, shift: Any, hashes: Any) -> None:
             bits[byte] |= bit
 
 
-def _learn(first: int) -> None:
-    """Fill the table for LEARNT code points."""
+def _learn(table: np.ndarray, form: Normalisation, first: int) -> None:
+    """Fill a table for LEARNT code points."""
     for code in range(first, first + LEARNT):
-        character = chr(code)
-        folded = without_diacritics(character).lower()
-        if not folded:
-            kind = MARK
-        elif len(folded) > 1 or code == CAPITAL_SIGMA or unicodedata.combining(character):
-            kind = INVOLVED
-        else:
-            kind = LETTER if WORD.match(folded) else BETWEEN
-        _table[code] = (ord(folded[0]) << 3 if folded else 0) | kind
+        folded = form.fold(chr(code))
+        table[code] = (ord(folded[0]) << 3 if folded else 0) | _kind(code, folded, form)
+
+
+def _kind(code: int, folded: str, form: Normalisation) -> int:
+    words = form.words(chr(code))
+    if not folded:
+        return MARK
+    if unicodedata.category(folded[0])[0] == "M" or code in JAMO or code == CAPITAL_SIGMA:
+        return INVOLVED
+    if not words:
+        return BETWEEN
+    if words != [folded] or len(folded) > 1:
+        return INVOLVED
+    return ALONE if len(form.words(chr(code) * 2)) > 1 else LETTER

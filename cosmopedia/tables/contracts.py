@@ -239,7 +239,7 @@ REMOVED = Contract(
     "completion_id",
 )
 
-# Every evaluation set in one shape. `texts` in decontamination = query and choices; evaluation reads the rest.
+# Every evaluation set in one shape; evaluation reads query, choices and gold, decontamination the rest and choices.
 BENCHMARK = Contract(
     "benchmark items",
     _schema(
@@ -250,6 +250,7 @@ BENCHMARK = Contract(
         gold=_i32,  # position in choices
         question=_s,  # the bare question or context, as decontamination matches it
         answer=_s,  # the right answer's text
+        other_forms=pa.list_(pa.struct([("form", _s), ("text", _s)])),  # texts of the item that leak without the rest
         revision=_s,
     ),
     "item_id",

@@ -60,6 +60,7 @@ def items_of(task: str, records: Iterable[Record], revision: str) -> list[dict]:
                 "gold": item.gold,
                 "question": item.question,
                 "answer": item.answer,
+                "other_forms": [{"form": form, "text": text} for form, text in item.other_forms.items()],
                 "revision": revision,
             }
         )

@@ -2,13 +2,14 @@
 searched for in the corpus.
 
 A form takes a record of the public schema and gives query, choices (continuations with their leading space), gold, and
-what decontamination matches: the bare question and the right answer's text. `evaluate.tasks` says which are scored;
+what decontamination matches: the bare question, the right answer's text, and texts of the item that leak without the
+question (`other_forms`). `evaluate.tasks` says which are scored;
 those that have no wrong answers to choose from (GSM8K, TriviaQA) have one choice and cannot be.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cosmopedia.errors import DataError
@@ -23,6 +24,7 @@ class Cloze:
     gold: int
     question: str
     answer: str
+    other_forms: dict[str, str] = field(default_factory=dict)  # by name
 
 
 class Fields:
@@ -80,8 +82,8 @@ def checked(item: Cloze, place: str) -> Cloze:
     return item
 
 
-def _scored(query: str, choices: list[str], gold: int, question: str) -> Cloze:
-    return Cloze(query, [f" {choice}" for choice in choices], gold, question, choices[gold])
+def _scored(query: str, choices: list[str], gold: int, question: str, **other_forms: str) -> Cloze:
+    return Cloze(query, [f" {choice}" for choice in choices], gold, question, choices[gold], other_forms)
 
 
 def arc(row: Fields) -> Cloze:
@@ -97,7 +99,8 @@ def boolq(row: Fields) -> Cloze:
     if not isinstance(answer, bool):
         raise row.wrong("answer", "true or false")
     bare = question.removesuffix("?")
-    return _scored(f"{passage}\nQuestion: {bare}?\nAnswer:", ["no", "yes"], int(answer), question)
+    query = f"{passage}\nQuestion: {bare}?\nAnswer:"
+    return _scored(query, ["no", "yes"], int(answer), question, passage=passage)
 
 
 def hellaswag(row: Fields) -> Cloze:
@@ -128,7 +131,8 @@ def winogrande(row: Fields) -> Cloze:
     if not gap or not before.strip():
         raise row.wrong("sentence", "a sentence with a gap _ that does not begin it")
     endings = [f"{row.text(option)} {after.strip()}" for option in ("option1", "option2")]
-    return _scored(before.strip(), endings, row.label("answer", 2, first=1), before.strip())
+    gold, sentence = row.label("answer", 2, first=1), f"{before.strip()} _ {after.strip()}"
+    return _scored(before.strip(), endings, gold, before.strip(), sentence=sentence)
 
 
 def openbookqa(row: Fields) -> Cloze:
@@ -144,15 +148,16 @@ def mmlu(row: Fields) -> Cloze:
 
 
 def gsm8k(row: Fields) -> Cloze:
-    """The question and the result after ####, without the worked answer between them.
+    """The question and the result after ####, and by itself the worked answer between them.
 
-    A worked answer doubles the length of the item, so that a document with the whole question, worked in other words,
-    would match less than half of it; and its <<48/2=24>> marks are the dataset's own, which no leaked copy has.
+    With it an item would be twice as long, so that a document with the whole question, worked in other words, would
+    match less than half of it. Its <<48/2=24>> marks are the dataset's own and left out.
     """
-    question, (_, mark, result) = row.text("question"), row.text("answer").rpartition("####")
+    question, (worked, mark, result) = row.text("question"), row.text("answer").rpartition("####")
     if not mark or not result.strip():
         raise row.wrong("answer", "a worked answer that ends with #### and the result")
-    return _scored(f"Question: {question}\nAnswer:", [result.strip()], 0, question)
+    query, worked = f"Question: {question}\nAnswer:", re.sub(r"<<[^<>]*>>", "", worked).strip()
+    return _scored(query, [result.strip()], 0, question, worked_answer=worked)
 
 
 def triviaqa(row: Fields) -> Cloze:

@@ -2,9 +2,9 @@
 
 In: data/dedup/<source>-<style>.parquet (DOCUMENT), data/benchmarks/<task>.parquet (BENCHMARK).
 Out: data/decontaminate/<source>-<style>.parquet (DOCUMENT), data/decontaminate/removed/removed.parquet (REMOVED, with
-benchmark, item, shared n-gram, matched text and both ratios of every item found), metrics/decontaminate.json, and the
-article's table, contaminated documents and distinct items by source and benchmark, in metrics/decontaminate.md and
-metrics/plots/contamination.csv.
+benchmark, item, form, detectors, shared n-gram, matched text and both ratios of every item found),
+metrics/decontaminate.json, and the article's table, contaminated documents and distinct items by source and benchmark,
+in metrics/decontaminate.md and metrics/plots/contamination.csv.
 Contract: the rule is in stages/decontaminate/index.py. Shards, the order of documents and PYTHONHASHSEED change
 nothing.
 Run: python -m stages.decontaminate
@@ -22,22 +22,34 @@ from cosmopedia.params import load
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_batches, tables_in
 from cosmopedia.tables.row_counts import write_metrics
-from stages.decontaminate.index import DecontaminateParams, Index
+from stages.decontaminate.forms import Form, forms_of
+from stages.decontaminate.index import DETECTORS, RULES, DecontaminateParams, Index
 from stages.decontaminate.pipeline import CountNgrams, RemoveContaminated, merged_counts
-from stages.decontaminate.report import SHOWN, Common, contamination_table, markdown, merged_pairs, side_by_side
+from stages.decontaminate.report import (
+    SHOWN,
+    Common,
+    by_form,
+    contamination_table,
+    markdown,
+    merged_pairs,
+    side_by_side,
+)
 
 REPORT, PLOT = Path("metrics/decontaminate.md"), Path("metrics/plots/contamination.csv")
 
 
-def item_texts(tables: list[Path]) -> Iterator[tuple[str, str, str]]:
-    """(item_id, task, question and right answer) of every benchmark item. `DataError` for an id in two files."""
+def item_forms(tables: list[Path], published_only: bool) -> Iterator[Form]:
+    """Every benchmark item in all its forms, or in the published one. `DataError` for an id in two files."""
+    columns = ["item_id", "task", "choices", "question", "answer", "other_forms"]
     seen: dict[str, Path] = {}
     for table in tables:
-        for rows in read_batches([table], BENCHMARK, ["item_id", "task", "question", "answer"]):
-            for item_id, task, question, answer in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-                if (first := seen.setdefault(item_id, table)) is not table:
-                    raise DataError(f"{table}: item {item_id!r} is in {first} too; run the benchmarks stage again")
-                yield item_id, task, f"{question} {answer}"
+        for rows in read_batches([table], BENCHMARK, columns):
+            for row in rows.to_pylist():
+                if (first := seen.setdefault(row["item_id"], table)) is not table:
+                    raise DataError(
+                        f"{table}: item {row['item_id']!r} is in {first} too; run the benchmarks stage again"
+                    )
+                yield from forms_of(row, published_only)
 
 
 def leave_common_out(run: CorpusRun, index: Index, allowed: float | None) -> Common:
@@ -63,7 +75,7 @@ def main() -> str:
     params = settings()
     tables = tables_in("data/benchmarks")
     with CorpusRun("decontaminate", "data/dedup", "data/decontaminate", load_compute().data) as run:
-        index = Index(item_texts(tables), params)
+        index = Index(item_forms(tables, params.forms is None), params)
         common = leave_common_out(run, index, params.common_ngram)
         index.save(run.scratch / "index.pickle")
         parts = run.scratch / "removed"
@@ -74,7 +86,7 @@ def main() -> str:
         stats = run.run("decontaminate", [step], total=run.rows)
         metrics, _ = run.settle([parts])
         rows = merged_pairs(pairs)
-    table = contamination_table(rows, params.ratio)
+    table = contamination_table(rows, params.removing())
     by_source: dict[str, dict[str, dict[str, int]]] = {}
     for row in table:
         by_source.setdefault(row["source"], {})[row["task"]] = {k: row[k] for k in ("documents", "items")}
@@ -83,7 +95,10 @@ def main() -> str:
         "benchmark_items": {"checked": index.checked, "short": index.short, "shortest": index.shortest},
         "candidates": {name: candidates.get(name, 0) for name in ("documents", "pairs", "common_only")},
         "common_ngrams": {"allowed_documents": common.max_documents, "left_out": common.ngrams},
-        "rules": side_by_side(rows),
+        "detectors": side_by_side(rows, "detectors", DETECTORS),
+        "forms": by_form(rows),
+        "indexed_forms": index.by_form,
+        "rules": side_by_side(rows, "rules", RULES),
         "contamination": by_source,
     }
     PLOT.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +110,7 @@ def main() -> str:
     REPORT.write_text(markdown(metrics, rows, params, [path.stem for path in tables], common), encoding="utf-8")
     return (
         f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; {metrics['rows_removed']} contaminated of"
-        f" {candidates.get('documents', 0)} that share an n-gram with one of {len(index.items)} benchmark items"
+        f" {candidates.get('documents', 0)} that share an n-gram with one of {index.items} benchmark items"
     )
 
 

@@ -1,7 +1,6 @@
 """A table of the benchmark items' n-grams, by their hashes, in which many documents are looked up at once."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,16 +48,26 @@ class NgramTable:
             sizes = sizes[order]
             numbers, whole = np.full(len(order), NOT_COUNTED), words.runs(words.bounds[items] + places, sizes)
         different = hashes[first]
+        items, places, numbers = (column.astype(np.int32) for column in (items, places, numbers))
         return cls(size, different, first, count, items, places, numbers, whole, sizes, BloomFilter.of(different))
 
-    def lookup(self, words: WordHashes) -> Iterator[tuple[int, int, int, int, int]]:
+    def of_at_most(self, entries: int) -> "NgramTable":
+        """Without the n-grams that more entries have."""
+        few = self.count <= entries
+        hashes = self.hashes[few]
+        return replace(
+            self, hashes=hashes, first=self.first[few], count=self.count[few], filter=BloomFilter.of(hashes)
+        )
+
+    def matches(self, words: WordHashes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(text, place in it, item, place in the item, n-gram) of every equal hash that lies within one text."""
         at, wanted = words.ngrams(self.size, self.filter)
         number = np.searchsorted(self.hashes, wanted)
         equal = self.hashes[np.minimum(number, len(self.hashes) - 1)] == wanted if len(self.hashes) else []
         at, number = at[equal], number[equal]
         if not len(at):
-            return
+            none = np.zeros(0, dtype=np.int64)
+            return none, none, none, none, none
         # one row per n-gram of the texts and entry of the table that has it
         count = self.count[number]
         before = np.cumsum(count) - count
@@ -70,5 +79,4 @@ class NgramTable:
             inside = np.flatnonzero(at + sizes <= words.bounds[text + 1])
             equal = inside[words.runs(at[inside], sizes[inside]) == self.whole[entries[inside]]]
             at, text, entries = at[equal], text[equal], entries[equal]
-        columns = (text, at - words.bounds[text], self.items[entries], self.places[entries], self.ngrams[entries])
-        yield from zip(*(column.tolist() for column in columns), strict=True)
+        return text, at - words.bounds[text], self.items[entries], self.places[entries], self.ngrams[entries]

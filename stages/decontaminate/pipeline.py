@@ -19,7 +19,7 @@ from cosmopedia.corpus.pipeline import WriteCells, as_document, removal
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import TableWriter, read_batches
 from stages.decontaminate.index import Index
-from stages.decontaminate.report import Row, contaminated_pairs, evidence
+from stages.decontaminate.report import EVIDENCE, Row, contaminated_pairs
 
 BATCH = 128  # documents that are looked up together
 
@@ -56,8 +56,8 @@ def merged_counts(folder: Path, ngrams: int) -> np.ndarray:
 class RemoveContaminated(WriteCells):
     """Cells without their contaminated documents, read and written as tables; a task notes in `notes` how far it is.
 
-    The evidence of a removal names each item: task, n-gram, matched text, both ratios. What is contaminated by either
-    rule, removed or not, goes to `<pairs>/<rank>.jsonl`.
+    The evidence of a removal names each item: task, form, detectors, n-gram, matched text, both ratios. What is
+    contaminated by any detector or ratio, removed or not, goes to `<pairs>/<rank>.jsonl`.
     """
 
     type = "FILTER"
@@ -91,6 +91,7 @@ class RemoveContaminated(WriteCells):
         """The items that contaminate each contaminated document, by its place in the table; adds to `pairs`."""
         about = table.select(["completion_id", "source"])
         contaminated: dict[int, list[dict[str, Any]]] = {}
+        removing = index.rule.removing()
         first = 0
         for batch in table.select(["text"]).to_batches(max_chunksize=BATCH):
             for number, findings in index.findings(batch["text"]):
@@ -98,9 +99,10 @@ class RemoveContaminated(WriteCells):
                 self.stat_update("candidate.pairs", value=findings.pairs)
                 self.stat_update("candidate.common_only", value=findings.common_only)
                 place = first + number
-                pairs += contaminated_pairs(about.slice(place, 1).to_pylist()[0], findings, index.rule)
-                if matches := [match for match in findings.matches if match.contaminated(index.rule)]:
-                    contaminated[place] = [evidence(match) | {"matched": match.matched} for match in matches]
+                found = [*contaminated_pairs(about.slice(place, 1).to_pylist()[0], findings, index.rule)]
+                pairs += ({name: row[name] for name in row if name not in ("matched", "ngram")} for row in found)
+                if items := [row for row in found if removing & {*row["detectors"]}]:
+                    contaminated[place] = [{name: row[name] for name in EVIDENCE} for row in items]
             first += batch.num_rows
         self.stat_update("documents", value=table.num_rows)
         return contaminated

@@ -4,13 +4,18 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from stages.decontaminate.index import RULES, DecontaminateParams, Findings, Match
+from stages.decontaminate.index import DETECTORS, PUBLISHED_RULE, RULES, DecontaminateParams, Findings, Match
 
 SHOWN = 20  # n-grams, and pairs that the two rules judge differently
 DASH = "–"
+ACTIONS = {"remove": "removed", "report": "kept", None: "not looked for"}
+
+# What the evidence of a removal says of an item.
+EVIDENCE = ("task", "item_id", "form", "detectors", "ngram", "matched", "ratio", "window_ratio")
 
 Row = dict[str, Any]  # a document, an item, and the rules by which the one contaminates the other
 
@@ -25,18 +30,27 @@ class Common:
 
 
 def contaminated_pairs(about: dict[str, str], findings: Findings, params: DecontaminateParams) -> Iterator[Row]:
-    """A row per item that contaminates a document (`about`: what it is) by either rule, with the rules that say so."""
-    for match in findings.matches:
-        if rules := [rule for rule in RULES if match.contaminated(params, rule)]:
-            yield about | {"rules": rules} | evidence(match)
+    """A row per item that contaminates a document (`about`: what it is) by any detector, or by the other ratio."""
+    for _, several in groupby(findings.matches, key=lambda match: match.item.item_id):
+        matches = [*several]
+        by_detector = {name: [m for m in matches if name in m.detectors(params)] for name in DETECTORS}
+        rules = [rule for rule in RULES if any(match.published(params, rule) for match in matches)]
+        detectors = [name for name in DETECTORS if by_detector[name]]
+        if detectors or rules:
+            # the strictest detector's match is shown, of several forms the one that is there to the largest part
+            shown = by_detector[detectors[0]] if detectors else [m for m in matches if m.published(params, rules[0])]
+            best = max(shown, key=lambda match: match.plain)
+            yield about | {"rules": rules, "detectors": detectors} | _evidence(best)
 
 
-def evidence(match: Match) -> Row:
-    """What shows that a pair matches, except for the matched text."""
+def _evidence(match: Match) -> Row:
+    """What shows that a pair matches."""
     return {
         "task": match.item.task,
         "item_id": match.item.item_id,
+        "form": match.item.form,
         "ngram": match.ngram,
+        "matched": match.matched,
         "ratio": round(match.plain, 4),
         "window_ratio": round(match.window, 4),
     }
@@ -48,12 +62,12 @@ def merged_pairs(folder: Path) -> list[Row]:
     return sorted(map(json.loads, lines), key=lambda row: (row["completion_id"], row["source"], row["item_id"]))
 
 
-def contamination_table(rows: list[Row], rule: str) -> list[dict[str, Any]]:
-    """Contaminated documents and distinct items by source and task, by one rule."""
+def contamination_table(rows: list[Row], detectors: set[str]) -> list[dict[str, Any]]:
+    """Contaminated documents and distinct items by source and task, by any of some detectors."""
     documents: dict[tuple[str, str], set[str]] = defaultdict(set)
     items: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
-        if rule in row["rules"]:
+        if detectors & {*row["detectors"]}:
             documents[row["source"], row["task"]].add(row["completion_id"])
             items[row["source"], row["task"]].add(row["item_id"])
     return [
@@ -62,25 +76,33 @@ def contamination_table(rows: list[Row], rule: str) -> list[dict[str, Any]]:
     ]
 
 
-def side_by_side(rows: list[Row]) -> dict[str, dict[str, int]]:
-    """Documents and distinct items that each rule calls contaminated, and that only one of them does."""
-    documents = {rule: {row["completion_id"] for row in rows if rule in row["rules"]} for rule in RULES}
-    items = {rule: {row["item_id"] for row in rows if rule in row["rules"]} for rule in RULES}
-    plain, window = RULES
-    counts = {rule: {"documents": len(documents[rule]), "items": len(items[rule])} for rule in RULES}
-    for one, other in ((plain, window), (window, plain)):
-        counts[f"{one}_only"] = {
-            "documents": len(documents[one] - documents[other]),
-            "items": len(items[one] - items[other]),
-        }
+def side_by_side(rows: list[Row], column: str, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """Documents and distinct items that each of `names` in a column of lists finds, and that only one of them does."""
+    found = {
+        count: {name: {row[key] for row in rows if name in row[column]} for name in names}
+        for count, key in (("documents", "completion_id"), ("items", "item_id"))
+    }
+    counts = {name: {count: len(found[count][name]) for count in found} for name in names}
+    for name in names:
+        others = {count: set().union(*(found[count][other] for other in names if other != name)) for count in found}
+        counts[f"{name}_only"] = {count: len(found[count][name] - others[count]) for count in found}
     return counts
+
+
+def by_form(rows: list[Row]) -> dict[str, int]:
+    """Documents by the form in which they have an item."""
+    documents: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["detectors"]:
+            documents[row["form"]].add(row["completion_id"])
+    return {form: len(several) for form, several in sorted(documents.items())}
 
 
 def markdown(
     metrics: dict[str, Any], rows: list[Row], rule: DecontaminateParams, tasks: list[str], common: Common
 ) -> str:
-    """The report: the article's table, the two rules next to each other, common n-grams."""
-    by_rule = metrics["rules"]
+    """The report: the article's table, the detectors and the two ratios next to each other, common n-grams."""
+    by_rule, found = metrics["rules"], metrics["detectors"]
     items = metrics["benchmark_items"]
     names = {"plain": "plain (published)", "window": f"window of {rule.window:g} lengths"}
     left_out = "`common_ngram` is off: every n-gram makes candidates."
@@ -89,24 +111,31 @@ def markdown(
             f"{common.ngrams:,} n-grams stand in more than {common.max_documents:,} documents and make no candidate by"
             f" themselves; {metrics['candidates']['common_only']:,} pairs share nothing else."
         )
+    forms = ", ".join(f"{form} {count:,}" for form, count in metrics["forms"].items())
     differ = [row for row in rows if len(row["rules"]) == 1]
+    what = {PUBLISHED_RULE: f"published, by the ratio `{rule.ratio}` above {rule.max_ratio:g}"}
+    what |= {"forms": "forms, by the window's ratio or part by part", "tolerant": "tolerant, edited copies"}
     parts = [
         "# Contamination",
-        f"{metrics['rows_removed']:,} of {metrics['rows_in']:,} documents removed, by the ratio `{rule.ratio}` above"
-        f" {rule.max_ratio:g}. {metrics['candidates']['pairs']:,} pairs in {metrics['candidates']['documents']:,}"
+        f"{metrics['rows_removed']:,} of {metrics['rows_in']:,} documents removed."
+        f" {metrics['candidates']['pairs']:,} pairs in {metrics['candidates']['documents']:,}"
         " documents shared an n-gram with an item.",
-        _table(["benchmark items", "number", "found by"], "lrl", [
+        _table(["detector", "its documents are", "documents", "items", "documents by this one alone"], "llrrr", [
+            [what[name], ACTIONS[getattr(rule, name)], *found[name].values(), found[f"{name}_only"]["documents"]]
+            for name in DETECTORS
+        ]),
+        f"Documents by the form of the item: {forms or DASH}.",
+        _table(["published rule: items", "number", "found by"], "lrl", [
             [f"of {rule.ngram} words or more", items["checked"], f"any {rule.ngram} words in a row"],
             [f"of {rule.shortest_item} to {rule.ngram - 1} words", items["short"], "all their words in a row"],
             [f"of fewer than {rule.shortest_item} words", items["shortest"], "documents that are nothing else"],
         ]),
         "## Contaminated documents by source and benchmark",
         "In brackets the distinct benchmark items that they hold.",
-        _by_source(contamination_table(rows, rule.ratio), tasks),
-        "## The two ratios",
+        _by_source(contamination_table(rows, rule.removing()), tasks),
+        "## The two ratios of the published rule",
         _table(["by", "documents", "items", "documents by this one alone"], "lrrr", [
-            [names[one], by_rule[one]["documents"], by_rule[one]["items"], by_rule[f"{one}_only"]["documents"]]
-            for one in RULES
+            [names[one], *by_rule[one].values(), by_rule[f"{one}_only"]["documents"]] for one in RULES
         ]),
         *([
             f"Pairs that they judge differently ({len(differ):,}, at most {SHOWN} shown):",

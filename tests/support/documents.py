@@ -67,6 +67,7 @@ def write_items(folder: Path, task: str, pairs: Iterable[tuple[str, str]]) -> No
             "gold": 0,
             "question": question,
             "answer": answer,
+            "other_forms": [],
             "revision": "sha256:0",
         }
         for position, (question, answer) in enumerate(pairs)

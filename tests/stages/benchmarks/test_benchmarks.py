@@ -73,7 +73,14 @@ FORMS_EXPECTED = {
         "Question: What is hot water vapour?\nAnswer:", [" ice", " steam"], 1, "What is hot water vapour?", "steam"
     ),
     "arc_challenge": Cloze("Question: What?\nAnswer:", [" a", " b"], 0, "What?", "a"),
-    "boolq": Cloze("Water wets things.\nQuestion: is water wet?\nAnswer:", [" no", " yes"], 1, "is water wet", "yes"),
+    "boolq": Cloze(
+        "Water wets things.\nQuestion: is water wet?\nAnswer:",
+        [" no", " yes"],
+        1,
+        "is water wet",
+        "yes",
+        {"passage": "Water wets things."},
+    ),
     "hellaswag": Cloze(
         "Baking: How to bake. Mix Take flour. Then she",
         [" kneads it.", " sleeps."],
@@ -89,6 +96,7 @@ FORMS_EXPECTED = {
         1,
         "The cup fell off the shelf as",
         "the shelf was full.",
+        {"sentence": "The cup fell off the shelf as _ was full."},
     ),
     "openbookqa": Cloze("Vapour is", [" ice", " steam"], 1, "Vapour is", "steam"),
     "mmlu": Cloze(
@@ -99,7 +107,12 @@ FORMS_EXPECTED = {
         "4",
     ),
     "gsm8k": Cloze(
-        "Question: Ann has 2 x 3 eggs. How many?\nAnswer:", [" 6"], 0, "Ann has 2 x 3 eggs. How many?", "6"
+        "Question: Ann has 2 x 3 eggs. How many?\nAnswer:",
+        [" 6"],
+        0,
+        "Ann has 2 x 3 eggs. How many?",
+        "6",
+        {"worked_answer": "She has 2*3 = 6 eggs."},
     ),
     "commonsense_qa": Cloze("Question: Where is vapour?\nAnswer:", [" ice", " steam"], 1, "Where is vapour?", "steam"),
     "triviaqa": Cloze("Question: Who wrote Emma?\nAnswer:", [" Jane Austen"], 0, "Who wrote Emma?", "Jane Austen"),

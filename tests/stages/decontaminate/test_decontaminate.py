@@ -16,24 +16,34 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosmopedia.corpus.word_hashes import word_hashes
-from cosmopedia.corpus.words import plain_words
+from cosmopedia.corpus.word_hashes import _hashed, word_hashes
+from cosmopedia.corpus.words import NORMAL, PUBLISHED, Normalisation, plain_words
 from cosmopedia.errors import DataError
 from cosmopedia.params import read_yaml
 from cosmopedia.tables.contracts import REMOVED
 from cosmopedia.tables.parquet import read_rows
 from stages.decontaminate.__main__ import main
+from stages.decontaminate.forms import Form
 from stages.decontaminate.index import DecontaminateParams, Findings, Index
 from stages.decontaminate.matching_blocks import Matcher
 from tests.support.documents import ROOT, bytes_of, document, repository, write_documents, write_items
 
+# The published rule alone.
 RULE = DecontaminateParams(
-    ngram=10, shortest_item=5, min_block=5, max_ratio=0.5, ratio="plain", window=0.5, common_ngram=None
-)
+    published="remove", forms=None, tolerant=None, normalisation="published",
+    ngram=10, shortest_item=5, min_block=5, max_ratio=0.5, ratio="plain", window=0.5, common_ngram=None,
+    shortest_form=7, gap=5, tolerant_ngram=4, tolerant_shortest=7, tolerant_ratio=0.6, tolerant_chance=2,
+)  # fmt: skip
+ALL = RULE.model_copy(update={"forms": "remove", "tolerant": "remove", "normalisation": "words"})
 WINDOW = RULE.model_copy(update={"ratio": "window"})
 ICE = "A student freezes a cup of orange juice overnight. How does the juice change as it freezes?"
 SUN = "Which of the following statements best explains why the Sun rises in the east each morning?"
 FILLER = " ".join(f"Sentence {i} speaks of wool, rope and the price of {i * 3} nails." for i in range(60))
+
+
+def index_of(items: list[tuple[str, str, str]], rule: DecontaminateParams) -> Index:
+    """Of (item_id, task, question and answer)."""
+    return Index([Form(item_id, task, "question_answer", (text,)) for item_id, task, text in items], rule)
 
 
 def findings(index: Index, text: str) -> Findings:
@@ -41,11 +51,11 @@ def findings(index: Index, text: str) -> Findings:
 
 
 def guilty(index: Index, text: str) -> list[str]:
-    return [match.item.item_id for match in findings(index, text).matches if match.contaminated(index.rule)]
+    return [match.item.item_id for match in findings(index, text).matches if match.detectors(index.rule)]
 
 
 def contaminating(items: list[tuple[str, str, str]], text: str, rule: DecontaminateParams = RULE) -> list[str]:
-    return guilty(Index(items, rule), text)
+    return guilty(index_of(items, rule), text)
 
 
 @pytest.mark.slow
@@ -59,7 +69,7 @@ def test_all_candidates_of_a_document_are_tested_not_the_first():
     long = f"{' '.join(SUN.split()[:12])} {' '.join(f'clause{i} of another question altogether' for i in range(30))}"
     items = [("a/0", "a", long), ("b/0", "b", f"{ICE} It becomes a solid.")]
     text = f"{SUN} {FILLER} {ICE} It becomes a solid."
-    assert findings(Index(items, RULE), text).pairs == 2
+    assert findings(index_of(items, RULE), text).pairs == 2
     assert contaminating(items, text) == ["b/0"]
 
 
@@ -75,7 +85,7 @@ def test_short_items_are_found_by_all_their_words_and_the_shortest_as_whole_docu
         ("q/2", "q", f"{ICE} Ice."),
         ("q/3", "q", "?!"),
     ]
-    index = Index(items, RULE)
+    index = index_of(items, RULE)
     assert (index.checked, index.short, index.shortest) == (1, 1, 2)
     assert guilty(index, f"{FILLER} What do bees make -- honey! Two plus two? Four.") == ["q/0"]
     assert guilty(index, f"{FILLER} What do the bees make? Honey.") == []
@@ -90,7 +100,7 @@ WORDS = st.lists(st.sampled_from(["one", "two", "three", "four"]), min_size=0, m
 @given(WORDS, st.lists(WORDS, min_size=1, max_size=4))
 def test_the_candidates_are_all_pairs_that_share_an_ngram(text: list[str], items: list[list[str]]):
     rule = RULE.model_copy(update={"ngram": 4, "shortest_item": 2})
-    index = Index([(f"t/{i}", "t", " ".join(words)) for i, words in enumerate(items)], rule)
+    index = index_of([(f"t/{i}", "t", " ".join(words)) for i, words in enumerate(items)], rule)
     grams = {n: {tuple(text[i : i + n]) for i in range(len(text) - n + 1)} for n in (2, 3, 4)}
     expected = set()
     for i, words in enumerate(items):
@@ -145,16 +155,25 @@ def test_a_document_that_repeats_itself_has_difflibs_blocks():
 
 ODD = st.sampled_from(
     "abz _\u00c9\u00e9\u0301\u03a3\u03c3\u0130\u00df\u00c5\u6f22\uac00\u01c5\ufb01\u200d\u0345\u2167\u00b2\u0663"
+    "\u3042\u30ab\u3099\u30fc\uff76\uff9e\u1112\u1161\u11ab\u0e17\u0e35\u0e48\u0915\u093f\u094d\u0647\u0654\u05d1\u05bc"
+    "\u00ad\u200b\uff21\u00bd\u2026\u20dd\u0338"
 )
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", [NORMAL, PUBLISHED], ids=lambda form: form.name)
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.text(alphabet=st.one_of(st.characters(codec="utf-8"), ODD), max_size=30), min_size=1, max_size=5))
-def test_hashed_words_are_the_plain_words(texts: list[str]):
-    hashes, words = word_hashes(texts), [plain_words(text) for text in texts]
+@given(
+    texts=st.lists(st.text(alphabet=st.one_of(st.characters(codec="utf-8"), ODD), max_size=30), min_size=1, max_size=5)
+)
+def test_hashed_words_are_the_words(form: Normalisation, texts: list[str]):
+    hashes, words = word_hashes(texts, form), [form.words(text) for text in texts]
     assert hashes.bounds.tolist() == [0, *accumulate(map(len, words))]
-    assert hashes.words.tolist() == [word_hashes([word]).words[0] for several in words for word in several]
+    assert hashes.words.tolist() == [ready_hash(word) for several in words for word in several]
+
+
+def ready_hash(word: str) -> int:
+    return int(_hashed(pa.array([word]), None)[0].words[0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -168,7 +187,7 @@ def test_hashed_words_are_the_plain_words(texts: list[str]):
 def test_a_document_that_contains_an_item_is_contaminated_by_both_ratios_and_with_every_ngram_common(
     item: str, before: str, after: str, ratio: str, common: bool
 ):
-    index = Index([("t/0", "t", item)], RULE.model_copy(update={"ratio": ratio}))
+    index = index_of([("t/0", "t", item)], RULE.model_copy(update={"ratio": ratio}))
     index.common[:] = common
     if size := len(plain_words(item)):
         assert guilty(index, item) == ["t/0"]
@@ -181,7 +200,7 @@ def test_the_ratio_is_the_published_one():
     item = "it is the quick brown fox that then jumps over the old fence and then over the lazy dog"
     text = "aaa the quick brown fox that then jumps over the old zzz over the lazy dog"
     expected = " ".join("".join(text[at : at + size] for at, _, size in difflib_blocks(text, item, 5)).split())
-    (match,) = findings(Index([("t/0", "t", item)], RULE), text).matches
+    (match,) = findings(index_of([("t/0", "t", item)], RULE), text).matches
     assert (match.matched, match.plain) == (expected, len(expected) / len(item))
     assert match.ngram == "the quick brown fox that then jumps over the old"
 
@@ -196,7 +215,7 @@ HEAD = " ".join(PARTLY.split()[:12])
 
 def test_the_plain_ratio_grows_with_an_unrelated_document_and_the_windows_does_not():
     scraps = [f"{' '.join(PARTLY.split()[i : i + 2])} {FILLER[i * 40 : i * 40 + 60]}" for i in range(12, 33)]
-    index = Index([("t/0", "t", PARTLY)], WINDOW.model_copy(update={"max_ratio": 0.3}))
+    index = index_of([("t/0", "t", PARTLY)], WINDOW.model_copy(update={"max_ratio": 0.3}))
     short, long = (findings(index, text).matches[0] for text in (HEAD, f"{HEAD} {FILLER} {' '.join(scraps)}"))
     assert long.plain > 0.5 > short.plain == short.window
     assert long.window < 0.5
@@ -206,7 +225,7 @@ def test_the_plain_ratio_grows_with_an_unrelated_document_and_the_windows_does_n
 
 def test_the_best_window_of_several_places_counts():
     edited = f"{' '.join(PARTLY.split()[:24])} then everything else changed"
-    index = Index([("t/0", "t", PARTLY)], WINDOW)
+    index = index_of([("t/0", "t", PARTLY)], WINDOW)
     (match,) = findings(index, f"{HEAD}. {FILLER} {edited}. {FILLER} {HEAD}.").matches
     (alone,) = findings(index, f"{FILLER} {edited}. {FILLER}").matches
     assert match.window == alone.window > 0.5
@@ -225,7 +244,7 @@ def test_unrelated_long_documents_stay(start: int, place: int):
 
 def test_common_ngrams_make_no_candidate_but_the_whole_item_does():
     items = [("t/0", "t", PARTLY), ("t/1", "t", f"{HEAD} {SUN}")]
-    index = Index(items, RULE)
+    index = index_of(items, RULE)
     texts = [f"{HEAD} {FILLER}", f"{FILLER} {HEAD}", f"{' '.join(PARTLY.split()[:28])}", PARTLY]
     documents = np.zeros(index.ngrams, dtype=np.int64)
     index.count(texts, documents)
@@ -247,9 +266,9 @@ def test_a_document_of_10_mb_takes_seconds_and_little_memory():
     assert len(text) > 10_000_000
     program = (
         "import re, sys; from pathlib import Path;"
-        "from tests.stages.decontaminate.test_decontaminate import RULE, Index, guilty;"
+        "from tests.stages.decontaminate.test_decontaminate import RULE, guilty, index_of;"
         "items = [tuple(line.split('|')) for line in sys.argv[1:]];"
-        "print(guilty(Index(items, RULE), sys.stdin.read()));"
+        "print(guilty(index_of(items, RULE), sys.stdin.read()));"
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"  # ru_maxrss has the parent's
     )
     items = [f"t/0|t|{ICE} It becomes a solid.", f"t/1|t|{PARTLY}", f"t/2|t|{SUN}"]
@@ -314,6 +333,8 @@ def test_the_evidence_names_item_ngram_matched_text_and_both_ratios(deduplicated
     assert found["piqa/000000"] == {
         "task": "piqa",
         "item_id": "piqa/000000",
+        "form": "question_answer",
+        "detectors": ["published", "forms", "tolerant"],
         "ngram": "how do you keep a door open put a wedge",
         "matched": "how do you keep a door open put a wedge under it",
         "ratio": 1.0,
@@ -371,7 +392,7 @@ WORDS_OF_TEXTS = st.lists(st.sampled_from([*ICE.split(), *SUN.split()[:4], "wool
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(WORDS_OF_TEXTS, st.just(ICE), st.just(FILLER)), max_size=8), st.randoms(), st.integers(1, 5))
 def test_decisions_depend_on_neither_order_nor_batches(texts: list[str], random, size: int):
-    index = Index([("a/0", "a", ICE), ("a/1", "a", SUN), ("a/2", "a", " ".join(ICE.split()[:6]))], RULE)
+    index = index_of([("a/0", "a", ICE), ("a/1", "a", SUN), ("a/2", "a", " ".join(ICE.split()[:6]))], RULE)
     expected = {text: findings(index, text) for text in texts}
     mixed = random.sample(texts, len(texts))
     found = dict.fromkeys(texts, Findings(0, 0, []))

@@ -48,6 +48,7 @@ def rows(task: str) -> list[dict]:
             "gold": gold,
             "question": query,
             "answer": choices[gold],
+            "other_forms": [],
             "revision": "0",
         }
         for i, (query, choices, gold) in enumerate(ITEMS[task])
