@@ -2,9 +2,13 @@
 
 datatrove's own filter counts the most frequent n-gram also when it occurs once, so that a short text is always
 "repetitive"; here it counts from its second occurrence.
+
+Verse, exercises, dialogue and tables repeat lines and forms on purpose. A text of short lines is only judged when it
+can be compressed more than those: a loop says nothing new, a refrain or a form has new words in between.
 """
 
 import re
+import zlib
 from collections import Counter
 
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_duplicates, get_n_grams
@@ -13,6 +17,7 @@ from pydantic import Field
 from cosmopedia.params import Params
 
 TOKEN = re.compile(r"\w+|[^\w\s]")
+LINES_OF_A_FORM, FORM_LINE = 4, 120  # lines that a form has at least; characters of a short line
 PARAGRAPH, LINE = re.compile(r"\n{2,}"), re.compile(r"\n+")
 
 
@@ -25,11 +30,12 @@ class RepetitionLimits(Params):
     duplicate_paragraph_characters: float | None = Field(ge=0, le=1)
     top_ngram_characters: dict[int, float]  # n -> in all occurrences of the most frequent n-gram
     duplicate_ngram_characters: dict[int, float]  # n -> in n-grams that occurred before
+    max_form_compression: float | None = Field(ge=1)  # bytes over zlib bytes of a text of short lines; null: as prose
 
 
 def repetition(text: str, limits: RepetitionLimits) -> tuple[str, float] | None:
     """The first rule that a text breaks and its share, or None. Shares are of elements or of characters."""
-    if not text:
+    if not text or (limits.max_form_compression and is_form(text) and compression(text) <= limits.max_form_compression):
         return None
     size = len(text)
     for name, splitter in (("paragraph", PARAGRAPH), ("line", LINE)):
@@ -52,3 +58,14 @@ def repetition(text: str, limits: RepetitionLimits) -> tuple[str, float] | None:
         if (share := find_all_duplicate(words, n) / size) > limit:
             return f"duplicate_{n}grams", share
     return None
+
+
+def is_form(text: str) -> bool:
+    """Is a text verse, exercises, dialogue or the like: short lines?"""
+    lines = LINE.split(text.strip())
+    return len(lines) >= LINES_OF_A_FORM and all(len(line) <= FORM_LINE for line in lines)
+
+
+def compression(text: str) -> float:
+    """Bytes over zlib bytes, of the whole text or of its second half, in which a loop has taken over: the greater."""
+    return max(len(part) / len(zlib.compress(part, 9)) for part in (text.encode(), text[len(text) // 2 :].encode()))
