@@ -5,10 +5,23 @@ A stage and `cosmo` print it without a traceback and end with the class's exit s
 keeps its traceback, since it is a defect.
 """
 
+import errno
 import os
+import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+FREE_SPACE, MAKE_WRITABLE = "; free some space there and run it again", "; make it writable for you and run it again"
+ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), FREE_SPACE)
+ADVICE |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), MAKE_WRITABLE)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+LITTLE_SPACE = 4 << 20  # bytes
+# What torch and numpy say when a disk is full, without its name.
+WRITE_FAILED = re.compile(r"inline_container|failed writing file|iostream error|requested and \d+ written")
 
 
 class CosmoError(Exception):
@@ -52,13 +65,42 @@ def errors_as_sentences(prefix: str = "") -> Iterator[None]:
     except CosmoError as error:
         print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.status)
-    except OSError as error:
-        if error.errno is None or (error.filename is None and not str(error)):
+    except Exception as error:
+        sentence = _of_the_system(error)
+        if sentence is None:
             raise
-        named = f" ({error.filename})" if error.filename else ""
-        print(f"{prefix}error: {error.strerror or error}{named}", file=sys.stderr, flush=True)
+        print(f"{prefix}error: {sentence}", file=sys.stderr, flush=True)
         sys.exit(ClusterError.status)
     except KeyboardInterrupt:
         print(f"{prefix}interrupted; run it again to go on", file=sys.stderr, flush=True)
         sys.stderr.flush()
         os._exit(130)
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """An error of the operating system, also where a library passes a full disk on as its own, as a sentence."""
+    text, path = " ".join(str(error).split()), None
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        _, path, text = error.args[0][0]  # the first file that could not be copied
+        number = next((one for one in ADVICE if os.strerror(one) in str(text)), errno.EIO)
+    elif isinstance(error, OSError):
+        path = error.filename2 or error.filename
+    if number is None:
+        number = next((one for one in DISK if os.strerror(one) in str(text)), None)
+    if number is None and WRITE_FAILED.search(str(text)) and _tightest()[0] < LITTLE_SPACE:
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    if path is None and number in (errno.ENOSPC, errno.EDQUOT):
+        free, place = _tightest()
+        path = f"{place} has the least space, {free / 1e6:,.0f} MB"
+    what = os.strerror(number) if number in ADVICE else getattr(error, "strerror", None) or text
+    return f"{what} ({path}){ADVICE.get(number, '')}" if path else str(what)
+
+
+def _tightest() -> tuple[int, str]:
+    """(free bytes, path) of that place of all where stages write which has the least space."""
+    store, temporary = Path(os.environ.get("COSMO_STORE") or ".store"), Path(tempfile.gettempdir())
+    places = (Path(), store, temporary, *Path("data").glob("*"), *Path("models").glob("*"))
+    return min((shutil.disk_usage(place).free, str(place.resolve())) for place in places if place.is_dir())

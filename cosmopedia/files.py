@@ -1,10 +1,11 @@
-"""Files that are whole or absent, file locks, and the end of a log."""
+"""Files that are whole or absent, folders that are really emptied, file locks, and the end of a log."""
 
 import fcntl
 import glob
 import os
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,22 +25,47 @@ def replacing(path: Path) -> Iterator[Path]:
     prefix = f".{path.name}.{socket.gethostname()}-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*.partial"):
         if not _runs(left.name.removeprefix(prefix).partition("-")[0]):
-            _remove(left)
+            discard(left)
     draft = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}.partial")
-    _remove(draft)
+    remove(draft)
     try:
         yield draft
         draft.replace(path)
     except BaseException:
-        _remove(draft)
+        discard(draft)
         raise
 
 
-def _remove(path: Path) -> None:
+def clear_folder(path: Path) -> None:
+    """Make `path` an empty folder, for what a stage writes anew.
+
+    Where it is a link to a folder (on a scratch disk), the link stays and that folder is emptied, or made if it is
+    gone. `OSError` with the path when something cannot be removed: a file that stays would count as a result.
+    """
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        for entry in path.iterdir():
+            remove(entry)
     else:
+        path.resolve().mkdir(parents=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; `OSError` with the path when that fails."""
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:  # another process removes the same
+        remove(path)
+
+
+def discard(path: Path) -> None:
+    """Remove scratch that no result depends on; a warning when it stays."""
+    try:
+        remove(path)
+    except OSError as error:
+        print(f"warning: {error.filename or path} could not be removed: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _runs(process: str) -> bool:

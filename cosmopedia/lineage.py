@@ -3,8 +3,10 @@
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from cosmopedia.errors import ConfigError
 
 
 def git_revision() -> str:
@@ -27,16 +29,16 @@ def hash_files(paths: Iterable[Path]) -> str:
     return _hash_in_order(sorted(paths, key=lambda path: path.name))
 
 
-def content_revision(files: Iterable[Path]) -> str:
+def content_revision(files: Iterable[Path], hash_of: Callable[[Path], str] = hash_file) -> str:
     """ "sha256:" and 16 digits over the files' names and bytes, in the order given."""
-    return f"sha256:{_hash_in_order(files)[:16]}"
+    return f"sha256:{_hash_in_order(files, hash_of)[:16]}"
 
 
-def _hash_in_order(paths: Iterable[Path]) -> str:
+def _hash_in_order(paths: Iterable[Path], hash_of: Callable[[Path], str] = hash_file) -> str:
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
-        digest.update(bytes.fromhex(hash_file(path)))
+        digest.update(bytes.fromhex(hash_of(path)))
     return digest.hexdigest()
 
 
@@ -51,6 +53,17 @@ def main_checkout() -> Path:
             git = (folder / common.read_text(encoding="utf-8").strip()).resolve()
             return git.parent if git.name == ".git" else root
     return root
+
+
+def not_in_git(path: Path) -> None:
+    """`ConfigError` when a relative path that is missing here exists in the main checkout: a queued experiment, or one
+    in a temporary folder, is a copy of what git tracks."""
+    original = main_checkout() / path
+    if not path.is_absolute() and original.exists():
+        raise ConfigError(
+            f"{path} is missing in this experiment's copy of the repository, since git does not track {original};"
+            f" run git add {path}, or dvc add for data, and start the experiment again"
+        )
 
 
 def store_root() -> Path:

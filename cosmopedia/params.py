@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cosmopedia.errors import ConfigError
+from cosmopedia.text import read_text
 
 
 class Params(BaseModel):
@@ -27,10 +28,10 @@ SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten t
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. `ConfigError` when it is missing, does not parse or is no mapping."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), SafeLoader)
+        content = yaml.load(read_text(path), SafeLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; run from the repository's root, or restore it with git") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path} does not parse as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, found {type(content).__name__}")

@@ -4,6 +4,8 @@ They run in the `regex` module, whose matching can be given a time limit; `re` h
 error that names the pattern; it never decides what becomes of a text.
 """
 
+from typing import Any
+
 import regex
 
 from cosmopedia.errors import ConfigError
@@ -21,10 +23,17 @@ class Pattern:
         self.key, self.pattern = key, pattern
         self.compiled = compiled(pattern, lists)
 
-    def search(self, text: str, end: int | None = None) -> "regex.Match[str] | None":
-        """The first match in `text[:end]`. `ConfigError` when the pattern takes longer than the limit."""
+    def match(self, text: str) -> "regex.Match[str] | None":
+        """The match at the start of `text`. `ConfigError` when the pattern takes longer than the limit."""
+        return self._timed(self.compiled.match, text)
+
+    def search(self, text: str) -> "regex.Match[str] | None":
+        """The first match in `text`. `ConfigError` when the pattern takes longer than the limit."""
+        return self._timed(self.compiled.search, text)
+
+    def _timed(self, method: Any, text: str) -> Any:
         try:
-            return self.compiled.search(text, endpos=len(text) if end is None else end, timeout=SECONDS)
+            return method(text, timeout=SECONDS)
         except TimeoutError:
             raise ConfigError(
                 f"{self.key}: {self.pattern!r} takes more than {SECONDS:g} s on a text of {len(text):,} characters that"

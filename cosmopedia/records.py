@@ -1,81 +1,45 @@
 """Records of a dataset, from the hub at a pinned revision or from local files of the same schema.
 
-Local files: .jsonl, .json (an array), .parquet, .csv, .txt (one record per line, column `text`), each also with .gz or
-.zst; a folder means all its files of those kinds, by name. Everything else is a hub dataset id, read through
-`datasets` in streaming mode. No dataset is loaded into memory, except a .json array.
-
-A row that cannot be read is a record with a problem; a file that is cut off or damaged is a `DataError`, since nobody
-can say how many rows it has lost.
+Local: a file or a folder; dataset_folders.py says which files are read, record_formats.py how. Everything else is a
+hub dataset id, read through `datasets` in streaming mode. No dataset is loaded into memory.
 """
 
-import csv
-import io
-import json
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from itertools import chain
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.dataset_folders import dataset_files
+from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.lineage import content_revision
+from cosmopedia.pins import check_pin, is_local
+from cosmopedia.record_formats import Record, file_records, without_nan
 
-KINDS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+MAX_RECORD_MB = 64  # of a record, where a stage has no param for it
 WAITS_S = (1.0, 5.0, 25.0)  # before a hub stream that broke off is opened again
 COMMIT = re.compile(r"[0-9a-f]{40}")
-csv.field_size_limit(1 << 24)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record: `values`, or the `problem` that kept it from being read; `place` is "file:line" or "id:row"."""
-
-    place: str
-    values: dict[str, Any]
-    problem: str | None = None
-    raw: str = ""
 
 
 def read_records(
-    dataset: str, subset: str | None, split: str | None, revision: str | None
+    dataset: str, subset: str | None, split: str | None, revision: str | None, max_record_mb: float = MAX_RECORD_MB
 ) -> tuple[Iterator[Record], str]:
     """(records in the dataset's order, resolved revision).
 
     The revision is "sha256:<16 digits>" of local content, or the commit that a hub revision stands for.
-    `ConfigError` when the dataset is neither a file nor a hub id that answers, `DataError` for an empty file.
+    `ConfigError` when the dataset is neither a file nor a hub id that answers, or when a local one is not what
+    `revision` pins; `DataError` for an empty file. A local record above `max_record_mb` is one with a problem, or a
+    `DataError` where the next one cannot be found.
     """
     if is_local(dataset):
-        files = local_files(dataset)
-        return _local_records(files), content_revision(files)
+        files = dataset_files(dataset, subset, split).files
+        content = content_revision(files)
+        check_pin(dataset, revision, content)
+        limit = int(max_record_mb * (1 << 20))
+        return chain.from_iterable(file_records(file, limit) for file in files), content
     resolved = resolve_revision("dataset", dataset, revision)
     return _hub_records(dataset, subset, split, resolved), resolved
-
-
-def is_local(dataset: str) -> bool:
-    """Whether a dataset names a file or folder here: it exists, is absolute or relative (`./`, `../`), or has a suffix
-    of a kind that is read."""
-    path = Path(dataset)
-    return path.exists() or path.is_absolute() or dataset.startswith(".") or _kind(path) is not None
-
-
-def local_files(dataset: str) -> list[Path]:
-    """The files of a local dataset. `ConfigError` when there is none, `DataError` when one is empty."""
-    path = Path(dataset)
-    if not path.exists():
-        raise ConfigError(f"{dataset} does not exist; correct the path in the profile, or put the file there")
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and _kind(p))
-    if not files or any(_kind(p) is None for p in files):
-        raise ConfigError(f"{dataset}: wanted a file (or a folder of files) of {', '.join(KINDS)}, also .gz or .zst")
-    for file in files:
-        if file.stat().st_size == 0:
-            raise DataError(f"{file} is empty; wanted at least one record")
-    return files
 
 
 def resolve_revision(kind: str, hub_id: str, revision: str | None) -> str:
@@ -103,134 +67,6 @@ def resolve_revision(kind: str, hub_id: str, revision: str | None) -> str:
     return info.sha
 
 
-def _kind(path: Path) -> str | None:
-    name = path.name.removesuffix(".gz").removesuffix(".zst")
-    return next((kind for kind in KINDS if name.endswith(kind)), None)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed. `DataError` for one that is cut off or damaged, while it is being read.
-
-    Arrow decompresses, since `zstandard` ends a cut-off file without an error.
-    """
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-    try:
-        with pa.input_stream(str(path), compression=compression) as stream:
-            yield io.BufferedReader(stream, 1 << 20)  # type: ignore[arg-type, type-var]
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's or the network's fault
-            raise
-        raise DataError(f"{path}: cut off or damaged: {error}; fetch the file again") from None
-
-
-def _local_records(files: list[Path]) -> Iterator[Record]:
-    for file in files:
-        kind = _kind(file)
-        if kind == ".parquet":
-            yield from _parquet_records(file)
-        elif kind == ".json":
-            yield from _array_records(file)
-        elif kind == ".csv":
-            yield from _csv_records(file)
-        else:
-            yield from _line_records(file, as_json=kind == ".jsonl")
-
-
-def _line_records(file: Path, as_json: bool) -> Iterator[Record]:
-    with _open(file) as stream:
-        for number, line in enumerate(stream, 1):
-            place = f"{file}:{number}"
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                yield Record(place, {}, f"invalid UTF-8 at byte {error.start}", line.decode("utf-8", "replace"))
-                continue
-            if not as_json:
-                yield Record(place, {"text": text}, raw=text)
-                continue
-            if not text.strip():
-                continue
-            try:
-                values = json.loads(text)
-            except json.JSONDecodeError as error:
-                yield Record(place, {}, f"no JSON: {error.msg} at column {error.colno}", text)
-                continue
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-                yield Record(place, {}, f"no JSON: {error}", text)
-                continue
-            yield _record(place, values, text)
-
-
-def _array_records(file: Path) -> Iterator[Record]:
-    with _open(file) as stream:
-        try:
-            content = json.loads(stream.read().decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(f"{file} is no JSON: {error}; wanted an array of records") from None
-    if not isinstance(content, list):
-        raise DataError(f"{file}: wanted an array of records, found {type(content).__name__}")
-    for number, values in enumerate(content):
-        yield _record(f"{file}:[{number}]", values, "")
-
-
-def _csv_records(file: Path) -> Iterator[Record]:
-    # surrogateescape carries bytes that are no UTF-8 into their row, where they are noticed
-    options = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    with _open(file) as stream, io.TextIOWrapper(stream, **options) as text:  # type: ignore[arg-type]
-        try:
-            for number, values in enumerate(csv.DictReader(text), 2):
-                extra = values.pop(None, None)  # type: ignore[call-overload]
-                problem = f"{len(extra)} value(s) more than columns" if extra else None
-                if not is_text("".join(value for value in values.values() if value)):
-                    problem = "invalid UTF-8"
-                yield Record(f"{file}:{number}", dict(values), problem)
-        except csv.Error as error:
-            raise DataError(f"{file}: not readable as CSV: {error}") from None
-
-
-def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold a string: JSON and CSV can smuggle in halves of surrogate pairs."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _parquet_records(file: Path) -> Iterator[Record]:
-    number = 0
-    try:
-        # without pre_buffer a row group is not in memory as a whole
-        for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=1024, use_threads=False):
-            for record in _batch_records(batch, file, number):
-                yield record
-                number += 1
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not a whole parquet file: {error}; fetch the file again") from None
-
-
-def _batch_records(batch: pa.RecordBatch, file: Path, first: int) -> Iterator[Record]:
-    try:
-        rows = batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # one bad value spoils the batch: find it
-        if batch.num_rows > 1:
-            for row in range(batch.num_rows):
-                yield from _batch_records(batch.slice(row, 1), file, first + row)
-            return
-        problem = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        yield Record(f"{file}:{first}", {}, problem)
-        return
-    for row, values in enumerate(rows):
-        yield Record(f"{file}:{first + row}", values)
-
-
-def _record(place: str, values: Any, raw: str) -> Record:
-    if isinstance(values, dict):
-        return Record(place, values, raw=raw)
-    return Record(place, {}, f"wanted a JSON object, found {type(values).__name__}", raw)
-
-
 def _hub_records(dataset: str, subset: str | None, split: str | None, revision: str) -> Iterator[Record]:
     """A hub dataset's rows. When the stream breaks off it is opened again at the row where it was.
 
@@ -252,7 +88,7 @@ def _hub_records(dataset: str, subset: str | None, split: str | None, revision: 
     while True:
         try:
             for values in opened(row) if stream is None else stream:
-                yield Record(f"{dataset}:{row}", dict(values))
+                yield Record(f"{dataset}:{row}", without_nan(values))
                 row, waits = row + 1, iter(WAITS_S)
             return
         except (OSError, EOFError, ValueError, RuntimeError, ClientError) as error:  # what network and decoders raise

@@ -223,7 +223,9 @@ def write_compute(path: Path, urls: list[str], **serving: object) -> None:
 
 def stored_rows(place: Path) -> int:
     """Completions in a store, repeated ones counted each time."""
-    return sum(frame.rows for path in (place / "store/completions").glob("*.seg") for frame in read_frames(path))
+    return sum(
+        len(frame.keys) // 16 for path in (place / "store/completions").glob("*.seg") for frame in read_frames(path)
+    )
 
 
 def table(head: list[str], rows: Iterable[Iterable[object]]) -> None:

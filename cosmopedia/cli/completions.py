@@ -50,9 +50,12 @@ def forecast() -> Forecast:
 
 
 def verify() -> dict[str, Any]:
-    """Read every byte of every file; `problems` has a sentence for each damaged one."""
+    """Read every byte of every file; `problems` has a sentence for each damaged one, `torn` the bytes of writes that
+    never ended, by file."""
     folder, _ = open_folder()
-    return {"address": str(folder), "files": len(list(files_in(folder))), "problems": maintenance.verify(folder)}
+    problems = maintenance.verify(folder)
+    torn = {str(path): size for path, size in maintenance.torn_tails(folder).items()}
+    return {"address": str(folder), "files": len(files_in(folder)), "problems": problems, "torn": torn}
 
 
 def compact(wanted: Callable[[bytes], bool] | None = None) -> Compaction:
@@ -112,7 +115,7 @@ def wanted_by(files: Iterable[Path]) -> Callable[[bytes], bool]:
     for of_stage in all_requests():
         keys = (completion_key(request, of_stage.model.identity, of_stage.sampling) for request in of_stage.requests)
         numbers.extend(int(key[:16], 16) for key in keys)
-    for path in (*completions_here(), *files):
+    for path in (*(table.path for table in completions_here()), *files):
         numbers.extend(int(key[:16], 16) for key in keys_of_table(path))
     kept = np.unique(np.frombuffer(numbers, np.uint64))
 

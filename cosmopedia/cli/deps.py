@@ -3,6 +3,10 @@
 DVC does not see imports. A stage depends on its folder and on each shared file that the folder's code imports,
 directly or through another file. It depends on nothing in cosmopedia/execution/, which only decides where and how work
 runs, nor on what only that imports. Data deps stay as they are.
+
+A matrix stage whose folder has a file per item (stages/sources/readers/web.py for the item web),
+depends on its own files one by one and on its item's file, so that an edit of one reruns one item. The files say which
+items there are: a new one is added to the matrix, and its outs to the deps of a stage that reads those of all items.
 """
 
 import ast
@@ -65,6 +69,36 @@ def shared_files(stage: str, root: Path = Path()) -> list[str]:
     return sorted(name for name in names if not name.startswith(f"stages/{stage}/"))
 
 
+def own_deps(stage: str, matrix: dict[str, list[str]], root: Path = Path()) -> list[str]:
+    """The deps on a stage's own code: its folder, or each file, with one entry for those that stand for items.
+
+    Adds to the matrix the items that have a file and are not listed, and removes those whose file is gone.
+    """
+    files = [file.relative_to(root) for file in stage_files(stage, root) if file.name != "__init__.py"]
+    for key, items in matrix.items():
+        folders = {file.parent for file in files if file.stem in items}
+        if len(folders) == 1:
+            (folder,) = folders
+            names = [file.stem for file in files if file.parent == folder]
+            items[:] = [item for item in items if item in names] + [name for name in names if name not in items]
+            shared = [file.as_posix() for file in files if file.parent != folder]
+            return [f"{folder.as_posix()}/${{item.{key}}}.py", *shared]
+    return [f"stages/{stage}"]
+
+
+def follow_matrix(stages: dict[str, Any], name: str, before: list[str], key: str) -> None:
+    """Bring the stages that depend on an out of every item in step with a matrix whose items were `before`."""
+    after = stages[name]["matrix"][key]
+    for out in stages[name]["outs"]:
+        former, wanted = ([out.replace(f"${{item.{key}}}", item) for item in items] for items in (before, after))
+        for stage in stages.values():
+            deps = stage["deps"]
+            if len(set(former)) > 1 and set(former) <= set(deps):
+                first = min(map(deps.index, former))
+                others = [dep for dep in deps if dep not in former]
+                deps[:] = [*others[:first], *sorted(wanted), *others[first:]]
+
+
 def is_code(dep: str) -> bool:
     return dep.startswith(tuple(f"{package}/" for package in PACKAGES))
 
@@ -79,11 +113,16 @@ def with_code_deps(text: str, root: Path = Path()) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     content: dict[str, Any] = yaml.load(text)
     for name, stage in content["stages"].items():
+        matrix = stage.get("matrix", {})
+        before = {key: list(items) for key, items in matrix.items()}
+        own = own_deps(name, matrix, root)
+        for key, items in before.items():
+            follow_matrix(content["stages"], name, items, key)
         deps = stage["deps"]
         for index in reversed(range(len(deps))):
             if is_code(deps[index]):
                 del deps[index]
-        deps.extend([f"stages/{name}", *shared_files(name, root)])
+        deps.extend([*own, *shared_files(name, root)])
     out = io.StringIO()
     yaml.dump(content, out)
     return out.getvalue()

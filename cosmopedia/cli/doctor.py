@@ -8,16 +8,16 @@ started or trained.
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import typer
 
-from cosmopedia.cli.lock import LOCK, section
+from cosmopedia.cli.installed import LOCK, wrong
 from cosmopedia.cli.output import Json, new_app, print_json
 from cosmopedia.cli.stages import stage_modules
 from cosmopedia.errors import ConfigError, CosmoError
@@ -46,24 +46,9 @@ def check_python() -> Iterator[Finding]:
     version = platform.python_version()
     ok = (3, 11) <= sys.version_info[:2] < (3, 13)
     yield Finding("Python", ok, version if ok else f"{version}; 3.11 or 3.12 is needed: make PYTHON=python3.11 setup")
-    wrong = [name for name, version in locked_versions() if installed_version(name) != version]
-    detail = f"{', '.join(wrong[:5])} not as locked: remove .venv/installed and run `make setup`"
-    yield Finding("packages", not wrong, detail if wrong else f"as in {LOCK}")
-
-
-def locked_versions() -> Iterator[tuple[str, str]]:
-    """Name and version of each package that every machine has; those of some platforms only are left out."""
-    for line in section("base", LOCK.read_text(encoding="utf-8")).splitlines():
-        name, equals, rest = line.partition("==")
-        if equals and ";" not in rest and not line.startswith(" "):
-            yield name, rest.split()[0]
-
-
-def installed_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    packages = wrong()
+    detail = f"{', '.join(packages[:5])} not as locked: remove .venv/installed and run `make setup`"
+    yield Finding("packages", not packages, detail if packages else f"as in {LOCK}")
 
 
 def check_tools() -> Iterator[Finding]:
@@ -72,6 +57,40 @@ def check_tools() -> Iterator[Finding]:
     for name, what in (("git", "install it: DVC and the lineage need it"), ("dvc", "run `make setup`")):
         path = shutil.which(name, path=search_path)
         yield Finding(name, path is not None, path or what)
+
+
+def check_clone() -> Iterator[Finding]:
+    """Whether git has this folder, with its history, under a path that DVC's experiments can use."""
+    tracked = _git("ls-files", "--error-unmatch", "dvc.yaml") is not None
+    what = "DVC needs a clone, not a ZIP: git clone, or git init && git add -A && git commit -m 'from a ZIP'"
+    yield Finding("clone", tracked, "git has this folder" if tracked else what)
+    if tracked:
+        whole = _git("rev-parse", "--is-shallow-repository") == "false"
+        lost = "shallow: `dvc exp run --temp` and queued runs would lose their results; run git fetch --unshallow"
+        yield Finding("history", whole, "whole" if whole else lost, needed=False)
+    if strange := set("?#%") & set(str(Path.cwd())):
+        detail = f"holds {' '.join(sorted(strange))}, which DVC pastes into a URL: `dvc exp run --temp` fails; move it"
+        yield Finding("path", False, detail, needed=False)
+
+
+def _git(*words: str) -> str | None:
+    """What a git command prints; None when it fails."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def check_site_cache() -> Iterator[Finding]:
+    """DVC loads pickles from it, so nobody else may write to it."""
+    from dvc.config import Config
+    from dvc.dirs import site_cache_dir
+
+    path = Path(site_cache_dir(Config.from_cwd()["core"].get("site_cache_dir"))).absolute()
+    place = next(folder for folder in (path, *path.parents) if folder.exists())
+    private = not place.stat().st_mode & stat.S_IWOTH
+    detail = "" if private else ": others can write to it; run `make setup`, and DVC from .venv"
+    yield Finding("site cache", private, f"{path}{detail}")
 
 
 def check_disk() -> Iterator[Finding]:
@@ -111,6 +130,8 @@ def findings() -> Iterator[Finding]:
     """All checks; a wrong file ends them with its own sentence."""
     yield from check_python()
     yield from check_tools()
+    yield from check_clone()
+    yield from check_site_cache()
     yield from check_disk()
     try:
         compute = load_compute()

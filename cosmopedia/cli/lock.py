@@ -17,22 +17,17 @@ from typing import Any
 
 import typer
 
+from cosmopedia.cli.installed import LOCK
 from cosmopedia.cli.output import new_app
 from cosmopedia.errors import ConfigError
 
 app = new_app()
-LOCK = Path("requirements.lock")
 TORCH = re.compile(r"(torch|nvidia-.*|cuda-.*|triton)==")
 CPU_BUILD = (
     "torch==2.13.0+cpu \\\n    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b\n"
 )
 PLATFORMS = re.compile(r"any$|manylinux\w*_(x86_64|aarch64)$|macosx\w*_(arm64|universal2)$")
 COMMAND = ["uv", "pip", "compile", "pyproject.toml", "--group", "dev", "--universal", "--python-version", "3.11"]
-
-
-def section(name: str, lock: str) -> str:
-    """The entries under `# <name>` of a lock file's text."""
-    return lock.partition(f"# {name}\n")[2].partition("\n# ")[0]
 
 
 def fits(wheel: str) -> bool:

@@ -1,7 +1,8 @@
-"""pin: write the commit of every hub id into profiles/.
+"""pin: write the commit of every hub id, and the hash of every local file, into profiles/.
 
-A mapping with a `revision` and a `dataset`, `model` or `tokenizer` is a hub reference, unless it names a local file.
-Comments and layout of the file stay. To move on to a newer commit, write `revision: main` back and run it again.
+A mapping with a `revision` and a `dataset`, `model` or `tokenizer` is a reference. A local file or folder is pinned by
+the hash of its content (cosmopedia/pins.py), again whenever it has changed. Comments and layout of the file stay. To
+move on to a newer commit of the hub, write `revision: main` back and run it again.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ KINDS = {"dataset": "dataset", "model": "model", "tokenizer": "model"}
 
 def references(node: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
     """(mapping, kind, hub id) for each hub reference below a node whose revision is no commit yet."""
-    from cosmopedia.records import COMMIT, is_local
+    from cosmopedia.pins import is_local
+    from cosmopedia.records import COMMIT
 
     if not isinstance(node, dict):
         return
@@ -41,6 +43,9 @@ def pin_profile(path: Path, resolve: Callable[[str, str, str | None], str]) -> i
     """Pin one profile file in place; returns how many references were resolved."""
     from ruamel.yaml import YAML
 
+    from cosmopedia.lineage import content_revision
+    from cosmopedia.pins import local_references
+
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -50,6 +55,12 @@ def pin_profile(path: Path, resolve: Callable[[str, str, str | None], str]) -> i
         node["revision"] = resolve(kind, name, node["revision"])
         typer.echo(f"{path}: {name} -> {node['revision']}")
         pinned += 1
+    for reference in list(local_references(content)):
+        revision = content_revision(reference.files)
+        if revision != reference.pin:
+            reference.write(revision)
+            typer.echo(f"{path}: {reference.path} -> {revision}")
+            pinned += 1
     if pinned:
         with path.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)
@@ -58,11 +69,12 @@ def pin_profile(path: Path, resolve: Callable[[str, str, str | None], str]) -> i
 
 @app.command(epilog="Example: cosmo pin cluster")
 def pin(profiles: Annotated[list[str] | None, typer.Argument(help="Names of profiles; default: all.")] = None) -> None:
-    """Write the commit that each hub id's `revision` stands for into the profiles. Needs the network."""
+    """Write the commit of each hub id, and the hash of each local file or folder, into the profiles."""
     from cosmopedia.records import resolve_revision
 
     known = {path.stem: path for path in sorted(Path("profiles").glob("*.yaml"))}
     if unknown := set(profiles or ()) - known.keys():
         raise ConfigError(f"unknown profile {', '.join(sorted(unknown))}; known profiles: {', '.join(known)}")
-    pinned = sum(pin_profile(known[name], resolve_revision) for name in profiles or known)
+    files = [Path("params.yaml"), *(known[name] for name in profiles or known)]
+    pinned = sum(pin_profile(path, resolve_revision) for path in files if path.is_file())
     typer.echo(f"{pinned} revisions written")

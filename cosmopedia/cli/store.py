@@ -57,6 +57,8 @@ def verify(as_json: Json = False) -> None:
         raise DataError("; ".join(checked["problems"]))
     if not as_json:
         typer.echo(f"{checked['files']} files in {checked['address']}, every checksum right")
+        for path, size in checked["torn"].items():
+            typer.echo(f"{path}: the last {size:,} bytes are a write that never ended; they are ignored")
 
 
 @app.command(epilog="Example: cosmo store compact")

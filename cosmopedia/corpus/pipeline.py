@@ -25,6 +25,7 @@ from datatrove.utils.stats import PipelineStats
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import Data
 from cosmopedia.execution.data_tasks import DataTasks
+from cosmopedia.files import clear_folder, replacing
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.external_sort import merge_sorted
@@ -147,8 +148,7 @@ class CorpusRun:
         self.arrays = DataTasks(stage, data, self.tasks)
 
     def __enter__(self) -> "CorpusRun":
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.out.mkdir(parents=True)
+        clear_folder(self.out)
         self.scratch = self.arrays.__enter__().workdir
         return self
 
@@ -174,7 +174,8 @@ class CorpusRun:
             if not written.is_file():
                 raise DataError(f"{written}: not written, though its task is marked as done; run {self.stage} again")
             self.arrays.put_away(written)
-            shutil.move(written, self.out / cell.name)
+            with replacing(self.out / cell.name) as draft:
+                shutil.move(written, draft)
         return stats
 
     def settle(self, parts: list[Path], keep: bool = True) -> tuple[dict[str, Any], list[dict]]:

@@ -1,6 +1,7 @@
 """A server for one model on this machine's CPU, with TGI's HTTP contract, for the rehearsal, the laptop and the tests.
 
-It serves `/generate`, `/info`, `/health` and `/metrics` as TGI does, on loopback unless COSMO_SERVING_KEY is set.
+It serves `/generate`, `/info`, `/health` and `/metrics` as TGI does, on loopback unless COSMO_SERVING_KEY is set. On
+loopback it answers to no other name, so that no web page in a browser on this machine can use it.
 At most `--batch-size` requests are decoded together, and a new one joins as soon as a slot is free; more than
 `--max-concurrent` at a time are answered 429 at once. When it is ready it writes {"url", "pid"} to `--registration`,
 and removes that file when it ends. SIGTERM ends it at once; clients see a broken connection and go to other servers.
@@ -10,15 +11,18 @@ Run: python -m cosmopedia.cpu_server.app --model models/generator --model-id tin
 
 import argparse
 import asyncio
+import contextlib
 import hmac
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import ContentEncodingError
@@ -40,6 +44,8 @@ from cosmopedia.files import write_text
 
 VERSION = "0.1.0"
 MAX_BODY = 8 << 20  # bytes
+REQUEST_SECONDS = 30.0  # in which a request must be sent whole
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONG_TEXT = 20_000  # characters; about ten milliseconds of tokenization
 
 
@@ -62,19 +68,52 @@ class Server:
         self.active = 0
         self.special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         self.key = os.environ.get("COSMO_SERVING_KEY", "")
+        self._busy: set[web.RequestHandler] = set()  # connections with a request whose head is complete
+        self._waiting: dict[web.RequestHandler, float] = {}  # the others, and since when
         self._preparation = ThreadPoolExecutor(1)  # one, so that long requests leave a core to the model
 
     @web.middleware
     async def authorise(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """With a key, only clients that show it are served; what GET answers is no secret."""
         shown, wanted = request.headers.get("Authorization", ""), f"Bearer {self.key}"
-        if self.key and request.method == "POST" and not hmac.compare_digest(shown.encode(), wanted.encode()):
+        right = hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), wanted.encode())
+        if self.key and request.method == "POST" and not right:
             return web.json_response({"error": "a key is wanted", "error_type": "authorisation"}, status=401)
         return await handler(request)
 
+    @web.middleware
+    async def refuse_foreign(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """On loopback, only requests to this machine from this machine; a web page's name another Host or Origin."""
+        for name, prefix in (("Host", "//"), ("Origin", "")):
+            given = request.headers.get(name)
+            if given is not None and self.options.host in LOOPBACK and _host(prefix + given) not in LOOPBACK:
+                complaint = f"{name} is not {' or '.join(LOOPBACK)}; this server answers to this machine alone"
+                return web.json_response({"error": complaint, "error_type": "authorisation"}, status=403)
+        return await handler(request)
+
+    @web.middleware
+    async def mark_busy(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """While a request is served, `close_half_sent` leaves its connection alone."""
+        self._busy.add(request.protocol)
+        self._waiting.pop(request.protocol, None)
+        try:
+            return await handler(request)
+        finally:
+            self._busy.discard(request.protocol)
+
+    def close_half_sent(self, connections: Iterable[web.RequestHandler], now: float) -> None:
+        """Close connections that have waited too long for the head of a request to be complete."""
+        idle = [connection for connection in connections if connection not in self._busy]
+        self._waiting = {connection: self._waiting.get(connection, now) for connection in idle}
+        for connection, since in self._waiting.items():
+            if now - since > REQUEST_SECONDS and connection.transport is not None:
+                connection.transport.abort()
+
     def application(self) -> web.Application:
         """What aiohttp serves."""
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[self.authorise])
+        app = web.Application(
+            client_max_size=MAX_BODY, middlewares=[self.mark_busy, self.refuse_foreign, self.authorise]
+        )
         app.router.add_post("/generate", self.generate)
         app.router.add_get("/info", self.info)
         app.router.add_get("/health", self.health)
@@ -200,10 +239,19 @@ def _failure(error: Exception) -> tuple[int, dict[str, str]]:
     return 424, {"error": f"Request failed during generation: {error}", "error_type": "generation"}
 
 
-async def _content(http: web.Request) -> bytes:
-    """The body. `Malformed` when it is too long or broken off."""
+def _host(address: str) -> str | None:
     try:
-        return await http.read()
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
+
+
+async def _content(http: web.Request) -> bytes:
+    """The body. `Malformed` when it is too long, too slow or broken off."""
+    try:
+        return await asyncio.wait_for(http.read(), REQUEST_SECONDS)
+    except TimeoutError:
+        raise Malformed(408, f"The request body was not complete within {REQUEST_SECONDS:g} s") from None
     except web.HTTPRequestEntityTooLarge:
         raise Malformed(413, f"Failed to buffer the request body: length limit of {MAX_BODY} bytes exceeded") from None
     except (web.RequestPayloadError, ClientPayloadError, ContentEncodingError) as error:
@@ -233,7 +281,10 @@ async def serve(options: argparse.Namespace) -> None:
             write_text(options.registration, json.dumps({"url": url, "pid": os.getpid()}) + "\n")
         kind = type(decoders[0]).__name__
         print(f"cpu_server: {options.model_id} ({workers} x {kind}) at {url}", file=sys.stderr, flush=True)
-        await stop.wait()
+        while not stop.is_set():
+            server.close_half_sent(runner.server.connections if runner.server else [], time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1.0)
     finally:
         if options.registration:
             options.registration.unlink(missing_ok=True)
@@ -254,7 +305,7 @@ def main() -> None:
     parser.add_argument("--registration", type=Path, help="file that names the server once it is ready")
     options = parser.parse_args()
     try:
-        if options.host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("COSMO_SERVING_KEY"):
+        if options.host not in LOOPBACK and not os.environ.get("COSMO_SERVING_KEY"):
             raise ConfigError(
                 f"--host {options.host} is not a loopback address; export COSMO_SERVING_KEY, or leave --host out"
             )

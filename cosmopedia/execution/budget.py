@@ -5,6 +5,7 @@ divides by the rate that a run of this model on these machines has measured (`<s
 compute file; the pilot measures the first). Nothing in here changes a result.
 """
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,10 @@ def write_rate(
         completions=completions,
         measured=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    rates.write_rate(rates_path(), _name(identity), rate.model_dump())
+    try:
+        rates.write_rate(rates_path(), _name(identity), rate.model_dump())
+    except OSError as error:  # a full disk must not hide what ended the run
+        print(f"warning: {rates_path()}: {error.strerror}; this run's rate is not kept", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

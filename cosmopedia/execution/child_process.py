@@ -18,11 +18,24 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
+# Of an environment that is active outside; they would lead a child to other code than ours.
+LEADING = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUSERBASE")
+CODE = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment for a child that runs the same code as this process."""
+    kept = {name: value for name, value in os.environ.items() if name not in LEADING}
+    return kept | {"PYTHONPATH": str(CODE)}
+
+
 def start(command: list[str], log: Path, when_killed: signal.Signals, **options: Any) -> subprocess.Popen:
     """Start a command (its first word a path), in a session of its own so that Ctrl-C reaches only the parent.
 
-    Its output is appended to `log`, and it gets the signal `when_killed` when the parent dies.
+    Its output is appended to `log`, and it gets the signal `when_killed` when the parent dies. Its environment is
+    `environment()` unless `env` says otherwise.
     """
+    options = {"env": environment(), **options}
     prelude = [sys.executable, "-I", "-S", "-c", _PRELUDE, str(int(when_killed)), str(os.getpid())]
     with log.open("ab") as stream:
         return subprocess.Popen(

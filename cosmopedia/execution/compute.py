@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params, read_yaml
+from cosmopedia.text import read_text
 
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)(?!S_)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(hf_|sk-|AKIA|ghp_)\w{8,}")
@@ -45,7 +46,7 @@ class EndpointSpec(Params):
     def token(self) -> str | None:
         """The bearer token. `ConfigError` when the variable that should hold it is not set."""
         if self.token_file is not None:
-            return self.token_file.read_text(encoding="utf-8").strip()
+            return read_text(self.token_file).strip()
         if self.token_env is None:
             return None
         token = os.environ.get(self.token_env, "").strip()

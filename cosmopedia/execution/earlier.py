@@ -16,13 +16,13 @@ import yaml
 
 from cosmopedia.lineage import main_checkout
 from cosmopedia.params import SafeLoader
-from cosmopedia.store.documents import has_completions
+from cosmopedia.store.documents import Table, has_completions, table_at
 
 PAID = ("data/generate", "data/label", "data/pilot/completions.parquet")  # outs with completions in them
 LOCK = "dvc.lock"
 
 
-def earlier_completions() -> Iterator[Path]:
+def earlier_completions() -> Iterator[Table]:
     """Tables with completions: those in this checkout, then those in DVC's cache, dvc.lock's version first.
 
     Warns when dvc.lock names some that are neither here nor in the cache and a remote may have them.
@@ -37,7 +37,7 @@ def earlier_completions() -> Iterator[Path]:
         if tables is None:
             absent.add(out)
         else:
-            yield from filter(has_completions, tables)
+            yield from (table for table in tables if has_completions(table.path))
     if absent and _dvc("remote", "list"):
         print(
             f"warning: {', '.join(sorted(absent))} of an earlier run is not in DVC's cache; if a remote has it,"
@@ -47,11 +47,11 @@ def earlier_completions() -> Iterator[Path]:
         )
 
 
-def completions_here() -> Iterator[Path]:
+def completions_here() -> Iterator[Table]:
     """Tables with completions in this checkout."""
     for out in map(Path, PAID):
         tables = sorted(out.glob("*.parquet")) if out.is_dir() else [out]
-        yield from filter(has_completions, tables)
+        yield from map(table_at, filter(has_completions, tables))
 
 
 def cache_folders() -> list[Path]:
@@ -104,15 +104,22 @@ def _paid_outs(stage: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield out["path"], out["md5"]
 
 
-def _cached_tables(caches: list[Path], digest: str) -> list[Path] | None:
+def _cached_tables(caches: list[Path], digest: str) -> list[Table] | None:
     """The files of an out in the cache; None when they are not all there."""
     whole = _cached(caches, digest)
-    if whole is None or not digest.endswith(".dir"):
-        return None if whole is None else [whole]
-    entries = json.loads(whole.read_text(encoding="utf-8"))
-    names = {entry["relpath"]: entry["md5"] for entry in entries if entry["relpath"].endswith(".parquet")}
-    tables = [_cached(caches, names[name]) for name in sorted(names) if "/" not in name]
-    return None if None in tables else [path for path in tables if path]
+    if whole is None:
+        return None
+    if not digest.endswith(".dir"):
+        return [Table(whole)]
+    entries = {entry["relpath"]: entry["md5"] for entry in json.loads(whole.read_text(encoding="utf-8"))}
+    tables = []
+    for name in sorted(name for name in entries if name.endswith(".parquet") and "/" not in name):
+        path = _cached(caches, entries[name])
+        if path is None:
+            return None
+        thoughts = entries.get(f"thoughts/{name}")
+        tables.append(Table(path, _cached(caches, thoughts) if thoughts else None))
+    return tables
 
 
 def _cached(caches: list[Path], digest: str) -> Path | None:

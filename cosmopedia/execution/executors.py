@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -31,6 +32,7 @@ from datatrove.utils.stats import MetricStatsDict, PipelineStats
 from loguru import logger
 
 from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution import child_process
 from cosmopedia.execution.compute import Data, LocalData, RayData, SlurmData
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.job_scripts import options_of
@@ -262,6 +264,7 @@ def _task_environment(checkout: Path, setup: list[str]) -> str:
     """Shell lines that give a task this checkout and its Python, and tell it its CPUs."""
     lines = [*setup, f"cd {quote(str(checkout))}", f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH"]
     lines.append("export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK")
+    lines.append(f"unset {' '.join(child_process.LEADING)}")
     return "\n".join([*lines, f"export PYTHONPATH={quote(str(checkout))}${{PYTHONPATH:+:$PYTHONPATH}}"])
 
 
@@ -311,6 +314,9 @@ def _ray(data: RayData) -> Iterator[None]:
         cpus = data.workers * data.cpus
         options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    folder = None if address else tempfile.TemporaryDirectory(prefix="cosmo-ray-", ignore_cleanup_errors=True)
+    if folder:  # by default in /tmp/ray, which all users share
+        options["_temp_dir"] = folder.name
     try:
         if port.isdecimal():  # ray.init would try an address without a server for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
@@ -324,3 +330,5 @@ def _ray(data: RayData) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if folder:
+            folder.cleanup()

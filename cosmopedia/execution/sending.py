@@ -44,6 +44,7 @@ class Send:
         run.figures = {"forecast": plan.metrics()}
         if lookup.missing:
             refuse(plan, self.budget)
+            lookup.store.check_writable()
             _send(run, lookup, plan, serving, self)
         elif not self.keep:
             release(run.stage, lookup.model, serving)
@@ -54,7 +55,7 @@ def forecast_of(lookup: LookUp, serving: Serving) -> Forecast:
     lengths = []
     for key, state in zip(lookup.keys, lookup.states, strict=True):
         if state == CACHED and (completion := lookup.store.get(key)):
-            lengths.append(completion.tokens)
+            lengths.append(min(max(completion.tokens, 0), lookup.sampling.max_new_tokens))
             if len(lengths) == SAMPLED:
                 break
     mean = sum(lengths) / len(lengths) if len(lengths) >= SAMPLED // 8 else None
@@ -83,10 +84,10 @@ def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, 
             run.stage,
             pool,
             serving,
+            lookup.reader,
             commit=run.store.append,
             stop=stop,
             expecting=servers.expecting,
-            count_tokens=lambda prompt: model.count_tokens([prompt])[0],
             before=run.cached,
             failed_before=run.reasons,
         )

@@ -14,6 +14,7 @@ from cosmopedia.execution.compute import compute_path, load_compute
 from cosmopedia.files import write_text
 from cosmopedia.lineage import hash_files, store_root
 from cosmopedia.params import profile_path, read_yaml
+from cosmopedia.pins import pin_problems
 from cosmopedia.rng import content_hash
 
 
@@ -40,12 +41,15 @@ def check_settings() -> None:
 
 
 def check_settings_once() -> None:
-    """`check_settings`, unless the same settings have passed before: a pipeline has many stages."""
+    """`check_settings`, unless the same settings have passed before: a pipeline has many stages. Pins of local files
+    are compared each time."""
     passed = store_root() / "runs" / "settings"
     state = content_hash(*(f"{path} {hash_files([path])}" for path in _files()))
     if not passed.is_file() or passed.read_text(encoding="utf-8") != state:
         check_settings()
         write_text(passed, state)
+    if sentences := list(pin_problems(read_yaml(Path("params.yaml")), read_yaml(profile_path()))):
+        raise ConfigError("; ".join(sentences))
 
 
 def _files() -> list[Path]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cosmopedia.errors import errors_as_sentences
+from cosmopedia.errors import ConfigError, errors_as_sentences
 from cosmopedia.execution.settings import check_settings_once
 from cosmopedia.files import lock
 
@@ -24,11 +24,35 @@ def run_stage(stage: str, main: Callable[[], str]) -> None:
     """Run a stage's `main` and print the line it returns: what the stage made, in a few words ("312 prompts in 21
     cells, 4 duplicates dropped"). Errors are one sentence: see `errors_as_sentences`."""
     with errors_as_sentences(f"{stage}: "):
+        check_code()
         if "DVC_STAGE" in os.environ:
             end_with_parent()
             check_settings_once()
         with alone(stage):
             print(f"{stage}: {main()}", flush=True)
+
+
+def check_code() -> None:
+    """`ConfigError` when a variable of the environment gives a stage other code than its checkout and its .venv have.
+
+    PYTHONSAFEPATH takes the current folder away, and an experiment's folder would run the main checkout's code;
+    PYTHONPATH is searched before .venv (module systems set it).
+    """
+    own, here = Path(__file__).resolve().parents[2], Path.cwd().resolve()
+    if here != own and (here / "cosmopedia/errors.py").is_file():
+        raise ConfigError(
+            f"the code of {own} runs in {here}; unset PYTHONSAFEPATH and PYTHONPATH, or run `make repro`"
+        )
+    paths = [Path(path).resolve() for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    for path in paths:
+        if path in (own, here):
+            continue
+        for name, module in list(sys.modules.items()):
+            if "." not in name and (file := getattr(module, "__file__", None)) and Path(file).is_relative_to(path):
+                raise ConfigError(
+                    f"{name} comes from {path} and not from .venv, since PYTHONPATH names that folder; unset"
+                    " PYTHONPATH, or use `make repro`"
+                )
 
 
 def end_with_parent() -> None:

@@ -77,10 +77,6 @@ def log_of(folder: Path) -> Path:
     return folder / "log.txt"
 
 
-def _python_path() -> str:
-    return os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def log_tail(folder: Path) -> str:
     """The end of what the processes of the last start wrote themselves, without torchrun's summary of their end."""
     try:
@@ -98,9 +94,7 @@ class LocalProcesses:
     def __init__(self, job: TorchrunJob, training: LocalTraining):
         python = python_of(training)
         threads = training.threads or max((os.cpu_count() or 1) // job.processes, 1)
-        environment = (
-            os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": _python_path()} | training.environment
-        )
+        environment = child_process.environment() | {"OMP_NUM_THREADS": str(threads)} | training.environment
         command = [python, "-m", "torch.distributed.run", "--nproc-per-node", str(job.processes), "--standalone"]
         command += ["--max-restarts", "0", "-m", job.module, str(job.folder)]
         log = log_of(job.folder)

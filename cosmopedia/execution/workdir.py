@@ -15,7 +15,7 @@ from typing import IO
 from uuid import uuid4
 
 from cosmopedia.errors import DataError, InternalError
-from cosmopedia.files import lock
+from cosmopedia.files import discard, lock, replacing
 from cosmopedia.lineage import hash_files, store_root
 from cosmopedia.params import read_yaml, section
 from cosmopedia.rng import content_hash
@@ -36,9 +36,9 @@ def work_folder(stage: str, *identity: object) -> Iterator[Path]:
         try:
             yield folder
         except (DataError, InternalError):
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
 
 
 def lend(path: Path, target: Path) -> None:
@@ -50,7 +50,8 @@ def lend(path: Path, target: Path) -> None:
     try:
         target.hardlink_to(path)
     except OSError:  # another file system
-        shutil.copyfile(path, target)
+        with replacing(target) as draft:
+            shutil.copyfile(path, draft)
 
 
 def _key(stage: str, identity: tuple[object, ...]) -> str:
@@ -81,7 +82,7 @@ def _claim(parent: Path, key: str) -> tuple[Path, IO[str]]:
     for other in parent.iterdir():
         if other.name.rpartition(".")[0] != key and (file := _locked(other)):
             with file:
-                shutil.rmtree(other, ignore_errors=True)
+                discard(other)
     for number in count():
         folder = parent / f"{key}.{number}"
         folder.mkdir(exist_ok=True)

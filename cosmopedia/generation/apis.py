@@ -5,6 +5,7 @@ server's gauges. What a status means is the same for both and is in cosmopedia/e
 parameters, answer and errors are the types of the `text-generation` package.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -12,18 +13,14 @@ from typing import Any, NamedTuple, Protocol
 import pydantic
 from text_generation.types import Parameters, Response
 
+from cosmopedia.generation.answers import Answer, Malformed, Unusable
 from cosmopedia.generation.requests import Request, Sampling
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? +([-+.\w]+)", re.MULTILINE)  # a line of Prometheus text
 
 
-class Answer(NamedTuple):
-    """What a server wrote; `prompt_tokens` is None when it does not say."""
-
-    text: str
-    finish_reason: str  # "eos_token" | "length" | "stop_sequence"
-    tokens: int  # end-of-text token included
-    prompt_tokens: int | None
+MAX_COUNT = 2**31 - 1  # a larger count, or a negative one, is none
+MAX_LOAD = 1e6  # requests; a gauge beyond it is none
 
 
 class Load(NamedTuple):
@@ -33,22 +30,19 @@ class Load(NamedTuple):
     waiting: float
 
 
-class Malformed(Exception):
-    """An answer with status 200 and no completion in it."""
-
-
 class Api(Protocol):
     """How to talk to one kind of server."""
 
     name: str
     path: str
+    max_new_tokens: int
 
     def body(self, request: Request) -> dict[str, Any]:
         """The JSON body of a request."""
         ...
 
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
-        """The completion in an answer with status 200. `Malformed` when there is none."""
+        """The completion in an answer with status 200. `Malformed` or `Unusable` when there is none."""
         ...
 
     def error_message(self, payload: Any) -> str | None:
@@ -66,6 +60,7 @@ class TgiApi:
     name, path = "tgi", "/generate"
 
     def __init__(self, sampling: Sampling):
+        self.max_new_tokens = sampling.max_new_tokens
         parameters = Parameters(
             do_sample=True,
             temperature=sampling.temperature,
@@ -82,15 +77,18 @@ class TgiApi:
 
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
         """The per-token details, 70 bytes per token, are not read."""
+        details = _object(_object(payload, "the answer").get("details"), "`details`")
+        _check_filter(details.get("finish_reason"))
+        known = {"prefill": [], "tokens": [], "best_of_sequences": None, "top_tokens": None, "generated_tokens": 0}
         try:
-            details = {**payload["details"], "prefill": [], "tokens": [], "best_of_sequences": None}
-            details["top_tokens"] = None
-            response = Response.model_validate({"generated_text": payload["generated_text"], "details": details})
-        except (TypeError, KeyError, pydantic.ValidationError) as error:
-            raise Malformed(f"{error!r:.200}") from None
+            response = Response.model_validate({**payload, "details": {**details, **known}})
+        except pydantic.ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise Malformed(f"`{place}` is wrong: {first['msg'][0].lower()}{first['msg'][1:]}") from None
         header = headers.get("x-prompt-tokens", "")
-        prompt_tokens = int(header) if header.isdecimal() else None
-        reason, tokens = response.details.finish_reason.value, response.details.generated_tokens
+        prompt_tokens = _count(int(header)) if re.fullmatch(r"[0-9]{1,10}", header) else None
+        reason, tokens = response.details.finish_reason.value, _count(details.get("generated_tokens"))
         return Answer(response.generated_text, reason, tokens, prompt_tokens)
 
     def error_message(self, payload: Any) -> str | None:
@@ -120,24 +118,28 @@ class OpenAiApi:
             "top_k": sampling.top_k or -1,
             "repetition_penalty": sampling.repetition_penalty or 1.0,
         }
-        self._max_tokens = sampling.max_new_tokens
+        self.max_new_tokens = sampling.max_new_tokens
 
     def body(self, request: Request) -> dict[str, Any]:
         return {**self._body, "prompt": request.prompt, "seed": request.seed}
 
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
-        try:
-            (choice,), usage = payload["choices"], payload["usage"]
-            reason, stop = choice["finish_reason"], choice.get("stop_reason")
-            text, tokens, prompt_tokens = choice["text"], usage["completion_tokens"], usage["prompt_tokens"]
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise Malformed(f"{error!r:.200}") from None
+        choices = _object(payload, "the answer").get("choices")
+        if not isinstance(choices, list) or len(choices) != 1:
+            raise Malformed("`choices` is not a list of one completion")
+        choice, usage = _object(choices[0], "`choices[0]`"), payload.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        text, reason, stop = choice.get("text"), choice.get("finish_reason"), choice.get("stop_reason")
+        _check_filter(reason)
         names = {"length": "length", "stop": "stop_sequence" if isinstance(stop, str) else "eos_token"}
-        if reason not in names or not isinstance(text, str) or type(tokens) is not int:
-            raise Malformed(f"finish_reason {reason!r}, completion_tokens {tokens!r}")
-        if reason == "length" and tokens < self._max_tokens:  # vLLM cuts silently at its --max-model-len
-            raise Malformed(f"cut after {tokens} of {self._max_tokens} tokens")
-        return Answer(text, names[reason], tokens, prompt_tokens if type(prompt_tokens) is int else None)
+        if not isinstance(text, str):
+            raise Malformed("`choices[0].text` is not a text")
+        if not isinstance(reason, str) or reason not in names:
+            raise Malformed(f"`finish_reason` is {_shown(reason)}, wanted `stop` or `length`")
+        tokens = _count(usage.get("completion_tokens"))
+        if reason == "length" and tokens and tokens < self.max_new_tokens:  # vLLM cuts silently at its --max-model-len
+            raise Malformed(f"cut after {tokens} of {self.max_new_tokens} tokens")
+        return Answer(text, names[reason], tokens, _count(usage.get("prompt_tokens")))
 
     def error_message(self, payload: Any) -> str | None:
         if not isinstance(payload, dict):
@@ -155,14 +157,38 @@ class OpenAiApi:
         )
 
 
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Malformed(f"{name} is not a JSON object")
+    return value
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens as a server gives it, or None."""
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
+
+
+def _shown(value: Any) -> str:
+    """A JSON value in words, for a message."""
+    return "missing" if value is None else f"`{value}`" if isinstance(value, str) else "not a text"
+
+
+def _check_filter(reason: Any) -> None:
+    if reason == "content_filter":
+        raise Unusable("content_filter", "the server's content filter took the text back")
+
+
 def _load(metrics: str, running: Iterable[str], waiting: Iterable[str]) -> Load | None:
     """Gauges summed over their labels (one per data-parallel engine)."""
     sums: dict[str, float] = {}
     for name, value in _SAMPLE.findall(metrics):
         if name in running or name in waiting:
             try:
-                sums[name] = sums.get(name, 0.0) + float(value)
+                gauge = float(value)
             except ValueError:
                 return None
+            if not math.isfinite(gauge) or not 0 <= gauge <= MAX_LOAD:
+                return None
+            sums[name] = sums.get(name, 0.0) + gauge
     parts = [[sums[name] for name in names if name in sums] for names in (running, waiting)]
     return Load(*map(sum, parts)) if all(parts) else None

@@ -8,6 +8,7 @@ renders each of 30 million prompts and never sees a tensor. A test compares the 
 import json
 from collections.abc import Callable
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,7 +49,7 @@ class ChatTokenizer:
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             return {}
         except ValueError as error:
@@ -58,7 +59,7 @@ class ChatTokenizer:
     def _template(self, config: dict[str, Any]) -> str:
         path = self.folder / "chat_template.jinja"
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         template = config.get("chat_template")
         if isinstance(template, list):  # several, with names
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
@@ -78,9 +79,18 @@ class ChatTokenizer:
             raise DataError(f"{self.folder}: the chat template refuses a user's turn: {error}") from None
         return text.removeprefix(self._added_start)
 
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether a rendered prompt ends in `<think>`."""
+        return self.render("x").rstrip().endswith("<think>")
+
     def count(self, rendered: list[str]) -> list[int]:
         """Tokens of rendered prompts, including the special tokens that the server adds."""
         return [len(encoding.ids) for encoding in self._tokenizer.encode_batch(rendered)]
+
+    def count_text(self, text: str) -> int:
+        """Tokens of a text, no special ones added."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _function_of(source: str, special: dict[str, str]) -> Callable[[list[dict[str, str]]], str]:

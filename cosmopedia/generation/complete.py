@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from cosmopedia.errors import ConfigError, InternalError
 from cosmopedia.files import write_text
+from cosmopedia.generation.answers import AnswerReader
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import (
     Completion,
@@ -32,6 +32,8 @@ from cosmopedia.generation.requests import (
     sampling_seed,
 )
 from cosmopedia.lineage import store_root
+from cosmopedia.store.documents import Table
+from cosmopedia.store.segments import writing
 from cosmopedia.store.store import CompletionStore
 
 T = TypeVar("T")
@@ -45,17 +47,20 @@ class KeyFile:
     """The 16-byte keys of the requests, in their order, in a file without a name: 480 MB for 30 million."""
 
     def __init__(self) -> None:
-        folder = store_root() / "runs"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._folder = store_root() / "runs"
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
 
     def write(self, keys: list[bytes]) -> None:
         """Append some."""
-        self._file.write(b"".join(keys))
+        with writing(self._folder):
+            self._file.write(b"".join(keys))
 
     def __iter__(self) -> Iterator[str]:
         """Each key as 32 hex characters; several iterators may be in use at once."""
-        self._file.flush()
+        with writing(self._folder):
+            self._file.flush()
         offset = 0
         while block := os.pread(self._file.fileno(), 16 * LOOKED_UP, offset):
             offset += len(block)
@@ -72,6 +77,7 @@ class CompletionRun:
     requests: Iterable[Request]
     store: CompletionStore
     keys: Iterable[str]  # of the requests, in their order
+    reader: AnswerReader
     cached: int = 0
     new: int = 0
     failed: int = 0
@@ -85,7 +91,8 @@ class CompletionRun:
     def results(self) -> Iterator[tuple[Request, Completion | Failure]]:
         """Each request, in the order given, with its result."""
         for request, key in zip(self.requests, self.keys, strict=True):
-            result = self.store.get(key) or self.failures.get(key)
+            stored = self.store.get(key)
+            result = self.reader.result(stored) if stored else self.failures.get(key)
             if result is None:
                 raise InternalError(f"{self.stage}: {request.id} has neither a completion nor a failure (key {key})")
             yield request, result
@@ -145,6 +152,7 @@ class LookUp:
         self, requests: Iterable[Request], model: GenerationModel, sampling: Sampling, store: CompletionStore
     ):
         self.requests, self.model, self.sampling, self.store = requests, model, sampling, store
+        self.reader = AnswerReader(model, sampling.max_new_tokens)
         self.room = model.max_length - sampling.max_new_tokens
         if self.room <= 0:
             raise ConfigError(
@@ -196,7 +204,7 @@ class LookUp:
         """Requests that the store has no completion for, and that can be sent."""
         return self.states.count(MISSING)
 
-    def reuse(self, import_from: Callable[[], Iterable[Path]]) -> int:
+    def reuse(self, import_from: Callable[[], Iterable[Table]]) -> int:
         """Take over what the store lacks from tables of earlier runs; returns how many completions.
 
         `import_from` is called, and the tables are read, only if something is missing.
@@ -225,7 +233,7 @@ def complete(
     sampling: Sampling,
     store: CompletionStore,
     send: Callable[[CompletionRun, LookUp], None],
-    import_from: Callable[[], Iterable[Path]] = tuple,
+    import_from: Callable[[], Iterable[Table]] = tuple,
 ) -> CompletionRun:
     """A completion or a failure for each request.
 
@@ -238,7 +246,7 @@ def complete(
     lookup = LookUp(requests, model, sampling, store)
     if imported := lookup.reuse(import_from):
         print(f"{stage}: {imported} completions of earlier runs taken over into the store", flush=True)
-    run = CompletionRun(stage, len(lookup.states), requests, store, lookup.keys)
+    run = CompletionRun(stage, len(lookup.states), requests, store, lookup.keys, lookup.reader)
     run.cached = lookup.states.count(CACHED)
     run.failures = {failure.key: failure for failure in lookup.too_long}
     if lookup.too_long:

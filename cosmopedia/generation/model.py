@@ -64,3 +64,12 @@ class GenerationModel:
     def count_tokens(self, rendered: list[str]) -> list[int]:
         """Tokens of rendered prompts, including the special tokens that the server adds."""
         return self._chat.count(rendered)
+
+    def count_text(self, text: str) -> int:
+        """Tokens of a text, no special ones added."""
+        return self._chat.count_text(text)
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the chat template ends in `<think>`, so that what the model writes begins inside a thought."""
+        return self._chat.opens_thought

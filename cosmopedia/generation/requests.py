@@ -48,7 +48,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote. Token counts include the end-of-text token, as TGI counts them."""
+    """What a model wrote. Token counts include the end-of-text token, as TGI counts them.
+
+    In the store, `text` is what was served; as a result of `complete`, a reasoning model's thought is apart.
+    """
 
     key: str
     text: str
@@ -56,6 +59,8 @@ class Completion:
     tokens: int
     prompt_tokens: int
     engine: str
+    thought: str = ""  # what was inside <think>...</think>
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,9 @@ class Failure:
     """Why there is no completion. It is not stored, so the next run tries again."""
 
     key: str
-    reason: str  # "too_long", "empty", "validation", "http_<status>", "server_error", "timeout", "connection"
+    # "too_long", "empty", "truncated_thought", "content_filter", "validation", "http_<status>", "server_error",
+    # "timeout", "connection"
+    reason: str
     detail: str
     attempts: int  # tries that were spent; 0 when the request was never sent
 

@@ -1,5 +1,6 @@
 """Maintenance of a completion store's folder: verify every byte, compact segments, repair damage, drop the unused."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,16 @@ import numpy as np
 from cosmopedia.errors import ClusterError, DataError
 from cosmopedia.store.folder import closed, files_in, keys_in, read_file, split_keys
 from cosmopedia.store.parquet_files import keys_of, open_parquet, rows_of, write_parquet_files
-from cosmopedia.store.segments import FRAME_MAGIC, SEGMENT_MAGIC, decode, open_file, read_frame
+from cosmopedia.store.segments import (
+    FRAME_MAGIC,
+    SEGMENT_MAGIC,
+    damage,
+    decode,
+    in_use,
+    open_file,
+    read_frame,
+    read_frames,
+)
 
 DRAFT_SECONDS = 3600.0  # a draft this old was left by a process that was killed
 
@@ -42,7 +52,26 @@ def verify(folder: Path) -> list[str]:
                 pass
         except DataError as error:
             problems.append(str(error))
+            continue
+        if path.suffix == ".seg" and _tail(path) and _whole_in_segment(path)[1]:
+            problems.append(damage(path, "whole completions lie behind one that was torn, where no reader finds them"))
     return problems
+
+
+def torn_tails(folder: Path) -> dict[Path, int]:
+    """The bytes at the end of segments that are no whole completion: a write that never ended. They are ignored."""
+    tails = {}
+    for path in files_in(folder):
+        with contextlib.suppress(DataError):  # `verify` has a sentence for that
+            if path.suffix == ".seg" and not in_use(path) and (left := _tail(path)):
+                tails[path] = left
+    return tails
+
+
+def _tail(path: Path) -> int:
+    """The bytes behind the last frame that a reader finds."""
+    size = path.stat().st_size
+    return size - max((frame.end for frame in read_frames(path)), default=min(size, len(SEGMENT_MAGIC)))
 
 
 def compact(folder: Path, wanted: Callable[[bytes], bool] | None = None) -> Compaction:
@@ -121,16 +150,20 @@ def _whole_in_segment(path: Path) -> tuple[list[tuple[bytes, list]], bool]:
     whole: list[tuple[bytes, list]] = []
     broken = not content.startswith(SEGMENT_MAGIC[: len(content)]) and bool(content.strip(b"\0"))
     start = len(SEGMENT_MAGIC)
+    torn = False
     with open_file(path) as stream:
-        while start >= 0:
+        while 0 <= start < len(content):
             try:
                 frame = read_frame(stream, path, start)
-                if frame is None:
-                    break
-                whole += zip(split_keys(frame.keys), decode(stream, path, frame), strict=True)
-                start = frame.end
+                rows = decode(stream, path, frame) if frame else []
             except DataError:
-                broken, start = True, content.find(FRAME_MAGIC, start + 1)
+                frame, broken = None, broken or not torn  # what looks like a frame inside a torn one need not be one
+            if frame is None:
+                torn, start = True, content.find(FRAME_MAGIC, start + 1)
+                continue
+            whole += zip(split_keys(frame.keys), rows, strict=True)
+            broken |= torn  # a whole frame behind: no reader finds it
+            start = frame.end
     return whole, broken
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cosmopedia.errors import ClusterError, DataError
 from cosmopedia.files import replacing
-from cosmopedia.store.segments import FileRemoved, checksum, damage, fsync, new_name
+from cosmopedia.store.segments import READ_ONLY, FileRemoved, checksum, count_within, damage, fsync, new_name
 
 GROUP_ROWS = 512  # about 2 MB of text: 5 ms to read
 FILE_ROWS = 131_072  # about 200 MB
@@ -113,8 +113,9 @@ def write_parquet_files(folder: Path, completions: Iterable[tuple[bytes, list]])
                 fsync(draft)
             fsync(folder)
         except OSError as error:
+            action = "make it writable for you" if error.errno in READ_ONLY else "make room"
             raise ClusterError(
-                f"compaction cannot write to {folder} ({error.strerror or error}); make room and run it again: the"
+                f"compaction cannot write to {folder} ({error.strerror or error}); {action} and run it again: the"
                 " store holds what it held before"
             ) from None
         paths.append(path)
@@ -122,6 +123,9 @@ def write_parquet_files(folder: Path, completions: Iterable[tuple[bytes, list]])
 
 
 def _table_of(completions: Iterable[tuple[bytes, list]]) -> pa.Table:
-    rows = [(key, *row, row_checksum(key, row)) for key, row in completions]
+    rows = []
+    for key, (text, finish_reason, tokens, prompt_tokens, engine) in completions:
+        row = [text, finish_reason, count_within(tokens), count_within(prompt_tokens), engine]
+        rows.append((key, *row, row_checksum(key, row)))
     columns = [pa.array(c, field.type) for c, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
     return pa.Table.from_arrays(columns, schema=SCHEMA)

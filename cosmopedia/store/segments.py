@@ -6,6 +6,8 @@ never done, and is ignored. Anything else that does not add up is damage, and is
 A writer holds a lock on its segment, so that nobody compacts a segment that still grows.
 """
 
+import contextlib
+import errno
 import json
 import os
 import secrets
@@ -31,6 +33,8 @@ IDLE_SECONDS = 600.0  # a segment that changed since is left alone even without 
 # magic, rows, bytes of payload, tokens, checksum of the keys, checksum of keys + payload; then CRC-32 of these
 _HEAD = struct.Struct("<4sIIQ8s8s")
 _CRC = struct.Struct("<I")
+TOKENS = 2  # place in a row
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 HEAD_BYTES = _HEAD.size + _CRC.size
 
 
@@ -54,23 +58,28 @@ class SegmentWriter:
     def __init__(self, folder: Path):
         self.path = folder / new_name(".seg")
         self.size = 0
-        try:
+        with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-            lock(self._file)
-            self._write(SEGMENT_MAGIC)
-            fsync(folder)
-        except OSError as error:
-            raise self._cannot_write(error) from None
+            try:
+                lock(self._file)
+                self._write(SEGMENT_MAGIC)
+                fsync(folder)
+            except OSError:
+                os.close(self._file)
+                self.path.unlink(missing_ok=True)
+                raise
 
     def append(self, content: bytes) -> int:
         """Write, fsync, and return the offset of the first byte."""
         start = self.size
-        try:
-            self._write(content)
-        except OSError as error:
-            os.ftruncate(self._file, start)
-            raise self._cannot_write(error) from None
+        with writing(self.path):
+            try:
+                self._write(content)
+            except OSError:
+                with contextlib.suppress(OSError):  # a torn tail is ignored as well
+                    os.ftruncate(self._file, start)
+                raise
         return start
 
     def _write(self, content: bytes) -> None:
@@ -80,24 +89,48 @@ class SegmentWriter:
         os.fsync(self._file)
         self.size += len(content)
 
-    def _cannot_write(self, error: OSError) -> ClusterError:
-        return ClusterError(
-            f"the completion store cannot write to {self.path} ({error.strerror}); make room or set COSMO_STORE to"
-            " another folder, then run again: every completion that was stored before is kept"
-        )
-
     def close(self) -> None:
         os.close(self._file)
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an error of the disk into a `ClusterError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in READ_ONLY:
+            action = "make it writable for you, or copy its folder to one of yours and set COSMO_STORE to that"
+        else:
+            action = "make room or set COSMO_STORE to another folder"
+        raise ClusterError(
+            f"the completion store cannot write to {path} ({error.strerror or error}); {action}, then run again: every"
+            " completion that was stored before is kept"
+        ) from None
+
+
 def encode(completions: list[Completion], compressor: zstandard.ZstdCompressor) -> bytes:
-    """One frame. The text's checksum covers the keys too, so that no key can ever get another key's text."""
+    """One frame. The text's checksum covers the keys too, so that no key can ever get another key's text.
+
+    A count that is none is stored as the nearest that is: no row may keep the others from being stored.
+    """
     keys = b"".join(bytes.fromhex(c.key) for c in completions)
-    rows = [[c.text, c.finish_reason, c.tokens, c.prompt_tokens, c.engine] for c in completions]
+    rows = [row_of(c) for c in completions]
     payload = compressor.compress(json.dumps(rows, separators=(",", ":")).encode())
-    tokens = sum(c.tokens for c in completions)
+    tokens = sum(row[TOKENS] for row in rows)
     head = _HEAD.pack(FRAME_MAGIC, len(completions), len(payload), tokens, checksum(keys), checksum(keys, payload))
     return b"".join([head, _CRC.pack(zlib.crc32(head)), keys, payload])
+
+
+def row_of(completion: Completion) -> list:
+    """[text, finish_reason, tokens, prompt_tokens, engine]."""
+    tokens, prompt_tokens = count_within(completion.tokens), count_within(completion.prompt_tokens)
+    return [completion.text, completion.finish_reason, tokens, prompt_tokens, completion.engine]
+
+
+def count_within(number: int) -> int:
+    """The nearest number that a parquet file's column takes."""
+    return min(max(number, 0), 2**31 - 1)
 
 
 def decode(stream: BinaryIO, path: Path, frame: Frame) -> list:

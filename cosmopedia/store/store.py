@@ -8,6 +8,7 @@ local copy of the bucket. `cosmo store` shows, verifies, compacts and repairs it
 
 import os
 import sys
+import tempfile
 import time
 from array import array
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from cosmopedia.errors import ClusterError, DataError
 from cosmopedia.generation.requests import Completion
 from cosmopedia.lineage import main_checkout, store_root
 from cosmopedia.store.bucket import Bucket
-from cosmopedia.store.documents import completions_in
+from cosmopedia.store.documents import Table, completions_in, table_at
 from cosmopedia.store.folder import files_in, split_keys
 from cosmopedia.store.index import FRAME_MASK, RECENT_ROWS, KeyIndex, prefix
 from cosmopedia.store.parquet_files import all_keys, keys_of, open_parquet, rows_of, tokens_of
@@ -36,11 +37,13 @@ from cosmopedia.store.segments import (
     encode,
     open_file,
     read_frames,
+    writing,
 )
 
 CACHED_KEYS = 4096  # frames whose keys are in memory, about 6 MB
 CACHED_ROWS = 64  # frames whose texts are in memory, about 16 MB
 OPEN_FILES = 16  # parquet files
+WRITABLE_BYTES = 1 << 20  # that must fit before anything is sent
 
 
 @dataclass
@@ -229,22 +232,32 @@ class CompletionStore:
             self.bucket.push_later(self._writer.path)
             self._writer = None
 
+    def check_writable(self) -> None:
+        """`ClusterError` unless a completion could be stored now: it is better to know before one was paid for."""
+        folder = self.bucket.spool if self.bucket else self.folder
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(WRITABLE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+
     def _begin_segment(self) -> None:
         self._writer = SegmentWriter(self.bucket.spool if self.bucket else self.folder)
         self._began = time.monotonic()
         self._own = self._add_file(self._writer.path)
 
-    def import_documents(self, paths: Iterable[Path | str], wanted: np.ndarray | None = None) -> int:
+    def import_documents(self, tables: Iterable[Table | Path | str], wanted: np.ndarray | None = None) -> int:
         """Copy the completions of tables (data/generate/*.parquet) that the store lacks; returns how many.
 
         With `wanted`, the sorted first 16 hex digits of keys as uint64, only those, and no file is opened once each of
         them has been found.
         """
         imported = 0
-        for path in paths:
+        for table in tables:
             if wanted is not None and imported >= len(wanted):
                 break
-            for completions in completions_in(Path(path), wanted):
+            for completions in completions_in(table if isinstance(table, Table) else table_at(Path(table)), wanted):
                 present = self.present([bytes.fromhex(one.key) for one in completions])
                 new = {one.key: one for one, is_here in zip(completions, present, strict=True) if not is_here}
                 self.append(list(new.values()))

@@ -195,7 +195,7 @@ PROMPT = Contract("prompts", _schema(**_PROMPT_FIELDS), "prompt_id")
 _DOCUMENT_FIELDS: dict[str, object] = {
     "completion_id": _s,  # "<prompt_id>-<sample index>"
     "prompt": _s,
-    "text_token_length": _i32,  # tokens that the model wrote, as the server counted them
+    "text_token_length": _i32,  # tokens that the model wrote, as the server counted them; without a thought's
     "text": _s,
     "seed_data": _s,
     "format": _s,
@@ -222,6 +222,9 @@ COMPLETION = Contract(
         "text", "finish_reason", "text_token_length", "prompt_tokens", "engine")}}),
     "key",
 )  # fmt: skip
+
+# What a reasoning model thought before it wrote a document.
+THOUGHT = Contract("thoughts", _schema(completion_id=_s, thought=_s, thought_tokens=_i32), "completion_id")
 
 FAILED = Contract(
     "failed completions",

@@ -1,7 +1,6 @@
 """Rows in any order become one file in key order, in memory that does not grow with them."""
 
 import heapq
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import accumulate, islice
@@ -10,6 +9,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
+from cosmopedia.files import discard, remove
 from cosmopedia.tables.contracts import Contract
 from cosmopedia.tables.parquet import ROW_GROUP, TableWriter, table_of
 
@@ -33,7 +33,7 @@ class SortingWriter:
         self._chars = 0
 
     def __enter__(self) -> "SortingWriter":
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        remove(self._scratch)
         return self
 
     def write(self, row: dict) -> None:
@@ -69,7 +69,7 @@ class SortingWriter:
                     for table in merge_sorted(runs, self.contract.key):
                         writer.write_table(table)
         finally:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            discard(self._scratch)
 
 
 def _tables(file: pa.NativeFile) -> Iterator[pa.Table]:

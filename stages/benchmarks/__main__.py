@@ -6,21 +6,23 @@ Contract: a row that cannot be used is an error, not a loss: scores are comparab
 Run: python -m stages.benchmarks
 """
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
 
+from cosmopedia.dataset_folders import dataset_files
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.files import clear_folder
 from cosmopedia.params import Params, load
+from cosmopedia.pins import is_local
 from cosmopedia.records import Record, read_records
 from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import write_table
 from cosmopedia.tables.row_counts import write_metrics
-from stages.benchmarks.cloze import FORMS, Fields
+from stages.benchmarks.cloze import FORMS, Fields, checked
 
 OUT = Path("data/benchmarks")
 
@@ -48,7 +50,7 @@ def items_of(task: str, records: Iterable[Record], revision: str) -> list[dict]:
     for position, record in enumerate(records):
         if record.problem:
             raise DataError(f"{record.place}: {record.problem}; fix or remove the row")
-        item = FORMS[task](Fields(record.values, record.place))
+        item = checked(FORMS[task](Fields(record.values, record.place)), record.place)
         rows.append(
             {
                 "item_id": f"{task}/{position:06d}",
@@ -83,10 +85,13 @@ def settings() -> BenchmarksParams:
 def main() -> str:
     """Read and normalise every task; returns the summary line."""
     params = settings()
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     metrics: dict[str, dict] = {}
+    unread = ""
     for task, source in params.tasks.items():
         records, revision = read_records(source.dataset, source.subset, source.split, source.revision)
+        if is_local(source.dataset):
+            unread += dataset_files(source.dataset, source.subset, source.split).note
         rows = items_of(task, records, revision)
         if not rows:
             raise DataError(f"{source.dataset}: no record for benchmark {task}; check benchmarks.tasks.{task}")
@@ -94,7 +99,7 @@ def main() -> str:
         metrics[task] = {"items": kept, "available": len(rows), "dataset": source.dataset, "revision": revision}
     total = sum(task["items"] for task in metrics.values())
     write_metrics("metrics/benchmarks.json", {"items": total, "tasks": metrics})
-    return f"{total} items of {len(metrics)} tasks"
+    return f"{total} items of {len(metrics)} tasks{unread}"
 
 
 if __name__ == "__main__":

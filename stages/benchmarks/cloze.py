@@ -70,6 +70,16 @@ class Fields:
         return texts, labels.index(key)
 
 
+def checked(item: Cloze, place: str) -> Cloze:
+    """The item itself. `DataError` when a form has left a part of it without text, such as an ending "[header]"."""
+    parts = {"query": item.query, "question": item.question, "answer": item.answer}
+    parts |= {f"choice {number}": choice for number, choice in enumerate(item.choices)}
+    for name, text in parts.items():
+        if not text.strip():
+            raise DataError(f"{place}: {name} has no text left in the form of its task; fix or remove the row")
+    return item
+
+
 def _scored(query: str, choices: list[str], gold: int, question: str) -> Cloze:
     return Cloze(query, [f" {choice}" for choice in choices], gold, question, choices[gold])
 

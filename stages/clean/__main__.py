@@ -47,7 +47,9 @@ def main() -> str:
         name: {"share_of_documents": changed[name] / metrics["rows_in"], "examples": some}
         for name, some in matched.items()
     }
-    write_metrics("metrics/clean.json", {**metrics, "changed": counted, "patterns": patterns})
+    controls = statistic(stats, "control_characters").get("", 0)  # documents, whether removed or kept
+    own = {"changed": counted, "control_characters": controls, "patterns": patterns}
+    write_metrics("metrics/clean.json", {**metrics, **own})
     reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
     return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}"
 

@@ -5,6 +5,7 @@ A pattern must carry evidence that it is chat, since documents too begin with "S
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -123,12 +124,12 @@ class Chat:
         while True:
             start = text.lstrip()
             decoration = DECORATION.match(start)
-            view = start[decoration.end() :] if decoration else start
-            name, match = self._first(self.openings, view)
+            view = _plain(start[decoration.end() :] if decoration else start)
+            name, match = self._first((n, p.match(view)) for n, p in self.openings.items())
             if match is None:
                 return Stripped(text, cut)
             cut.append((name, match.group().strip()))
-            rest = view[match.end() :].lstrip()
+            rest = start[len(start) - len(view) + match.end() :].lstrip()
             rule = RULE_BEFORE.match(rest)
             text = rest[rule.end() :] if rule else rest
 
@@ -138,7 +139,8 @@ class Chat:
         while True:
             whole = text.rstrip()
             tail = whole[-CLOSING_CHARS:]
-            name, match = self._first(self.closings, tail.rstrip("*_ "))
+            view = _plain(tail.rstrip("*_ "))
+            name, match = self._first((n, p.search(view)) for n, p in self.closings.items())
             if match is None:
                 return Stripped(text, cut)
             cut.append((name, match.group().strip()))
@@ -153,15 +155,14 @@ class Chat:
             return None
         start = text.lstrip("*_#> \n")
         for name, pattern in self.refusals.items():
-            match = pattern.search(_plain(start))
+            match = pattern.match(_plain(start))
             if match is not None:
                 return {"refusal": name, "match": match.group()}
         return None
 
-    def _first(self, patterns: dict[str, Pattern], text: str) -> tuple[str, "regex.Match[str] | None"]:
-        plain = _plain(text)
-        for name, pattern in patterns.items():
-            match = pattern.search(plain)
+    def _first(self, matches: Iterable[tuple[str, "regex.Match[str] | None"]]) -> tuple[str, "regex.Match[str] | None"]:
+        """The first match that is nobody's speech, with its pattern's name; or ("", None)."""
+        for name, match in matches:
             if match is not None and self.speech.search(match.group()) is None:
                 return name, match
         return "", None

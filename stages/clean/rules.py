@@ -14,6 +14,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from pydantic import Field, model_validator
 
 from cosmopedia.corpus.pipeline import removal
+from cosmopedia.text import has_controls, without_controls
 from stages.clean.chat import Chat, ChatParams
 from stages.clean.language import LanguageRule, foreign
 from stages.clean.repetition import RepetitionLimits, repetition
@@ -27,6 +28,7 @@ EXAMPLE_CHARS = 200
 class CleanParams(ChatParams):
     """The rules of the clean stage."""
 
+    control_characters: Literal["remove", "keep"]
     truncated: Literal["cut", "drop", "keep"]  # texts that ended at max_new_tokens; cut: to the last full sentence
     max_invalid_share: float = Field(ge=0, le=1)  # of characters that are U+FFFD, controls, private or unassigned
     min_tokens: int = Field(ge=0)  # a text of exactly so many stays
@@ -52,7 +54,7 @@ class CleanParams(ChatParams):
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A text that stays, its tokens, and its changes: names of openings and closings, "cut"."""
+    """A text that stays, its tokens, and its changes: names of openings and closings, "cut", "control_characters"."""
 
     text: str
     tokens: int
@@ -76,11 +78,15 @@ def clean(
         return Removed("empty")
     if (share := invalid_share(text)) > params.max_invalid_share:
         return Removed("invalid", {"share": round(share, 4)})
-    opened = params.chat.strip_openings(text)
-    refused = params.chat.refusal(opened.text if opened.text.strip() else text)
+    had_controls = params.control_characters == "remove" and has_controls(text)
+    plain = without_controls(text) if had_controls else text
+    opened = params.chat.strip_openings(plain)
+    refused = params.chat.refusal(opened.text if opened.text.strip() else plain)
     if refused is not None:
         return Removed("refusal", refused)
     text, changes = opened.text, opened.names
+    if had_controls:
+        changes = ("control_characters", *changes)
     if finish_reason == "length" and params.truncated != "keep":
         whole = to_last_sentence(text, params.language_code) if params.truncated == "cut" else ""
         if not whole:
@@ -140,6 +146,8 @@ class CleanFilter(BaseFilter):
 
     def filter(self, doc: Document) -> bool:
         row = doc.metadata
+        if has_controls(doc.text):
+            self.stat_update("control_characters")
         result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
         if isinstance(result, Removed):
             row.update(removal(result.reason, **result.evidence))

@@ -10,7 +10,6 @@ Run: python -m stages.cluster
 """
 
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.files import clear_folder
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, write_table
@@ -39,7 +39,7 @@ def settings() -> ClusterParams:
 def main() -> str:
     """Cluster the sample here, assign the other rows in tasks; returns the summary line."""
     params, data = settings(), load_compute().data
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     rows_in = checked_rows(VECTORS, EMBEDDING)
     ids, vectors = read_sample(VECTORS, params.seed, params.sample_size)
     min_cluster_size = params.min_cluster_size(len(ids))

@@ -8,7 +8,6 @@ are `data.tasks`, and each loads the model.
 Run: python -m stages.embed
 """
 
-import shutil
 from pathlib import Path
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.files import clear_folder
 from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter
@@ -43,7 +43,7 @@ def settings() -> EmbedParams:
 def main() -> str:
     """Embed the web rows, a range of them per task; returns the summary line."""
     params, data = settings(), load_compute().data
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     rows = checked_rows(WEB, SOURCE)
     if rows == 0:
         raise DataError(f"{WEB} has no rows, and topics are made from web rows; run the sources stage")

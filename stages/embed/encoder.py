@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.lineage import content_revision
-from cosmopedia.records import is_local, resolve_revision
+from cosmopedia.pins import check_pin, is_local
+from cosmopedia.records import resolve_revision
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.row_ranges import RowRangeStep
 from cosmopedia.tables.vectors import table_of_vectors
@@ -48,7 +49,9 @@ def find_model(model: str, revision: str | None) -> tuple[str, str]:
         files = sorted(p for p in Path(model).rglob("*") if p.is_file())
         if not files:
             raise ConfigError(f"embed.model: {model} is no folder with a model; correct it, or name a hub id")
-        return model, content_revision(files)
+        content = content_revision(files)
+        check_pin(model, revision, content)
+        return model, content
     return model, resolve_revision("model", model, revision)
 
 

@@ -10,7 +10,6 @@ Run: python -m stages.evaluate
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from pydantic import Field
 from cosmopedia.errors import DataError
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import write_text
+from cosmopedia.files import clear_folder, write_text
 from cosmopedia.lineage import hash_files
 from cosmopedia.params import Params, load
 from cosmopedia.seeds import seed_folders, seed_of
@@ -75,7 +74,7 @@ def settings() -> EvaluateParams:
 def main() -> str:
     params, models = settings(), seed_folders(MODELS)
     items = {task: read_items(task, params.seed, params.max_items) for task in params.tasks}
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     metrics = over_seeds({str(seed_of(model)): evaluate(model, params, items) for model in models})
     write_metrics(METRICS, metrics)
     write_text(BARS, score_table(metrics))

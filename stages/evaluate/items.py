@@ -19,6 +19,8 @@ def read_items(task: str, seed: int, max_items: int | None) -> list[dict[str, An
         raise DataError(f"{path} has no items; repeat the benchmarks stage")
     if single := next((row["item_id"] for row in rows if len(row["choices"]) < 2), None):
         raise ConfigError(f"evaluate.tasks: {task} cannot be scored, {single} has no wrong answer next to the right")
+    if empty := next((row["item_id"] for row in rows if not all(map(str.strip, row["choices"]))), None):
+        raise DataError(f"{path}: {empty} has a choice without text; repeat the benchmarks stage")
     if max_items is None or len(rows) <= max_items:
         return rows
     drawn = set(draw_sample(seed, f"evaluate.{task}", (row["item_id"] for row in rows), max_items))

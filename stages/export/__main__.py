@@ -16,7 +16,7 @@ from typing import Any
 
 from cosmopedia.errors import DataError
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import write_text
+from cosmopedia.files import clear_folder, replacing, write_text
 from cosmopedia.seeds import seed_folders
 from cosmopedia.tables.row_counts import write_metrics
 from stages.export.card import model_card
@@ -42,10 +42,11 @@ def export(trained: Path, out: Path, generator: dict[str, Any]) -> dict[str, Any
 
     training = read_json(trained / "training.json")
     tokenizer = read_tokenizer(TOKENIZER, training["vocabulary"])
-    parameters = write_model(trained, tokenizer, out)
-    write_text(out / "README.md", model_card(training, generator))
-    shutil.copyfile(trained / "training.json", out / "training.json")
-    difference = compare_logits(trained, out, training["vocabulary"])
+    with replacing(out) as draft:  # a full disk leaves no half model
+        parameters = write_model(trained, tokenizer, draft)
+        write_text(draft / "README.md", model_card(training, generator))
+        shutil.copyfile(trained / "training.json", draft / "training.json")
+        difference = compare_logits(trained, draft, training["vocabulary"])
     size = sum(path.stat().st_size for path in out.iterdir())
     return {"parameters": parameters, "bytes": size, "logits_max_difference": difference}
 
@@ -56,7 +57,7 @@ def settings() -> None:
 
 def main() -> str:
     folders, generator = seed_folders(TRAINED), read_json(GENERATOR)
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     models = [export(trained, OUT / trained.name, generator) for trained in folders]
     metrics = {
         "models": len(models),

@@ -3,13 +3,13 @@
 In: data/prompts/<cell>.parquet, models/generator/, data/pilot/gate.json (the pilot has passed).
 Out: data/generate/<cell>.parquet (DOCUMENT), data/generate/failed/failed.parquet (FAILED), metrics/generate.json. What
 differs between runs (what was sent, what came from the completion store, what it cost next to the forecast) is in
-metrics/generate_run.json, metrics/plots/throughput.csv and MLflow.
+metrics/generate_run.json, metrics/plots/throughput.csv and MLflow. If the model thinks before it writes,
+data/generate/thoughts/<cell>.parquet (THOUGHT) has its thoughts.
 Contract: prompts x samples_per_prompt = completions + failures by reason; the next run sends failures again. Nothing
 is sent if the forecast is above max_gpu_hours or max_tokens.
 Run: python -m stages.generate (what is in the store is not sent again)
 """
 
-import shutil
 from pathlib import Path
 
 from pydantic import Field
@@ -18,7 +18,7 @@ from cosmopedia.execution.budget import Budget
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import write_text
+from cosmopedia.files import clear_folder, write_text
 from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
@@ -76,7 +76,7 @@ def main() -> str:
         requests = all_requests(params, model)
         run = complete("generate", requests, model, params.sampling, store, send, earlier_completions)
     write_run(run)
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     counts = write_documents(paths, run.results, params.samples_per_prompt, model, params.sampling, OUT)
     write_metrics(METRICS, counts.metrics())
     cells = {cell_of(path) for path in paths if count_rows(OUT / path.name)}

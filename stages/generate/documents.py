@@ -1,12 +1,13 @@
 """From prompts and their results to tables of documents and failures."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Request, Sampling
-from cosmopedia.tables.contracts import DOCUMENT, FAILED, PROMPT
+from cosmopedia.tables.contracts import DOCUMENT, FAILED, PROMPT, THOUGHT
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_rows, write_table
 from stages.generate.row_counts import CompletionCounts
 
@@ -65,20 +66,43 @@ def write_documents(
 ) -> CompletionCounts:
     """`<out>/<file>` with the documents of each file of prompts, and `<out>/failed/failed.parquet`.
 
-    `results` are those of all prompts in the order of the files, `samples` for each.
+    A reasoning model's thoughts are in `<out>/thoughts/<file>`; a file without a thought is not written. `results` are
+    those of all prompts in the order of the files, `samples` for each.
     """
     counts, failures, following = CompletionCounts(), [], iter(results)
     for path in prompts:
-        with TableWriter(out / path.name, DOCUMENT) as writer:
+        with (
+            TableWriter(out / path.name, DOCUMENT) as writer,
+            _ThoughtWriter(out / "thoughts" / path.name) as thoughts,
+        ):
             for prompt in read_rows([path], PROMPT):
                 for _ in range(samples):
                     request, result = next(following)
                     if isinstance(result, Completion):
                         row = document_row(prompt, request, result, model, sampling)
                         writer.write(row)
-                        counts.add(row)
+                        thoughts.write(request, result)
+                        counts.add(row, result)
                     else:
                         failures.append(failed_row(prompt, request, result))
                         counts.add_failure(result)
     write_table(out / "failed" / "failed.parquet", failures, FAILED)
     return counts
+
+
+class _ThoughtWriter(contextlib.ExitStack):
+    """Writes the thoughts of one file; there is a file from the first thought on."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self._writer: TableWriter | None = None
+
+    def write(self, request: Request, completion: Completion) -> None:
+        """Add a completion's thought, if it has one."""
+        if not completion.thought:
+            return
+        if self._writer is None:
+            self._writer = self.enter_context(TableWriter(self.path, THOUGHT))
+        row = {"thought": completion.thought, "thought_tokens": completion.thought_tokens}
+        self._writer.write({"completion_id": request.id, **row})

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from typing import Any
 
-from cosmopedia.generation.requests import Failure
+from cosmopedia.generation.requests import Completion, Failure
 
 
 class CompletionCounts:
@@ -11,12 +11,15 @@ class CompletionCounts:
 
     def __init__(self) -> None:
         self.completed = self.tokens = self.prompt_tokens = 0
+        self.thoughts = self.thought_tokens = 0
         self.failed: Counter[str] = Counter()
         self.finish_reasons: Counter[str] = Counter()
         self.groups = {name: defaultdict[str, Counter[str]](Counter) for name in ("source", "style")}
 
-    def add(self, document: dict[str, Any]) -> None:
-        """Count a DOCUMENT row."""
+    def add(self, document: dict[str, Any], completion: Completion) -> None:
+        """Count a DOCUMENT row, and the thought before it."""
+        self.thoughts += completion.thought != ""
+        self.thought_tokens += completion.thought_tokens
         self.completed += 1
         self.tokens += document["text_token_length"]
         self.prompt_tokens += document["prompt_tokens"]
@@ -31,6 +34,7 @@ class CompletionCounts:
     def metrics(self) -> dict[str, Any]:
         """metrics/generate.json; requests = completed + failed."""
         failed = sum(self.failed.values())
+        thoughts = {"thoughts": self.thoughts, "thought_tokens": self.thought_tokens} if self.thoughts else {}
         return {
             "requests": self.completed + failed,
             "completed": self.completed,
@@ -38,6 +42,7 @@ class CompletionCounts:
             "failed_by_reason": dict(sorted(self.failed.items())),
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
+            **thoughts,
             "mean_tokens": self.tokens / self.completed if self.completed else 0.0,
             "finish_reasons": dict(sorted(self.finish_reasons.items())),
             **{

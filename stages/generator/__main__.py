@@ -10,7 +10,6 @@ Run: python -m stages.generator
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pydantic import Field
 
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import write_text
+from cosmopedia.files import clear_folder, write_text
 from cosmopedia.params import Params, load
 from cosmopedia.records import resolve_revision
 from cosmopedia.tables.row_counts import write_metrics
@@ -64,8 +63,7 @@ def settings() -> GeneratorParams:
 def main() -> str:
     """Make models/generator/; returns the summary line."""
     params = settings()
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    clear_folder(OUT)
     metrics: dict[str, Any] = {}
     losses: list[float] = []
     if params.train is None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cosmopedia.errors import DataError
+from cosmopedia.pins import split_pin
 from cosmopedia.records import read_records
 from cosmopedia.rng import draw_u64
 
@@ -38,9 +39,13 @@ class Example:
 
 
 def read_demonstrations(path: str) -> list[Demonstration]:
-    """The rows of a JSONL file. `DataError` names the file and line of a malformed one."""
+    """The rows of a JSONL file, which may have its pin behind an "@".
+
+    `DataError` names the file and line of a malformed one.
+    """
     rows = []
-    for record in read_records(path, None, None, None)[0]:
+    name, pin = split_pin(path)
+    for record in read_records(name, None, None, pin)[0]:
         if record.problem:
             raise DataError(f"{record.place}: {record.problem}; fix the line or remove it")
         for key in ("prompt", "text"):

@@ -7,7 +7,6 @@ label, marked in `label_source`, and no score. A server's failure stops the stag
 Run: python -m stages.label (what is in the completion store is not sent again)
 """
 
-import shutil
 from pathlib import Path
 
 from pydantic import Field
@@ -15,6 +14,7 @@ from pydantic import Field
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.files import clear_folder
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
@@ -66,7 +66,7 @@ def main() -> str:
     results = [result for _, result in run.results]
     check_results(results)
     rows = label_rows(clusters, results)
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     write_table(OUT / "labels.parquet", rows, LABEL)
     write_completions(OUT / "completions.parquet", results)
     metrics = label_metrics(rows, results)

@@ -6,6 +6,7 @@ from pathlib import Path
 from string import Template
 
 from cosmopedia.errors import ConfigError
+from cosmopedia.text import read_text, without_controls
 
 TEMPLATE = Path("curation/label.txt")
 SLOTS = {"count", "examples"}
@@ -30,11 +31,9 @@ class Answer:
 def read_label_template(path: Path = TEMPLATE) -> Template:
     """The labelling template, without its leading # lines. `ConfigError` for a missing file or a wrong slot."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; restore it with git") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: byte {error.start}; save it as UTF-8") from None
     while lines and lines[0].startswith("#"):
         lines.pop(0)
     template = Template("\n".join(lines).strip())
@@ -76,7 +75,7 @@ def parse_answer(text: str) -> Answer | None:
     Markdown, line breaks, "Educational score: 7/10" and the like are understood. A missing part, a score that is no
     whole number from 1 to 10, a scale other than 10, and an empty or too long topic give None.
     """
-    match = _FORM.search(text)
+    match = _FORM.search(without_controls(text))
     if match is None or (match["scale"] or "10") != "10":
         return None
     score = int(match["score"])

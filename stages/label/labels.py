@@ -9,7 +9,8 @@ from stages.label.answers import parse_answer
 from stages.label.clusters import ClusterExamples
 
 WORDS_IN_LABEL = 3  # keywords that stand in for a name
-LASTING = {"too_long", "empty", "validation"}  # failures that every run would see again
+# Failures that every run would see again.
+LASTING = {"too_long", "empty", "validation", "content_filter", "truncated_thought", "http_403"}
 
 
 def check_results(results: list[Completion | Failure]) -> None:

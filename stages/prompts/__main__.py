@@ -10,7 +10,6 @@ What is finished is kept in the store's work/prompts until the stage has ended, 
 Run: python -m stages.prompts; one cell's prompts without any stage: cosmo preview <source> <style>
 """
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from cosmopedia.errors import DataError
 from cosmopedia.execution.progress import Progress
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.execution.workdir import lend, work_folder
+from cosmopedia.files import clear_folder
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import REJECTED
 from cosmopedia.tables.external_sort import SortingWriter
@@ -69,7 +69,7 @@ def settings() -> tuple[PromptsParams, dict[str, list[Cell]]]:
 def main() -> str:
     """Build every cell; returns the summary line."""
     params, grid = settings()
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     with work_folder("prompts") as scratch:
         sources = {source: source_rows_of(source, cells, params, scratch / source) for source, cells in grid.items()}
         cells = [(sources[c.source], c) for several in grid.values() for c in several if sources[c.source].rows]

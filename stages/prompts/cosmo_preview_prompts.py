@@ -7,6 +7,7 @@ web.parquet where they exist, else the first records of the profile's dataset an
 import asyncio
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -31,8 +32,8 @@ from stages.prompts.slots import SLOTS
 from stages.prompts.source_rows import read_source_rows
 from stages.prompts.styles import PromptsParams, Style
 from stages.prompts.templates import read_template
-from stages.sources.normalise import SourceParams, normalise
-from stages.sources.readers import READERS
+from stages.sources.normalise import ReadingParams, SourceParams, checked, normalise
+from stages.sources.reader import reader_of
 
 READ = 200  # rows of a dataset that are drawn from, when the sources stage has not run
 TIMEOUT_S = 600.0  # of a completion
@@ -42,7 +43,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def style_of(params: PromptsParams, source: str, name: str) -> Style:
     """A style, whether its preset is on or not. `ConfigError` names the sources or styles there are."""
     styles = {entry[2]: entry[3] for entry in params.listed() if entry[1] == source}
-    if source not in SLOTS:
+    if not styles and source not in SLOTS:
         raise ConfigError(f"unknown source {source!r}; known sources: {', '.join(SLOTS)}")
     if name not in styles:
         known = ", ".join(sorted(styles)) or "none"
@@ -105,10 +106,13 @@ def first_rows(source: str) -> pl.DataFrame:
             f" data/sources/{source}.parquet; give it a dataset"
         )
     note(f"the sources stage has not run: the first rows of {params.dataset}")
-    keep = check(params.keep, READERS[source].keep, f"sources.{source}.keep")
-    records, revision = read_records(params.dataset, params.subset, params.split, params.revision)
+    reading = load("sources.reading", ReadingParams)
+    keep = check(params.keep, reader_of(source).keep, f"sources.{source}.keep")
+    place = (params.dataset, params.subset, params.split)
+    records, revision = read_records(*place, params.revision, reading.max_record_mb)
     account = RowCounts(f"sources/{source}")
-    found = normalise(source, islice(records, params.limit), params, keep, revision, account)
+    taken = checked(islice(records, params.limit), reading, Counter())
+    found = normalise(source, taken, params, keep, revision, account)
     rows = list(islice((row for row, _ in found if row), READ))
     if not rows:
         raise DataError(f"{params.dataset} gives no row for {source}; run python -m stages.sources {source}")
@@ -138,7 +142,7 @@ def completions(prompts: list[tuple[str, str]], url: str) -> list[str]:
             server = await client.connect(http, spec, sampling, served)
             asked = [client.generate(http, spec.url, server.headers, server.api, r, TIMEOUT_S) for r in requests]
             answers = await asyncio.gather(*asked)
-        return [f"{a.text}\n[{a.tokens} tokens, {a.finish_reason}, {server.engine}]" for a in answers]
+        return [f"{a.text}\n[{a.tokens or '?'} tokens, {a.finish_reason}, {server.engine}]" for a in answers]
 
     try:
         return asyncio.run(ask())

@@ -1,8 +1,8 @@
 """The slots that each source offers to its templates, as columns.
 
-Every source offers what its rows know; `$extract` is cut at a word's end, the "already covered" sentence is empty for
-the first unit and keeps to a budget of names, and data can hold any character: a slot's value is never read as a
-template.
+Every source offers what its rows know, and one that is not listed here its title and extract; `$extract` is cut at a
+word's end, the "already covered" sentence is empty for the first unit and keeps to a budget of names. Data can hold
+any character, since a slot's value is never read as a template.
 """
 
 import json
@@ -22,8 +22,14 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "openhermes": ("extract",),
     "ready": ("prompt",),
 }
+UNLISTED = ("title", "extract")  # of any other source
 QUOTED = ("extract", "prompt")  # slots that hold a source row's text
 NAMES_LISTED = 6  # covered units that are named: the last ones, since they are the nearest
+
+
+def offered(source: str) -> tuple[str, ...]:
+    """The slots that a source offers."""
+    return SLOTS.get(source, UNLISTED)
 
 
 def naming_slots(slots: Iterable[str]) -> tuple[str, ...]:
@@ -70,7 +76,7 @@ def slot_columns(source: str, rows: pl.DataFrame, extract_chars: int) -> pl.Data
         own = [json.loads(context) for context in rows["context"]]
         columns = [pl.Series(f"own.{n}", [o[n] for o in own], pl.String) for n in ("format", "audience", "seed_data")]
         return rows.with_columns(pl.col("text").alias("slot.prompt"), *columns)
-    if source == "wikihow":
+    if source == "wikihow" or source not in SLOTS:
         return rows.with_columns(pl.col("title").alias("slot.title"))
     if source in FILLERS:
         filled = [FILLERS[source](t, json.loads(c)) for t, c in zip(rows["title"], rows["context"], strict=True)]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -56,7 +57,7 @@ class PromptsParams(Params):
         """(preset, source, style's name, style) of every style. `ConfigError` for an unknown source or a bad name."""
         for preset, sources in self.styles.items():
             for source, styles in sources.items():
-                if source not in SLOTS:
+                if source not in SLOTS and not Path("prompts", source).is_dir():
                     known = ", ".join(SLOTS)
                     raise ConfigError(
                         f"prompts.styles.{preset} names the unknown source {source!r}; known sources: {known}"

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cosmopedia.errors import ConfigError
+from cosmopedia.lineage import not_in_git
 from cosmopedia.rng import content_hash
-from stages.prompts.slots import SLOTS
+from cosmopedia.text import read_text
+from stages.prompts.slots import offered
 
 SLOT = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>[a-z_]+)|\{(?P<braced>[a-z_]+)\}|(?P<wrong>.|$))", re.DOTALL)
 
@@ -42,16 +44,15 @@ def read_template(source: str, style: str, root: Path = Path("prompts")) -> Temp
     """Read and check one template. `ConfigError` names the file and line of a wrong slot, or the files there are."""
     path = root / source / f"{style}.txt"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
+        not_in_git(path)
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise ConfigError(
             f"{path} does not exist, but prompts.styles lists the style {style!r} of {source};"
             f" write the template or remove the style (templates there: {known})"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: byte {error.start}; save it as UTF-8") from None
-    return parse_template(text, path, SLOTS[source])
+    return parse_template(text, path, offered(source))
 
 
 def parse_template(text: str, path: Path, offered: tuple[str, ...]) -> Template:

@@ -9,12 +9,12 @@ Contract: the same inputs give the same bytes. Text from models and the web is e
 Run: python -m stages.report
 """
 
-import shutil
 from pathlib import Path
 
 from pydantic import Field
 
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.files import clear_folder
 from cosmopedia.params import Params, load, profile_path
 from stages.report.card import dataset_card
 from stages.report.facts import collect
@@ -42,8 +42,7 @@ def main() -> str:
     facts = collect(params.seed, params.examples)
     figures = draw_all(facts, PLOTS)
     page = render(facts, profile, figures, params.excerpt)
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    clear_folder(OUT)
     (OUT / "index.html").write_text(page, encoding="utf-8")
     (OUT / "README.md").write_text(dataset_card(facts, profile), encoding="utf-8")
     return f"{OUT}/index.html ({len(page.encode()) / 1e6:.1f} MB), {OUT}/README.md, {len(figures)} figures"

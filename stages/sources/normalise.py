@@ -1,14 +1,19 @@
 """Records become source rows or rejections, each counted; of rows with the same id or content the first stays."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
 
 from cosmopedia.params import Params
 from cosmopedia.records import Record
 from cosmopedia.tables.row_counts import RowCounts
+from cosmopedia.text import has_controls, without_controls
 from stages.sources.duplicates import Fingerprints, fingerprint
-from stages.sources.readers import READERS, Reader, Rejected, SourceRow
+from stages.sources.reader import Reader, Rejected, SourceRow, reader_of
 
 RAW_CHARS = 10_000  # of a rejected record that are kept
 
@@ -23,6 +28,41 @@ class SourceParams(Params):
     limit: int | None  # records read at most
     licence: str
     keep: dict[str, Any]
+
+
+class ReadingParams(Params):
+    """How the records of every source are read."""
+
+    max_record_mb: float = Field(gt=0, le=1024)  # a longer record is left out
+    control_characters: Literal["remove", "keep"]
+
+
+def checked(records: Iterator[Record], params: ReadingParams, seen: Counter[str]) -> Iterator[Record]:
+    """The records, without control characters where the params say so; `seen` counts those that had some."""
+    for record in records:
+        try:
+            if _any_controls(record.values):
+                seen["control_characters"] += 1
+                if params.control_characters == "remove":
+                    record = replace(record, values=_without_controls(record.values))
+        except RecursionError:
+            record = Record(record.place, {}, "brackets nested too deep", record.raw)
+        yield record
+
+
+def _any_controls(value: Any) -> bool:
+    if isinstance(value, str):
+        return has_controls(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_any_controls, inner))
+
+
+def _without_controls(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_controls(value)
+    if isinstance(value, dict):
+        return {key: _without_controls(inner) for key, inner in value.items()}
+    return [_without_controls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def rows_of(record: Record, reader: Reader, keep: Params) -> Iterator[SourceRow | Rejected]:
@@ -46,8 +86,9 @@ def normalise(
     A rejected row does not make a later one a duplicate.
     """
     ids, contents = Fingerprints(), Fingerprints()
+    reader = reader_of(source)
     for record in records:
-        for row in rows_of(record, READERS[source], keep):
+        for row in rows_of(record, reader, keep):
             counts.rows_in += 1
             if isinstance(row, SourceRow):
                 row_id = f"{source}/{row.original_id}"

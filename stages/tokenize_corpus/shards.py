@@ -24,6 +24,8 @@ from tokenizers import Tokenizer
 
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells
 from cosmopedia.errors import ConfigError, DataError, InternalError
+from cosmopedia.lineage import content_revision
+from cosmopedia.pins import all_files, check_pin, split_pin
 from cosmopedia.rng import draw_unit
 
 SPLITS = ("train", "validation")
@@ -166,7 +168,7 @@ def copy_tokenizer(source: str, folder: Path) -> TokenizerFiles:
         shutil.copyfile(path, folder / path.name)
     config = folder / "tokenizer_config.json"
     try:
-        entry = json.loads(config.read_text(encoding="utf-8")).get("eos_token") if config.is_file() else None
+        entry = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token") if config.is_file() else None
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing narrower
         raise DataError(f"tokenizer {source}: not readable ({error}); give a fast tokenizer's files") from None
@@ -181,14 +183,11 @@ def copy_tokenizer(source: str, folder: Path) -> TokenizerFiles:
 
 def find_tokenizer(source: str) -> list[Path]:
     """The files of a tokenizer: those of a folder, of the folder of a tokenizer.json, or of a hub repository."""
-    path = Path(source)
-    folder = path.parent if path.is_file() else path
-    if folder.is_dir():
-        if not (folder / "tokenizer.json").is_file():
-            raise DataError(
-                f"{folder}/tokenizer.json is missing; run the generator stage, or set tokenize_corpus.tokenizer"
-            )
-        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    name, pin = split_pin(source)
+    path = Path(name)
+    if path.exists():
+        check_pin(name, pin, content_revision(all_files(name)))
+        return _tokenizer_files(path)
     if source.startswith((".", "/")) or source.endswith(".json") or source.startswith("models/"):
         raise DataError(
             f"tokenizer {source} is missing; run the stage that writes it, or set tokenize_corpus.tokenizer"
@@ -204,7 +203,16 @@ def find_tokenizer(source: str) -> list[Path]:
         snapshot = snapshot_download(hub_id, revision=commit, allow_patterns=list(TOKENIZER_FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ConfigError(f"tokenizer {source} is not available from the hub ({type(error).__name__})") from None
-    return find_tokenizer(snapshot)
+    return _tokenizer_files(Path(snapshot))
+
+
+def _tokenizer_files(path: Path) -> list[Path]:
+    folder = path.parent if path.is_file() else path
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(
+            f"{folder}/tokenizer.json is missing; run the generator stage, or set tokenize_corpus.tokenizer"
+        )
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def write_shards(

@@ -7,12 +7,12 @@ Contract: rows in = rows kept + rows removed by reason.
 Run: python -m stages.topics
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from cosmopedia.errors import DataError
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.files import clear_folder
 from cosmopedia.params import load
 from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table, write_table
@@ -57,7 +57,7 @@ def main() -> str:
     decided = [decide(label, entries, params) for label in read_table(LABELS, LABEL).to_pylist()]
     topics = [row for row, _ in decided]
     matches = [entry for _, entry in decided]
-    shutil.rmtree(OUT, ignore_errors=True)
+    clear_folder(OUT)
     write_table(OUT / "topics.parquet", topics, TOPIC)
     counts = apply({topic["cluster"]: topic for topic in topics})
     metrics = summary(counts, topics, matches)

@@ -9,7 +9,6 @@ give the same weights, also after any number of kills. Checkpoints and finished 
 Run: python -m stages.train
 """
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from cosmopedia.execution import torchrun
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import write_text
+from cosmopedia.files import clear_folder, write_text
 from cosmopedia.params import load
 from cosmopedia.tables.row_counts import write_metrics
 from stages.train.metrics import loss_curve, over_seeds
@@ -51,8 +50,7 @@ def main() -> str:
         use_one_gpu()
     print(forecast.describe(recipes[0], len(recipes)), file=sys.stderr, flush=True)
 
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    clear_folder(OUT)
     runs = {recipe.seed: train_seed(recipe, corpus, shards, validation, OUT) for recipe in recipes}
     metrics = over_seeds({seed: run.metrics for seed, run in runs.items()})
     write_text(CURVE, loss_curve([run.steps for run in runs.values()]))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.execution.mlflow_run import Run
-from cosmopedia.files import lock, replacing, write_text
+from cosmopedia.files import discard, lock, replacing
 from cosmopedia.lineage import hash_files, store_root
 from cosmopedia.rng import content_hash
 from cosmopedia.tables.row_counts import write_metrics
@@ -40,14 +40,6 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_run(folder: Path, tags: dict[str, str]) -> Run:
-    """The MLflow run of this training: the one whose id is next to the checkpoints, else a new one."""
-    path = folder / "mlflow.json"
-    run = Run("train", tags, json.loads(path.read_text(encoding="utf-8"))["run_id"] if path.is_file() else None)
-    write_text(path, json.dumps({"run_id": run.id}) + "\n")
-    return run
-
-
 def use_one_gpu() -> None:
     """Show torch one GPU: transformers' Trainer would spread over all of them, with larger batches."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
@@ -66,7 +58,8 @@ def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: 
     """Train one seed, unless the store has it, and copy it to `<models>/seed-<n>`."""
     finished, remark = finished_folder(recipe, corpus, shards, validation)
     out = models / f"seed-{recipe.seed}"
-    shutil.copytree(finished, out)
+    with replacing(out) as draft:  # a full disk leaves no half model
+        shutil.copytree(finished, draft)
     training = json.loads((out / "training.json").read_text(encoding="utf-8"))
     metrics = {name: value for name, value in training.items() if name not in LINEAGE}
     return SeedRun(metrics, read_steps(out / LOSSES), remark)
@@ -91,7 +84,7 @@ def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validat
 
     lineage = {"dataset_hash": corpus.dataset_hash, "recipe_hash": recipe_hash}
     tags = lineage | {"precision": precision, "seed": str(recipe.seed)}
-    with claimed(folder), open_run(folder, tags) as run, replacing(finished) as out:
+    with claimed(folder), Run("train", tags, folder.name) as run, replacing(finished) as out:
         out.mkdir()
         trained = trainer.fit(recipe, corpus, shards, validation, folder, out, precision, run)
         metrics = seed_metrics(recipe, corpus, shards.windows, precision, trained)
@@ -101,12 +94,11 @@ def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validat
         facts = lineage | {"corpus_tokens": split.tokens, "documents": split.documents}
         facts |= {"recipe": recipe.model_dump(mode="json", exclude={"preset"})}
         write_metrics(out / "training.json", metrics | facts)
-        run.flush()
     forecast.remember(recipe, trained.tokens_per_second)
 
     # The checkpoints and the log have done their work.
     for path in folder.iterdir():
         if path != finished:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            discard(path)
     resumed = f", resumed at step {trained.resumed_at}" if trained.resumed_at else ""
     return finished, f"{trained.tokens_per_second:,.0f} tokens/s{resumed}"

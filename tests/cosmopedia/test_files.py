@@ -1,6 +1,7 @@
 """Files: whole or absent, whatever kills the writer."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.files import lock, log_tail, replacing, write_text
+from cosmopedia.files import clear_folder, discard, lock, log_tail, replacing, write_text
 
 KILLED = """
 import os, signal, sys
@@ -59,3 +60,38 @@ def test_the_end_of_a_log_is_indented(tmp_path: Path) -> None:
     assert log_tail(log) == "    (no log was written)"
     log.write_text("".join(f"line {n}\n" for n in range(30)))
     assert log_tail(log, 2) == "    line 28\n    line 29"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_cleared_folder_is_empty_also_behind_a_link(tmp_path: Path, linked: bool) -> None:
+    real, path = tmp_path / "scratch/prompts", tmp_path / "data/prompts"
+    path.parent.mkdir()
+    if linked:
+        path.symlink_to(real)
+    clear_folder(path)  # for the first time; the scratch disk may have been purged
+    assert path.is_dir() and path.is_symlink() == real.is_dir() == linked
+    outside = tmp_path / "outside"
+    write_text(outside / "mine", "kept")
+    (path / "removed").mkdir()
+    for name in ("old.parquet", ".hidden", "removed/old.parquet"):
+        (path / name).touch()
+    (path / "link").symlink_to(outside)
+    clear_folder(path)
+    assert not list(path.iterdir()) and path.is_symlink() == linked
+    assert (outside / "mine").read_text() == "kept"
+
+
+def test_what_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data/removed").mkdir(parents=True)
+    (tmp_path / "data/removed/stale.parquet").touch()
+
+    def refuse(path: str, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(PermissionError, match="stale"):
+        clear_folder(tmp_path / "data")
+    discard(tmp_path / "data")
+    assert re.search("warning: .*stale.parquet could not be removed: Permission denied", capsys.readouterr().err)

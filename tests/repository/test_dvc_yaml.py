@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from cosmopedia import params
 from cosmopedia.cli.deps import PACKAGES, imports_of, stage_files, with_code_deps
 from cosmopedia.params import check, load, section
-from stages.sources.readers import READERS
+from stages.sources.reader import reader_of, sources
 
 ROOT = Path(__file__).parents[2]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -130,9 +130,9 @@ def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path, monke
     for name in STAGES:
         module = import_module(f"stages.{name}.__main__")
         if name == "sources":
-            for source, reader in READERS.items():
+            for source in sources():
                 values = check(section(f"sources.{source}", tmp_path), module.SourceParams, f"sources.{source}")
-                check(values.keep, reader.keep, source)
+                check(values.keep, reader_of(source).keep, source)
                 checked += 1
             continue
         own = "".join(part.capitalize() for part in name.split("_")) + "Params"
@@ -141,7 +141,7 @@ def test_every_profile_satisfies_every_stage(profile: str, tmp_path: Path, monke
             load(name, model, tmp_path)
             checked += 1
     without = {"sources", "export"}  # one section a source; nothing to choose
-    assert checked == len(READERS) + len(STAGES.keys() - without)
+    assert checked == len(sources()) + len(STAGES.keys() - without)
 
 
 def test_params_models_have_no_defaults() -> None:

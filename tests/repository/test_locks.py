@@ -4,7 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from cosmopedia.cli.lock import fits, section
+from cosmopedia.cli.installed import section
+from cosmopedia.cli.lock import fits
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")

@@ -152,34 +152,16 @@ def test_a_second_repro_is_up_to_date(repro: tuple[Path, Path]) -> None:
     print(f"dvc repro and dvc status with nothing changed: {time.monotonic() - started:.1f} s")
 
 
-def test_a_second_checkout_gives_the_same_bytes_from_the_same_completions(
-    repro: tuple[Path, Path], tmp_path: Path
-) -> None:
-    folder, store = repro
-    other = checkout(tmp_path / "second", compiled=folder)
-    dvc(other, store, "repro", "tokenize_corpus")
-    patterns = (
-        "data/prompts/**/*.parquet",
-        "data/cluster/*",
-        "data/decontaminate/**/*.parquet",
-        "data/tokenize_corpus/**/*.ds*",
-    )
-    first, second = bytes_of(folder, *patterns), bytes_of(other, *patterns)
-    assert first.keys() == second.keys() and len(first) > 45
-    assert [name for name in first if first[name] != second[name]] == []
-
-
-def test_on_slurm_the_pipeline_gives_the_bytes_of_a_local_run(
+def test_another_checkout_gives_the_same_bytes_on_slurm(
     repro: tuple[Path, Path],
     slurm: SlurmCluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Servers and corpus tasks are jobs; what does not run on Slurm comes from DVC's run cache."""
+    """With a store and a cache of its own; servers and corpus tasks are jobs."""
     folder, _ = repro
-    other = checkout(tmp_path / "third", compiled=folder)
+    other = checkout(tmp_path / "second", compiled=folder)
     yaml = YAML()
-    shutil.copytree(folder / ".dvc/cache", other / ".dvc/cache")
     cluster = yaml.load((other / "compute/local.yaml").read_text(encoding="utf-8"))
     resources = {"time": "20", "cpus": 2}
     cluster["serving"] |= {"launcher": "slurm", "instances": 2, "slurm": resources, "startup_timeout_s": 240}
@@ -188,24 +170,29 @@ def test_on_slurm_the_pipeline_gives_the_bytes_of_a_local_run(
         yaml.dump(cluster, stream)
     monkeypatch.setenv("COSMO_COMPUTE", "test")
     monkeypatch.setenv("COSMO_NODE_ADDRESS", "127.0.0.1")
-    dvc(other, tmp_path / "store", "repro", "prompts", "benchmarks")
 
-    def run(*stages: str) -> list[str]:
-        return [dvc(other, tmp_path / "store", "repro", "--force", "--single-item", stage) for stage in stages]
+    def run(*targets: str) -> list[str]:
+        return [
+            dvc(other, tmp_path / "store", "repro", *options, stage) for *options, stage in map(str.split, targets)
+        ]
 
-    _, *adopting = run("label", "pilot", "generate")
+    def compare(*patterns: str) -> None:
+        first, second = bytes_of(folder, *patterns), bytes_of(other, *patterns)
+        assert first.keys() == second.keys() and len(first) > 20
+        assert [name for name in first if first[name] != second[name]] == []
+
+    run("prompts", "benchmarks")
+    compare("data/prompts/**/*.parquet", "data/cluster/*", "data/benchmarks/*")
+    adopting = run("-s pilot", "-s generate")
     assert all("2 job(s) of cosmo-" in output and "adopted" in output for output in adopting)
     columns = ["completion_id", "prompt", "model_revision", "sampling_seed", "key"]
     here, there = (pl.read_parquet(path / "data/generate/*.parquet").select(columns) for path in (folder, other))
     assert here.equals(there)
     shutil.rmtree(other / "data/generate")  # two servers have other batches, which move the last digits of a model
     shutil.copytree(folder / "data/generate", other / "data/generate")
-    run("clean", "dedup", "decontaminate", "tokenize_corpus")
+    run("-s clean", "-s dedup", "-s decontaminate", "-s tokenize_corpus")
     assert slurm.jobs() == []
-    patterns = ("data/clean/**/*.parquet", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
-    first, second = bytes_of(folder, *patterns), bytes_of(other, *patterns)
-    assert first.keys() == second.keys() and len(first) > 45
-    assert [name for name in first if first[name] != second[name]] == []
+    compare("data/clean/**/*.parquet", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
 
 
 def test_an_edited_template_reruns_only_what_depends_on_it(repro: tuple[Path, Path]) -> None:
@@ -269,5 +256,13 @@ def test_a_mistake_gives_one_sentence_through_dvc(repro: tuple[Path, Path]) -> N
         [DVC, "repro", "prompts"], cwd=folder, env=environment(store), capture_output=True, text=True
     )
     template.write_text(text, encoding="utf-8")
+    profile = folder / "profiles/rehearsal.yaml"
+    right = profile.read_text(encoding="utf-8")
+    profile.write_text(re.sub(r"batch_size: \d+", "batch_size: many", right), encoding="utf-8")
+    late = subprocess.run(
+        [DVC, "repro", "-f", "-s", "sources@web"], cwd=folder, env=environment(store), capture_output=True, text=True
+    )
+    profile.write_text(right, encoding="utf-8")
+    assert "sources web: error: nothing was run, since the settings are wrong: evaluate.batch_size" in late.stderr
     assert result.returncode != 0 and "Traceback" not in result.stderr + result.stdout
     assert re.search(r"prompts: error: prompts/web/blogpost.txt:\d+: '\$extrcat' is no slot", result.stderr)

@@ -9,8 +9,23 @@ from cosmopedia.execution.client.dispatcher import Dispatcher, Outcome
 from cosmopedia.execution.client.endpoints import Pool
 from cosmopedia.execution.client.http import Identity
 from cosmopedia.execution.compute import EndpointSpec, ExternalServing
+from cosmopedia.generation.answers import AnswerReader
 from cosmopedia.generation.requests import Completion, PendingRequest, Request, Sampling
 from tests.support.fake_tgi import text_of
+
+
+class Words:
+    """A model whose tokens are words."""
+
+    max_length = 400
+    opens_thought = False
+
+    def count_tokens(self, rendered: list[str]) -> list[int]:
+        return [self.count_text(text) for text in rendered]
+
+    def count_text(self, text: str) -> int:
+        return len(text.split())
+
 
 SAMPLING = Sampling(temperature=0.8, top_p=1.0, top_k=50, repetition_penalty=None, max_new_tokens=20)
 
@@ -56,7 +71,9 @@ class Run:
             return self.specs or [EndpointSpec(url=url) for url in self.urls]
 
         self.pool = Pool(members, self.settings, SAMPLING, Identity("fake-1b", "r1", 400))
-        return Dispatcher("test", self.pool, self.settings, commit=self.committed.extend, before=self.before).run(work)
+        reader = AnswerReader(Words(), SAMPLING.max_new_tokens)
+        store = self.committed.extend
+        return Dispatcher("test", self.pool, self.settings, reader, commit=store, before=self.before).run(work)
 
     def assert_all_once(self, work: list[PendingRequest]) -> None:
         wanted = {job.key: text_of(job.request.prompt, job.request.seed) for job in work}

@@ -33,7 +33,9 @@ def text_of(prompt: str, seed: int) -> str:
 class FakeTgi:
     """`script(prompt, n)` says what happens at the n-th request (from 0) for a prompt.
 
-    "ok" | "empty" | "length" | "reset" | "stall" | a status (429, 500, 422, ...) | seconds to wait before "ok".
+    "ok" | "empty" | "length" | "reset" | "stall" | a status (429, 500, 422, ...) | seconds to wait before "ok" | a
+    dict of what is otherwise than in a good answer: `status`, `headers`, `error`, `raw` (the whole body), `text`,
+    `tokens`, `finish_reason`; `tokens` may be anything, and `...` leaves it out.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class FakeTgi:
         self.silent = False  # true: it no longer answers
         self.most_waiting = 0
         self.info = {"model_id": model_id, "model_sha": model_sha, "version": "3.0.0", "router": "fake"}
+        self.cards: list[object] = []  # instead of the card of an OpenAI-style server's model
         self.asked: Counter[str] = Counter()
         self.answered: list[tuple[str, int]] = []
         self.parameters: list[dict] = []
@@ -88,29 +91,40 @@ class FakeTgi:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
+        scripted = action if isinstance(action, dict) else {}
+        if "raw" in scripted:
+            return web.Response(body=scripted["raw"], content_type="application/json")
+        if "status" in scripted:
+            answer = self.error(scripted["status"], scripted.get("error", "scripted"), "fault")
+            answer.headers.update(scripted.get("headers", {}))
+            return answer
         if isinstance(action, int):
             kinds = {429: "overloaded", 422: "validation", 424: "generation"}
             return self.error(action, f"fault {action}", kinds.get(action, "fault"))
         await asyncio.sleep(action if isinstance(action, float) else self.delay)
         while self._waits(prompt):
             await asyncio.sleep(0.2)
-        text = "" if action == "empty" else text_of(prompt, parameters["seed"])
+        text = "" if action == "empty" else scripted.get("text", text_of(prompt, parameters["seed"]))
         self.answered.append((prompt, parameters["seed"]))
         if self.log:
             with self.log.open("a") as log:
                 log.write(json.dumps(prompt) + "\n")
+        tokens = scripted.get("tokens", len(str(text).split()))
         if self.api == "openai":
-            choice = {"index": 0, "text": text, "finish_reason": "length" if action == "length" else "stop"}
-            tokens = parameters["max_tokens"] if action == "length" else len(text.split())
+            reason = scripted.get("finish_reason", "length" if action == "length" else "stop")
+            choice = {"index": 0, "text": text, "finish_reason": reason}
+            tokens = parameters["max_tokens"] if action == "length" else tokens
             usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": tokens}
+            usage = {name: value for name, value in usage.items() if value is not ...}
             return web.json_response({"object": "text_completion", "choices": [choice], "usage": usage})
         details = {
-            "finish_reason": "length" if action == "length" else "eos_token",
-            "generated_tokens": len(text.split()),
+            "finish_reason": scripted.get("finish_reason", "length" if action == "length" else "eos_token"),
+            "generated_tokens": tokens,
             "seed": parameters["seed"],
             "prefill": [],
             "tokens": [{"id": 1, "text": "T", "logprob": -0.1, "special": False}],
         }
+        details = {name: value for name, value in details.items() if value is not ...}
         return web.json_response({"generated_text": text, "details": details})
 
     def _waits(self, prompt: str) -> bool:
@@ -144,7 +158,7 @@ class FakeTgi:
             if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
                 return self.error(401, "a token is needed", "authorisation")
             card = {"id": self.info["model_id"], "object": "model", "owned_by": "vllm", "root": "/models/x"}
-            return web.json_response({"object": "list", "data": [card]})
+            return web.json_response({"object": "list", "data": self.cards or [card]})
 
         async def metrics(_: web.Request) -> web.Response:
             if self.silent:

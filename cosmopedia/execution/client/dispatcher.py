@@ -2,8 +2,9 @@
 
 A free slot takes the next request: there is no barrier between chunks, and memory holds only the requests in flight
 and a short queue. 429, 502, 503, broken connections and stalled servers give the request back; 500 and timeouts spend
-one of its attempts; other 4xx answers and empty texts are failures with a reason. Completions go to `commit` in
-batches, at most half a second after they arrive. `endpoints` chooses the endpoint.
+one of its attempts; other 4xx answers and empty texts are failures with a reason. What is tried again goes to another
+endpoint if one is free. Completions go to `commit` in batches, at most half a second after they arrive. `endpoints`
+chooses the endpoint.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import random
 import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from cosmopedia.errors import ClusterError
@@ -22,16 +23,19 @@ from cosmopedia.execution.client.http import (
     EndpointRejected,
     Overloaded,
     Permanent,
+    PromptRejected,
     RequestError,
     Requeue,
     Retryable,
     generate,
+    judging,
     session,
 )
 from cosmopedia.execution.compute import Serving
-from cosmopedia.generation.apis import Answer
-from cosmopedia.generation.requests import Completion, Failure, PendingRequest
+from cosmopedia.generation.answers import Answer, AnswerReader
+from cosmopedia.generation.requests import Completion, Failure, PendingRequest, Request
 
+PASSED_OVER = 32  # requests that may wait for another endpoint than the free one before nobody is sent there
 COMMIT_SECONDS = 0.5  # at most so much is lost to kill -9
 COMMIT_ROWS = 512
 COMMITS_BEHIND = 4  # batches that may wait for a slow disk before sending pauses
@@ -41,6 +45,8 @@ WATCH_SECONDS = 0.25
 MIN_RESULTS = 20  # before the share of failures can stop the stage
 JUDGED_ROWS = 100  # during the run, a share is of at least so many requests: two failures of 34 prove nothing
 RESETS_PER_ATTEMPT = 5  # broken connections that spend an attempt: a prompt that kills servers must become a failure
+OVERLOADS_PER_ATTEMPT = 50  # the same for 429: a prompt that a limit never lets through must become a failure
+HARMLESS = Request("harmless", "Hello.", 1, 0)  # what an endpoint must take that refuses another prompt
 OVERLOAD_SECONDS = (0.05, 2.0)  # pause of a request after 429: the first, doubling up to the second
 
 
@@ -52,6 +58,8 @@ class _Attempted:
     attempts: int = 0
     resets: int = 0
     overloads: int = 0
+    avoid: Endpoint | None = None  # where it was last tried in vain
+    refused: bool = False  # there: it refuses this prompt, and takes others
 
 
 @dataclass
@@ -69,9 +77,9 @@ class Dispatcher:
 
     `commit` stores completions durably; it runs in a thread, one call at a time. `stop` is called regularly and
     returns an error when the run must end (no server is left, the budget is spent); `expecting` returns a sentence
-    while a server may still come. `count_tokens` counts a prompt's tokens where the server does not. `before` is how
-    many requests were done before (from the store), and `failed_before` how many failed before they were sent; both
-    count towards the share of failures.
+    while a server may still come. `reader` judges answers. `before` is how many requests were done before (from the
+    store), and `failed_before` how many failed before they were sent; both count towards the share of
+    failures.
     """
 
     def __init__(
@@ -79,15 +87,15 @@ class Dispatcher:
         stage: str,
         pool: Pool,
         serving: Serving,
+        reader: AnswerReader,
         commit: Callable[[list[Completion]], None],
         stop: Callable[[], BaseException | None] = lambda: None,
-        count_tokens: Callable[[str], int] = lambda prompt: 0,
         expecting: Callable[[], str | None] = lambda: None,
         before: int = 0,
         failed_before: Counter[str] | None = None,
     ):
-        self.stage, self.pool, self.serving, self.commit = stage, pool, serving, commit
-        self.stop, self.count_tokens, self.expecting, self.before = stop, count_tokens, expecting, before
+        self.stage, self.pool, self.serving, self.reader, self.commit = stage, pool, serving, reader, commit
+        self.stop, self.expecting, self.before = stop, expecting, before
         self.reasons: Counter[str] = Counter(failed_before or {})
         self.outcome = Outcome()
         self.latencies = Latencies()
@@ -202,12 +210,11 @@ class Dispatcher:
         """Start requests while there is one to send and an endpoint with a free slot."""
         if self._done.is_set():
             return
-        behind = len(self._uncommitted) > COMMITS_BEHIND * COMMIT_ROWS
+        behind = self._behind()
         while (self._again or self._ready) and not behind:
-            endpoint = self.pool.choose(self._now())
-            if endpoint is None:
+            endpoint, request = self._next()
+            if endpoint is None or request is None:
                 return
-            request = (self._again or self._ready).popleft()
             endpoint.outstanding += 1
             self.in_flight += 1
             task = asyncio.create_task(self._try(endpoint, request))
@@ -218,18 +225,27 @@ class Dispatcher:
             if self._fed and not (self._again or self._ready or self.in_flight or self._pausing):
                 self._done.set()
 
+    def _next(self) -> tuple[Endpoint | None, _Attempted | None]:
+        """A free endpoint and the request that it gets. One that waits for another endpoint holds nobody up."""
+        now = self._now()
+        for queue in (self._again, self._ready):
+            for place, request in enumerate(itertools.islice(queue, PASSED_OVER)):
+                endpoint = self.pool.choose(now, request.avoid, request.refused)
+                if endpoint is not None:
+                    del queue[place]
+                    return endpoint, request
+                if not request.refused:
+                    return None, None  # no endpoint is free
+        return None, None
+
     async def _try(self, endpoint: Endpoint, request: _Attempted) -> None:
         """One try at one endpoint; the request is then completed, has failed, or is given back."""
-        connection, pending = endpoint.connection, request.pending
+        pending = request.pending
         began = self._now()
         pause = 0.0
         result: Completion | Failure | None = None
-        timeout_s = self.serving.request_timeout_s
         try:
-            answer = await generate(
-                self._http, endpoint.url, connection.headers, connection.api, pending.request, timeout_s
-            )
-            result = self._completion(pending, answer, connection.engine)
+            result = await self._completion(endpoint, pending)
         except asyncio.CancelledError:
             if self._done.is_set():
                 raise
@@ -247,7 +263,7 @@ class Dispatcher:
             now = self._now()
             self._succeeded = now
             self.latencies.add(now - began)
-            endpoint.succeeded(now, answer.tokens)
+            endpoint.succeeded(now, result.tokens)
         finally:
             endpoint.outstanding -= 1
             self.in_flight -= 1
@@ -268,19 +284,49 @@ class Dispatcher:
         self._again.append(request)
         self._fill()
 
-    def _completion(self, pending: PendingRequest, answer: Answer, engine: str) -> Completion:
-        prompt_tokens = answer.prompt_tokens if pending.prompt_tokens is None else pending.prompt_tokens
-        if prompt_tokens is None:
-            prompt_tokens = self.count_tokens(pending.request.prompt)
-        return Completion(pending.key, answer.text, answer.finish_reason, answer.tokens, prompt_tokens, engine)
+    async def _completion(self, endpoint: Endpoint, pending: PendingRequest) -> Completion:
+        """What an endpoint completes. Raises a `RequestError`."""
+        connection, began = endpoint.connection, self._now()
+        try:
+            answer = await self._generate(endpoint, pending.request)
+        except EndpointRejected as error:
+            if endpoint.proved < began and not endpoint.draining and await self._rejects_all(endpoint):
+                raise
+            raise (error if endpoint.draining else PromptRejected(error.reason, error.detail)) from None
+        with judging(endpoint.url, connection.headers):
+            completion = self.reader.completion(pending, answer, connection.engine)
+        if completion.tokens != answer.tokens:
+            endpoint.miscounted += 1
+            if endpoint.miscounted == 1:
+                note = "does not count the tokens of its texts, or cannot be right; they are counted here"
+                print(f"warning: {endpoint.url} {note}", file=sys.stderr, flush=True)
+        return completion
+
+    def _generate(self, endpoint: Endpoint, request: Request) -> Coroutine[None, None, Answer]:
+        connection, timeout_s = endpoint.connection, self.serving.request_timeout_s
+        return generate(self._http, endpoint.url, connection.headers, connection.api, request, timeout_s)
+
+    async def _rejects_all(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint that has refused a request, and completed none since, refuses a harmless one too."""
+        try:
+            await self._generate(endpoint, HARMLESS)
+        except EndpointRejected:
+            return True
+        except RequestError:
+            pass
+        return False
 
     def _count(self, endpoint: Endpoint, request: _Attempted, error: RequestError) -> float:
         """Count an error against the request and the endpoint; returns the request's pause in seconds."""
         pause = 0.0
+        request.avoid, request.refused = endpoint, isinstance(error, PromptRejected)
         if isinstance(error, Overloaded):
             endpoint.overloaded(self._now())
-            pause = error.pause or min(OVERLOAD_SECONDS[0] * 2**request.overloads, OVERLOAD_SECONDS[1])
+            pause = min(OVERLOAD_SECONDS[0] * 2 ** min(request.overloads, 16), OVERLOAD_SECONDS[1])
+            if error.pause and not self.pool.has_other(endpoint):
+                pause = error.pause
             request.overloads += 1
+            request.attempts += request.overloads % OVERLOADS_PER_ATTEMPT == 0
         elif isinstance(error, Retryable):
             request.attempts += 1
         elif isinstance(error, Requeue):
@@ -294,7 +340,7 @@ class Dispatcher:
         endpoint.last_error = error.detail
         if isinstance(error, EndpointRejected):
             self.pool.refuse(endpoint, error.detail)
-        elif not isinstance(error, Overloaded):
+        elif not isinstance(error, Overloaded | PromptRejected):
             endpoint.failed(self._now())
 
     def _take(self, result: Completion | Failure) -> None:
@@ -321,6 +367,8 @@ class Dispatcher:
     def _silence(self) -> ClusterError | None:
         if not self.pool.endpoints and self.expecting():
             self._succeeded = self._now()  # a job that waits in a queue is not a failed server
+        if not (self.queued or self.in_flight) or self._behind():
+            self._succeeded = self._now()  # the run waits for its own prompts, or for the disk
         idle = self._now() - self._succeeded
         if not self.pool.endpoints and idle > self.serving.startup_timeout_s:
             reasons = "; ".join(self.pool.waiting_for.values()) or "there is no endpoint"
@@ -330,13 +378,19 @@ class Dispatcher:
                 " the server, or fix serving.endpoints in the compute file"
             )
         patience = self.serving.startup_timeout_s + (self.serving.request_timeout_s if self.in_flight else 0)
-        errors = [endpoint.last_error for endpoint in self.pool.endpoints if endpoint.last_error]
-        if idle > patience and errors:
+        if idle > patience:
+            errors = [endpoint.last_error for endpoint in self.pool.endpoints if endpoint.last_error]
+            tried = "".join(f", {n} x {reason} so far" for reason, n in self.outcome.retries.most_common(3))
+            waiting = f"{self.in_flight} requests are in flight, {self.queued} wait{tried}"
             return ClusterError(
-                f"no completion for {idle:.0f} s. {'; '.join(errors)}. Look at the server(s) and run again; what was"
-                " completed is in the store"
+                f"no completion for {idle:.0f} s ({waiting}){''.join(f'; {error}' for error in errors)}. Look at the"
+                " server(s) and run again; what was completed is in the store"
             )
         return None
+
+    def _behind(self) -> bool:
+        """Whether the disk does not keep up with what arrives."""
+        return len(self._uncommitted) > COMMITS_BEHIND * COMMIT_ROWS
 
     async def _commit_often(self) -> None:
         while True:

@@ -64,6 +64,8 @@ class Endpoint:
     last_error: str = ""
     completions: int = 0
     tokens: int = 0
+    miscounted: int = 0  # completions whose tokens it did not count, or not believably
+    proved: float = float("-inf")  # when it last completed a request
     tasks: set["asyncio.Task[Any]"] = field(default_factory=set)  # requests in flight
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ class Endpoint:
         self.streak = 0
         self.rest = REST_SECONDS[0]
         self.last_error = ""
-        self.heard = now
+        self.heard = self.proved = now
         self.completions += 1
         self.tokens += tokens
         if self.load is None:
@@ -157,10 +159,20 @@ class Pool:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.failure: ClusterError | None = None
 
-    def choose(self, now: float) -> Endpoint | None:
-        """The endpoint with the largest share of its limit free, or None."""
+    def choose(self, now: float, avoid: Endpoint | None = None, never: bool = False) -> Endpoint | None:
+        """The endpoint with the largest share of its limit free, or None.
+
+        `avoid` is chosen only if no other is free; with `never`, only if no other takes requests.
+        """
         free = [endpoint for endpoint in self.endpoints if endpoint.free(now)]
-        return min(free, key=lambda endpoint: endpoint.outstanding / endpoint.limit, default=None)
+        others = [endpoint for endpoint in free if endpoint is not avoid]
+        if not others and (avoid is None or not never or not self.has_other(avoid)):
+            others = free
+        return min(others, key=lambda endpoint: endpoint.outstanding / endpoint.limit, default=None)
+
+    def has_other(self, endpoint: Endpoint) -> bool:
+        """Whether another endpoint than this takes requests."""
+        return any(e is not endpoint and not e.draining and not e.broken for e in self.endpoints)
 
     def refuse(self, endpoint: Endpoint, detail: str) -> None:
         """Stop using an endpoint in this run: it refuses every request alike."""

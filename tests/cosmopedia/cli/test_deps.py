@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cosmopedia.cli.deps import app
@@ -49,3 +50,47 @@ def test_a_check_writes_nothing(folder: Path) -> None:
         assert isinstance(result.exception, ConfigError) and "stages/gone" in result.stdout
     assert json.loads(result.stdout)["changed"]
     assert (folder / "dvc.yaml").read_text() == DVC
+
+
+MATRIX = """stages:
+  one:
+    matrix: {item: [b, a]}
+    cmd: python -m stages.one ${item.item}
+    deps:
+      - data/in
+      - stages/one
+    outs:
+      - data/one/${item.item}.txt
+  two:
+    cmd: python -m stages.two
+    deps:
+      - data/one/a.txt
+      - data/one/b.txt
+      - stages/two
+    outs: [data/two]
+  three:
+    cmd: python -m stages.three
+    deps:
+      - data/one/a.txt
+      - stages/three
+    outs: [data/three]
+"""
+
+
+def test_a_file_per_item_makes_the_matrix_and_is_a_dep_of_its_item_alone(folder: Path) -> None:
+    (folder / "dvc.yaml").write_text(MATRIX)
+    for name in ("one/readers/a", "one/readers/b", "one/readers/__init__", "one/shared", "two/main", "three/main"):
+        (folder / f"stages/{name}.py").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"stages/{name}.py").touch()
+    cosmo(app)
+    before = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    wanted = ["data/in", "stages/one/readers/${item.item}.py", "stages/one/__main__.py", "stages/one/shared.py"]
+    assert before["one"]["deps"] == [*wanted, "cosmopedia/shared.py"]
+    assert before["one"]["matrix"] == {"item": ["b", "a"]}
+    (folder / "stages/one/readers/c.py").touch()
+    (folder / "stages/one/readers/b.py").unlink()
+    cosmo(app)
+    after = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    assert after["one"] == before["one"] | {"matrix": {"item": ["a", "c"]}}
+    assert after["two"]["deps"] == ["data/one/a.txt", "data/one/c.txt", "stages/two"]
+    assert after["three"]["deps"] == ["data/one/a.txt", "stages/three"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cosmopedia.cli.lock import entries, lock_text, section
+from cosmopedia.cli.installed import section
+from cosmopedia.cli.lock import entries, lock_text
 from cosmopedia.errors import ConfigError
 
 PYLOCK = """

@@ -23,7 +23,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from text_generation.errors import OverloadedError, ValidationError, parse_error
 from text_generation.types import Response
 
-from cosmopedia.cpu_server import decoding
+from cosmopedia.cpu_server import app, decoding
 from cosmopedia.cpu_server.app import Server
 from cosmopedia.cpu_server.batching import Batcher, DecodeRequest
 from cosmopedia.cpu_server.decoding import LlamaDecoder, LlamaWeights, StaticDecoder
@@ -484,12 +484,7 @@ class Brittle:
 def test_an_error_of_the_model_fails_the_requests_it_meets_and_health_tells_of_a_dead_thread(
     folder: Path, fatal: bool
 ) -> None:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    batcher = Batcher([Brittle(fatal)], {1}, threads=1)
-    options = Namespace(max_concurrent=4, batch_size=2, model_id="tiny", revision="abc")
-    served = Server(batcher, Grammars(tokenizer, 320, {1}), tokenizer, MAX_LENGTH, options)
+    served, batcher = served_in_process(folder, fatal, host="127.0.0.1")
 
     async def ask() -> tuple[list[int], int, int]:
         async with TestClient(TestServer(served.application())) as http:
@@ -510,6 +505,107 @@ def test_an_error_of_the_model_fails_the_requests_it_meets_and_health_tells_of_a
     batcher.stop()
 
 
+def raw(url: str, *lines: bytes, then: bytes = b"") -> bytes:
+    """The first line that the server answers to these header lines, and the rest of the body."""
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+        connection.settimeout(10)
+        connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + then)
+        return connection.recv(1000).split(b"\r\n")[0]
+
+
+FOREIGN = [
+    b"Host: evil.example",
+    b"Host: evil.example:8080",
+    b"Host: 127.0.0.1.evil.example",
+    b"Host: [::2]:80",
+    b"Host: [",
+    b"Host: localhost\r\nOrigin: https://evil.example",
+    b"Host: localhost\r\nOrigin: null",
+]
+OURS = [b"Host: 127.0.0.1:8080", b"Host: [::1]", b"Host: LOCALHOST:1\r\nOrigin: http://127.0.0.1:3000"]
+
+
+def test_the_loopback_server_answers_to_no_foreign_host_or_origin(server: Running) -> None:
+    for request in (b"GET /info HTTP/1.1", b"POST /generate HTTP/1.1"):
+        for header in FOREIGN:
+            status = raw(server.url, request, header, b"Content-Length: 2", then=b"{}")
+            assert status.startswith((b"HTTP/1.1 403", b"HTTP/1.0 400")), (header, status)
+    for header in OURS:
+        assert raw(server.url, b"GET /info HTTP/1.1", header) == b"HTTP/1.1 200 OK"
+
+
+def served_in_process(folder: Path, fatal: bool = False, **options: object) -> tuple[Server, Batcher]:
+    """The HTTP side over a decoder that fails."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    batcher = Batcher([Brittle(fatal)], {1}, threads=1)
+    chosen = Namespace(max_concurrent=4, batch_size=2, model_id="tiny", revision="abc", **options)
+    return Server(batcher, Grammars(tokenizer, 320, {1}), tokenizer, MAX_LENGTH, chosen), batcher
+
+
+def test_an_authorisation_that_is_no_text_is_refused_as_a_wrong_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSMO_SERVING_KEY", "right")
+    served, batcher = served_in_process(folder, host="0.0.0.0")
+
+    async def statuses() -> list[bytes]:
+        async with TestServer(served.application()) as http:
+            head = (b"POST /generate HTTP/1.1", b"Host: node12", b"Content-Length: 2")
+            shown = (b"Bearer \xff", b"Bearer \xc3\xa4", b"Bearer wrong", b"", b"Bearer right")
+            keys = [b"Authorization: " + key for key in shown]
+            return [
+                await asyncio.to_thread(raw, str(http.make_url("")).rstrip("/"), *head, k, then=b"{}") for k in keys
+            ]
+
+    results = asyncio.run(statuses())
+    batcher.stop()
+    assert [status.split()[1] for status in results] == [b"401"] * 4 + [b"422"]  # {} is no request
+
+
+def test_half_sent_requests_time_out_and_others_do_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "REQUEST_SECONDS", 0.5)
+    served, batcher = served_in_process(folder, host="127.0.0.1")
+    halves = [b"", b"POST /generate HTTP/1.1\r\nHost: loc", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"]
+    body = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+
+    async def one(port: int, sent: bytes) -> tuple[bytes, float]:
+        began = time.monotonic()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        try:
+            return await reader.read(), time.monotonic() - began
+        except ConnectionResetError:
+            return b"", time.monotonic() - began
+        finally:
+            writer.close()
+
+    async def every() -> list[tuple[bytes, float]]:
+        async with TestServer(served.application()) as http:
+
+            async def sweep() -> None:
+                while True:
+                    served.close_half_sent(http.handler.connections if http.handler else [], time.monotonic())
+                    await asyncio.sleep(0.05)
+
+            sweeper = asyncio.create_task(sweep())
+            results = await asyncio.wait_for(asyncio.gather(*(one(http.port or 0, x) for x in (*halves, body))), 10)
+            sweeper.cancel()
+            return results
+
+    answers = asyncio.run(every())
+    batcher.stop()
+    assert all(0.4 < seconds < 5 for _, seconds in answers)
+    assert [content.split(b"\r\n")[0] for content, _ in answers] == [
+        b"",
+        b"",
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 408 Request Timeout",
+    ]
+    assert b"was not complete within 0.5 s" in answers[3][0]
+
+
 @pytest.fixture(scope="module")
 def narrow(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A server that decodes one sequence at a time, so that many wait."""
@@ -524,7 +620,7 @@ def leave(url: str, sent: dict[str, Any], count: int) -> None:
     """Send a request over each of `count` sockets and close them a moment later."""
     content = json.dumps(sent).encode()
     kind = "Content-Type: application/json"
-    head = f"POST /generate HTTP/1.1\r\nHost: a\r\n{kind}\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {len(content)}\r\n\r\n"
     address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
     sockets = [socket.create_connection(address) for _ in range(count)]
     for connection in sockets:

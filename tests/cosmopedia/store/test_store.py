@@ -1,17 +1,24 @@
 """The completion store: done is durable, torn is ignored, damaged is named, and no key gets another's text."""
 
 import json
+import os
+import random
 import re
+import resource
 import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cosmopedia.cli.store import app as store_app
 from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.generation.complete import KeyFile
 from cosmopedia.generation.requests import Completion
 from cosmopedia.store import segments as segments_module
-from cosmopedia.store.maintenance import repair, verify
+from cosmopedia.store.maintenance import compact, repair, torn_tails, verify
 from cosmopedia.store.store import CompletionStore
 from tests.support.command_line import cosmo
 from tests.support.completions import completion, run_python
@@ -148,6 +155,126 @@ def test_a_full_disk_is_reported_and_leaves_a_valid_store(tmp_path: Path) -> Non
         store.append([completion(10**6)])
     assert verify(tmp_path) == []
     assert all(CompletionStore(tmp_path).get(completion(n).key) == completion(n) for n in range(done))
+
+
+def test_a_row_whose_counts_are_none_takes_no_other_with_it(tmp_path: Path) -> None:
+    odd = [replace(completion(1), tokens=10**30), replace(completion(2), tokens=-7, prompt_tokens=2**70)]
+    with CompletionStore(tmp_path) as store:
+        store.append([completion(0), *odd, completion(3)])
+        assert store.get(completion(0).key) == completion(0) and store.get(completion(3).key) == completion(3)
+        assert store.contents().tokens == 20 + (2**31 - 1) + 0 + 20
+    again = CompletionStore(tmp_path)
+    assert again.get(odd[0].key) == replace(completion(1), tokens=2**31 - 1)
+    assert again.get(odd[1].key) == replace(completion(2), tokens=0, prompt_tokens=2**31 - 1)
+
+
+def test_a_segment_of_an_older_version_with_wild_counts_is_compacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older, CompletionStore(tmp_path) as store:
+        older.setattr(segments_module, "count_within", lambda number: number)
+        store.append([completion(0), replace(completion(1), tokens=2**40)])
+    assert compact(tmp_path).kept == 2
+    again = CompletionStore(tmp_path)
+    assert again.get(completion(0).key) == completion(0)
+    assert again.get(completion(1).key) == replace(completion(1), tokens=2**31 - 1)
+
+
+def test_verify_names_the_bytes_of_a_write_that_never_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSMO_STORE", str(tmp_path))
+    with CompletionStore() as store:
+        store.append([completion(1)])
+        store.append([completion(2)])
+    (path,) = segments(tmp_path / "completions")
+    assert torn_tails(path.parent) == {}
+    frame = list(segments_module.read_frames(path))[-1]
+    path.write_bytes(path.read_bytes()[: frame.end - 9])
+    left = frame.end - frame.start - 9
+    assert verify(path.parent) == [] and torn_tails(path.parent) == {path: left}
+    assert f"{path}: the last {left:,} bytes are a write that never ended" in cosmo(store_app, "verify")
+
+
+def test_whole_completions_behind_a_torn_one_are_damage_and_repair_finds_them(tmp_path: Path) -> None:
+    """Bytes lost in the middle of a file: the frame there reaches over its end, so a reader stops before it."""
+    with CompletionStore(tmp_path) as store:
+        for one in (completion(1), noise(2), completion(3), completion(4)):
+            store.append([one])
+    (path,) = segments(tmp_path)
+    long = list(segments_module.read_frames(path))[1]
+    content = path.read_bytes()
+    path.write_bytes(content[: long.start + 200] + content[long.end :])
+    assert completion(3).key not in CompletionStore(tmp_path)
+    (problem,) = verify(tmp_path)
+    assert "whole completions lie behind one that was torn" in problem and str(path) in problem
+    assert repair(tmp_path).kept == 3 and verify(tmp_path) == []
+    assert [n for n in (1, 2, 3, 4) if completion(n).key in CompletionStore(tmp_path)] == [1, 3, 4]
+
+
+def noise(number: int) -> Completion:
+    """A completion whose text does not compress."""
+    return replace(completion(number), text=random.Random(number).randbytes(20_000).hex())
+
+
+def on_a_disk_that_is(state: str, folder: Path, action: Callable[[], object]) -> str:
+    """The error of an action in a process that may write only 4 kB per file, or nothing at all, in a folder."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if state == "full":
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+            elif os.getuid() == 0:
+                os.setuid(65534)
+            action()
+            os.write(writer, b"no error")
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    return os.fdopen(reader).read()
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A store that another user has made and everybody may read."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with CompletionStore(folder) as store:
+            store.append([completion(1)])
+        for path in (folder, *folder.iterdir()):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        yield folder
+        folder.chmod(0o755)
+
+
+def test_a_read_only_store_is_read_and_says_what_to_do_when_it_must_grow(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSMO_STORE", str(shared))
+
+    def read() -> None:
+        assert CompletionStore(shared).get(completion(1).key) == completion(1)
+
+    assert on_a_disk_that_is("read-only", shared, read) == "no error"
+    store = CompletionStore(shared)
+    for write in (store.check_writable, lambda: store.append([completion(2)]), KeyFile):
+        error = on_a_disk_that_is("read-only", shared, write)
+        assert error.startswith(f"ClusterError: the completion store cannot write to {shared}") and "\n" not in error
+        assert "(Permission denied); make it writable for you, or copy its folder to one of yours" in error
+    assert verify(shared) == [] and len(list(shared.iterdir())) == 1
+
+
+def test_a_full_disk_is_known_before_anything_is_sent_and_leaves_nothing(tmp_path: Path) -> None:
+    def run() -> None:
+        CompletionStore(tmp_path).check_writable()
+
+    assert on_a_disk_that_is("full", tmp_path, run) == (
+        f"ClusterError: the completion store cannot write to {tmp_path} (File too large); make room or set COSMO_STORE"
+        " to another folder, then run again: every completion that was stored before is kept"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_that_cannot_be_made_is_a_cluster_error(tmp_path: Path) -> None:

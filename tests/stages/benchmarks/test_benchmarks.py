@@ -151,6 +151,19 @@ def test_a_row_that_does_not_fit_is_named(task: str, change: dict, named: str):
         items_of(task, [Record("file:3", RECORDS[task] | change)], "sha256:0")
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"endings": ["sleeps.", "[header]"]}, "choice 1"),
+        ({"endings": ["[title] [step]", "sleeps."]}, "answer"),
+        ({"ctx_a": "[header]", "ctx_b": ""}, "question"),
+    ],
+)
+def test_an_item_that_its_form_leaves_without_text_is_named(change: dict, named: str):
+    with pytest.raises(DataError, match=f"^file:3: {named} has no text left in the form of its task; fix or remove"):
+        items_of("hellaswag", [Record("file:3", RECORDS["hellaswag"] | change)], "sha256:0")
+
+
 @pytest.mark.parametrize("task", FORMS)
 def test_a_missing_column_is_named(task: str):
     for column in RECORDS[task].keys() - UNREAD - ({"answer"} if task == "mmlu_pro" else set()):

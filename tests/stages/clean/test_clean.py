@@ -13,6 +13,7 @@ from stages.clean.language import foreign
 from stages.clean.repetition import RepetitionLimits, repetition
 from stages.clean.rules import Cleaned, CleanParams, Removed, clean, strip_closings, strip_openings, to_last_sentence
 from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
+from tests.support.stage_folders import files_of, on_scratch
 
 PARAMS = CleanParams.model_validate(
     read_yaml(ROOT / "params.yaml")["clean"] | read_yaml(ROOT / "profiles/laptop.yaml")["clean"]
@@ -283,12 +284,35 @@ def test_rows_in_are_rows_kept_and_rows_removed_by_reason(generated: Path):
     ]
 
 
+def test_control_characters_go_and_are_counted_and_words_stay_apart(generated: Path):
+    broken = PROSE.replace(" gas.", "\x0cgas\x1b.", 1)
+    write_documents(generated / "data/generate/web-blogpost.parquet", [document(text=broken, text_token_length=90)])
+    for choice, text, tokens in (("remove", PROSE, len(PROSE.encode())), ("keep", broken, 90)):
+        repository(generated, "clean", control_characters=choice)
+        main()
+        (row,) = read_rows(["data/clean/web-blogpost.parquet"], DOCUMENT)
+        assert (row["text"], row["text_token_length"]) == (text, tokens)
+        assert read_yaml(generated / "metrics/clean.json")["control_characters"] == 1
+    assert judge("\x00" + PROSE) == Cleaned(PROSE, words(PROSE), ("control_characters",))
+    assert judge("Hello.\x0c" + PROSE).changes == ("control_characters", "hello")
+    assert judge("\x00" * 9 + PROSE) == Removed("invalid", {"share": 0.0283})
+
+
 def test_the_servers_count_stays_unless_the_text_was_changed(generated: Path):
     repository(generated, "clean")
     main()
     rows = [*read_rows(sorted(Path("data/clean").glob("*.parquet")), DOCUMENT)]
     assert {row["text_token_length"] for row in rows if row["text"] == PROSE} == {len(PROSE.encode())}
     assert {row["text_token_length"] for row in rows if row["text"] != PROSE} == {90}
+
+
+def test_a_folder_on_another_disk_holds_this_run_alone(generated: Path):
+    scratch = on_scratch(Path("data/clean"))
+    repository(generated, "clean")
+    main()
+    assert Path("data/clean").is_symlink()
+    cells = [f"{cell}.parquet" for cell in ("stanford-textbook", "web-blogpost", "wikihow-article")]
+    assert files_of(scratch) == ["removed/removed.parquet", *cells]
 
 
 def test_the_bytes_do_not_depend_on_tasks(generated: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.evaluate.items import read_items
@@ -146,6 +146,13 @@ def test_a_benchmark_without_wrong_answers_cannot_be_scored(repository: Path):
     write_table("data/benchmarks/gsm8k.parquet", alone, BENCHMARK)
     with pytest.raises(ConfigError, match=r"evaluate\.tasks: gsm8k cannot be scored"):
         read_items("gsm8k", seed=1, max_items=2)
+
+
+def test_a_choice_without_text_is_named_before_anything_is_scored(repository: Path):
+    bare = [row | {"choices": [*row["choices"], "  "]} for row in rows("arc_easy")]
+    write_table("data/benchmarks/arc_easy.parquet", bare, BENCHMARK)
+    with pytest.raises(DataError, match=r"arc_easy\.parquet: arc_easy/000000 has a choice without text"):
+        read_items("arc_easy", seed=1, max_items=2)
 
 
 def test_characters_are_counted_without_the_leading_space():

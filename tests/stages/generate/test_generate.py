@@ -18,11 +18,12 @@ from cosmopedia.execution import sending
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.lineage import hash_files
 from cosmopedia.store.store import CompletionStore
-from cosmopedia.tables.contracts import DOCUMENT, FAILED
+from cosmopedia.tables.contracts import DOCUMENT, FAILED, THOUGHT
 from cosmopedia.tables.parquet import read_table
 from stages.generate import __main__ as generate
 from tests.support.fake_tgi import FakeTgi, text_of
 from tests.support.prompt_rows import MODEL, ROOT, prompt_row, write_model, write_prompts, write_settings
+from tests.support.stage_folders import files_of, on_scratch
 
 CELLS = {"khanacademy-textbook": 0, "web-blogpost": 6, "wikihow-wikihow": 4}
 OUT = Path("data/generate")
@@ -72,6 +73,16 @@ def test_a_second_run_sends_nothing_and_needs_no_server(folder: Path) -> None:
     first = hash_files(sorted(OUT.glob("*.parquet")))
     assert "0 sent, 10 from the store" in generate.main()
     assert hash_files(sorted(OUT.glob("*.parquet"))) == first
+
+
+def test_a_folder_on_another_disk_holds_this_run_alone(folder: Path) -> None:
+    scratch = on_scratch(OUT)
+    (scratch / "web-old.parquet").unlink()  # a parquet file would be imported
+    with FakeTgi() as server:
+        write_settings(folder, [server.url])
+        assert generate.main().startswith("10 completions in 2 cells, ")
+    assert OUT.is_symlink() and len(documents()) == 10
+    assert files_of(scratch) == ["failed/failed.parquet", *(f"{cell}.parquet" for cell in CELLS)]
 
 
 def test_only_prompts_whose_text_changed_are_sent(folder: Path) -> None:
@@ -153,6 +164,71 @@ def test_a_clone_without_the_store_takes_pulled_documents(folder: Path, monkeypa
     monkeypatch.setenv("COSMO_STORE", str(folder / "empty"))
     assert "0 sent, 10 from the store" in generate.main()
     assert hash_files(sorted(OUT.glob("*.parquet"))) == first
+
+
+def thoughts() -> list[dict]:
+    paths = sorted(OUT.glob("thoughts/*.parquet"))
+    return [row for path in paths for row in read_table(path, THOUGHT).to_pylist()]
+
+
+def think(prompt: str, n: int) -> object:
+    if "wikihow" in prompt:
+        return "ok"
+    text = "<think>First the sea, then the moon.</think>\n\nThe moon pulls the sea."
+    return {"text": text.partition("sea,")[0] if "web fact 2." in prompt else text}
+
+
+def test_a_thought_is_kept_apart_from_its_document_and_a_thought_that_was_cut_is_a_failure(folder: Path) -> None:
+    with FakeTgi(think) as server:
+        write_settings(folder, [server.url], **{"serving.max_failed_share": 0.5})
+        assert "9 completions in 2 cells" in generate.main()
+        assert server.asked["[user] Write about web fact 2. [assistant]"] == 1
+    web = [row for row in documents() if row["source"] == "web"]
+    assert [row["text"] for row in web] == ["The moon pulls the sea."] * 5
+    assert [row["text_token_length"] for row in web] == [5 + 1] * 5  # and the end of text
+    first = "First the sea, then the moon."
+    assert [(row["thought"], row["thought_tokens"]) for row in thoughts()] == [(first, 11 - 6)] * 5
+    assert [row["completion_id"] for row in thoughts()] == [row["completion_id"] for row in web]
+    assert [path.name for path in OUT.glob("thoughts/*")] == ["web-blogpost.parquet"]
+    (failure,) = failed()
+    assert failure["reason"] == "truncated_thought" and "raise max_new_tokens" in failure["detail"]
+    metrics = json.loads(Path("metrics/generate.json").read_text())
+    assert (metrics["thoughts"], metrics["thought_tokens"], metrics["failed"]) == (
+        5,
+        25,
+        1,
+    )
+
+
+def test_a_clone_without_the_store_takes_thoughts_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hashes() -> list[str]:
+        return [hash_files([path]) for path in sorted(OUT.rglob("*.parquet")) if path.parent.name != "failed"]
+
+    with FakeTgi(think) as server:
+        write_settings(folder, [server.url], **{"serving.max_failed_share": 0.5})
+        generate.main()
+        first = hashes()
+        monkeypatch.setenv("COSMO_STORE", str(folder / "empty"))
+        assert "1 sent, 9 from the store" in generate.main()
+    assert hashes() == first and len(thoughts()) == 5
+
+
+def test_documents_of_a_model_that_does_not_think_are_alone(folder: Path) -> None:
+    with FakeTgi() as server:
+        write_settings(folder, [server.url])
+        generate.main()
+    assert not (OUT / "thoughts").exists() and "thoughts" not in Path("metrics/generate.json").read_text()
+
+
+def test_nothing_is_sent_that_could_not_be_stored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeTgi() as server:
+        write_settings(folder, [server.url])
+        (folder / "store").mkdir()
+        (folder / "store/completions").write_text("a file where the folder should be")
+        monkeypatch.setenv("COSMO_STORE", str(folder / "store"))
+        with pytest.raises(ClusterError, match="the completion store cannot write to"):
+            generate.main()
+        assert not server.asked
 
 
 def test_a_server_of_another_model_is_refused(folder: Path) -> None:

@@ -171,6 +171,7 @@ def test_a_template_with_a_wrong_slot_is_refused(tmp_path: Path, text: str) -> N
         ("The topic is: Cooking. The educational value rating is 6.", "Cooking", 6),
         ("Topic: C++. Educational value rating: 10.", "C++", 10),
         ("Topic: U.S. Law. Educational value: 1", "U.S. Law", 1),
+        ("Topic: Ast\x00ronomy\x1b[31m and\x0cLaw. Educational value rating: 5.", "Astronomy[31m and Law", 5),
         ("Topic: Astronomy. Educational value rating: 4. Topic: Law. Educational value rating: 9.", "Astronomy", 4),
     ],
 )

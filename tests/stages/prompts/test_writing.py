@@ -32,6 +32,7 @@ from tests.support.documents import byte_tokenizer, bytes_of, write_items
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import write_model
 from tests.support.prompt_sources import ODD, ROOT, passage, repository, source_rows, with_duplicates
+from tests.support.stage_folders import files_of, on_scratch
 
 OUT = Path("data/prompts")
 WEB = source_rows("web", with_duplicates(90))
@@ -79,6 +80,15 @@ def test_runs_and_batches_do_not_move_a_byte(empty_folder: Path, monkeypatch: py
     monkeypatch.setattr(near_duplicates, "TEXTS", 3)
     _, in_small_pieces = made_with(monkeypatch, **sizes, RUN_ROWS=5, READ_ROWS=3)
     assert once == in_small_pieces and len(once) == 4 * 4 + 2
+
+
+def test_a_folder_on_another_disk_holds_this_run_alone(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(empty_folder, {"web": WEB, "ready": source_rows("ready", ODD)})
+    scratch = on_scratch(OUT)
+    cells, files = made_with(monkeypatch)
+    assert OUT.is_symlink() and files_of(scratch) == sorted({*files} - {"prompts.json"})
+    assert {*files} - {"prompts.json"} == {"removed/removed.parquet", *(f"{cell}.parquet" for cell in cells)}
+    assert not any(cell.startswith("web-old") for cell in cells)
 
 
 def test_a_slice_of_a_part_is_bounded_in_bytes(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

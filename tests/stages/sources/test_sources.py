@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,22 +30,28 @@ from cosmopedia.tables.row_counts import RowCounts
 from stages.sources import __main__ as sources
 from stages.sources import duplicates
 from stages.sources.duplicates import Fingerprints
-from stages.sources.normalise import SourceParams, normalise
-from stages.sources.readers import READERS, UltrachatFilter, concepts_of
+from stages.sources.normalise import ReadingParams, SourceParams, checked, normalise
+from stages.sources.reader import reader_of
+from stages.sources.reader import sources as known_sources
+from stages.sources.readers.ultrachat import UltrachatFilter, concepts_of
 
 ROOT = Path(__file__).parents[3]
 RECIPE = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["sources"]
 PAGE = {"text": "A page about basalt columns. " * 20, "id": "p1", "language": "en", "language_score": 0.9}
 
 
-def run(source: str, path: Path, **keep):
+READING = ReadingParams(**RECIPE["reading"])
+
+
+def run(source: str, path: Path, reading: ReadingParams = READING, **keep):
     settings = {**RECIPE[source]["keep"], **keep}
     params = SourceParams(
         dataset=str(path), subset=None, split=None, revision=None, limit=None, licence="CC0-1.0", keep=settings
     )
-    records, revision = read_records(str(path), None, None, None)
+    records, revision = read_records(str(path), None, None, None, reading.max_record_mb)
+    records = checked(records, reading, Counter())
     account = RowCounts(source)
-    keep_params = check(settings, READERS[source].keep, source)
+    keep_params = check(settings, reader_of(source).keep, source)
     rows = list(normalise(source, records, params, keep_params, revision, account))
     return [row for row, _ in rows if row], [out for _, out in rows if out], account
 
@@ -54,7 +61,7 @@ def jsonl(path: Path, rows: list) -> Path:
     return path
 
 
-@pytest.mark.parametrize("source", READERS)
+@pytest.mark.parametrize("source", known_sources())
 def test_every_source_reads_its_sample_and_accounts_for_each_row(source: str) -> None:
     kept, rejected, account = run(source, ROOT / "data/samples" / source)
     assert len(kept) >= (8 if source == "ready" else 30) and len({row["row_id"] for row in kept}) == len(kept)
@@ -233,6 +240,78 @@ def test_the_subset_of_ultrachat_gives_its_first_turn(tmp_path: Path) -> None:
     rows = [{"id": "1", "data": [question, "It swings."], "question": question, "first_turn": turn}]
     kept = run("ultrachat", jsonl(tmp_path / "u.jsonl", rows))[0]
     assert (kept[0]["text"], json.loads(kept[0]["context"])) == (turn, {"question": question})
+
+
+def test_rows_whose_id_is_nan_are_no_duplicates(tmp_path: Path) -> None:
+    ids = ["NaN", "NaN", '"nan"', '"NaN"', "null", '""']
+    texts = [f"Page number {n} about lava. {'It flows. ' * 40}".strip() for n in range(6)]
+    lines = [f'{{"id": {own}, "text": "{text}"}}\n' for own, text in zip(ids, texts, strict=True)]
+    kept, _, account = run("web", jsonl(tmp_path / "a.jsonl", lines))
+    assert len({row["row_id"] for row in kept}) == 6 and not account.removed
+    frame = pa.table({"id": [float("nan")] * 2, "text": texts[:2], "language": [float("nan")] * 2})
+    pq.write_table(frame, tmp_path / "a.parquet")
+    assert [row["row_id"] for row in run("web", tmp_path / "a.parquet")[0]] == [row["row_id"] for row in kept[:2]]
+
+
+def set_reading(**changes: object) -> None:
+    """Change `sources.reading` in the folder's params.yaml."""
+    recipe = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    recipe["sources"]["reading"] |= changes
+    Path("params.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def test_control_characters_are_removed_or_kept_by_param_and_counted(empty_folder: Path) -> None:
+    raw = "Why do\x0cold clocks need a pendu\x1blum today?"
+    plain = "How do plain\ttabs and\nlines stay as they are?"
+    rows = [{"id": "a\x00b", "data": [raw, "\x85It swings."]}, {"id": "c", "data": [plain]}]
+    repository(empty_folder, "ultrachat", dataset=str(jsonl(empty_folder / "u.jsonl", rows)))
+    for choice, wanted in (("remove", ("ab", "Why do old clocks need a pendulum today?")), ("keep", ("a\x00b", raw))):
+        set_reading(control_characters=choice)
+        assert sources.main("ultrachat").endswith(f"; control characters in 1 records ({choice})")
+        table = read_table("data/sources/ultrachat.parquet", SOURCE)
+        found = zip(table["original_id"].to_pylist(), table["text"].to_pylist(), strict=True)
+        assert sorted(found) == sorted([wanted, ("c", plain)])
+        assert json.loads(Path("metrics/sources/ultrachat.json").read_text())["control_characters"] == 1
+
+
+def test_a_record_of_nested_brackets_is_one_bad_row(tmp_path: Path) -> None:
+    for depth in range(300, 1000, 50):
+        nested = f'{{"text": "a", "n": {"[" * depth}{"]" * depth}}}'
+        try:
+            kept, rejected, _ = run("web", jsonl(tmp_path / "a.json", [f"[{nested}, {json.dumps(PAGE)}]"]))
+        except DataError as error:
+            assert "brackets nested too deep" in str(error)
+        else:
+            assert len(kept) == len(rejected) == 1
+
+
+def test_the_summary_names_what_was_not_read_and_what_is_too_long(empty_folder: Path) -> None:
+    (empty_folder / "pages").mkdir()
+    jsonl(empty_folder / "pages/a.jsonl", [PAGE, {**PAGE, "id": "p2", "text": "A long page. " * 100_000}])
+    (empty_folder / "pages/README.md").touch()
+    repository(empty_folder, "web", dataset="pages")
+    set_reading(max_record_mb=1)
+    assert sources.main("web") == "1 rows from pages; left out: 1 unreadable; not read: README.md"
+    detail = pq.read_table("data/sources/rejected/web.parquet")["detail"].to_pylist()
+    assert detail == ["pages/a.jsonl:2: longer than 1 MB (sources.reading.max_record_mb)"]
+
+
+NAMELESS = {
+    "khanacademy": ("empty", {"title": "C", "subunits": [
+        {"title": "U", "subunits": [{"title": "S", "lessons": [" "]}]}]}),
+    "stanford": ("empty", {"course_title": " ", "outline": "1.1 A: b\n1.2 A: c"}),
+    "openhermes": ("no_exchange", {"conversations": [
+        {"from": "human", "value": "Why is the sky blue?"}, {"from": "gpt", "value": " "}]}),
+    "openstax": ("empty", {"book_title": "B", "language": "en", "chapters": [
+        {"title": "C", "sections": [{"title": " ", "paragraph": "w " * 20}]}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", NAMELESS)
+def test_what_is_empty_after_stripping_makes_no_row(tmp_path: Path, source: str) -> None:
+    reason, record = NAMELESS[source]
+    kept, _, account = run(source, jsonl(tmp_path / "a.jsonl", [record]))
+    assert not kept and account.removed == {reason: 1}
 
 
 def test_fingerprints_are_a_set(monkeypatch: pytest.MonkeyPatch) -> None:

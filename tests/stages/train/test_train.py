@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cosmopedia.errors import ClusterError, ConfigError, DataError
-from cosmopedia.execution.mlflow_run import STARTED, Run, started
+from cosmopedia.errors import ClusterError, ConfigError, DataError, errors_as_sentences
+from cosmopedia.execution.mlflow_run import Run
+from cosmopedia.execution.mlflow_sender import STARTED, started
 from cosmopedia.params import check
 from stages.train.recipe import Architecture, TrainParams
 from stages.train.windows import Corpus, Split, TokenShards, WindowOrder, read_corpus
@@ -363,7 +364,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(repository: 
 ENDLESS = """
 import time
 from cosmopedia.execution.mlflow_run import Run
-with Run("train", {}) as run:
+with Run("train", {}, "model") as run:
+    run.flush()
     print(run.id, flush=True)
     time.sleep(600)
 """
@@ -389,19 +391,19 @@ def endless(repository: Path) -> Iterator[tuple[subprocess.Popen, str]]:
 @pytest.mark.slow
 def test_the_run_of_a_killed_process_is_marked_and_resumed(repository: Path, endless: tuple[subprocess.Popen, str]):
     process, killed = endless
-    with Run("evaluate", {}):
-        assert statuses(repository)[killed] == "RUNNING"  # its process lives
+    with Run("evaluate", {}) as run:
+        assert run.flush() and statuses(repository)[killed] == "RUNNING"  # its process lives
     process.send_signal(signal.SIGKILL)
     while started(process.pid):
         time.sleep(0.01)
     with Run("evaluate", {}) as other:
-        assert statuses(repository) == {killed: "KILLED", other.id: "RUNNING"} | {
+        assert other.flush() and statuses(repository) == {killed: "KILLED", other.id: "RUNNING"} | {
             run: "FINISHED" for run in statuses(repository) if run not in (killed, other.id)
         }
-    with Run("train", {}, resume=killed) as again:
-        assert again.id == killed and statuses(repository)[killed] == "RUNNING"
-        with Run("evaluate", {}):
-            assert statuses(repository)[killed] == "RUNNING"
+    with Run("train", {}, "model") as again:
+        assert again.flush() and again.id == killed and statuses(repository)[killed] == "RUNNING"
+        with Run("evaluate", {}) as run:
+            assert run.flush() and statuses(repository)[killed] == "RUNNING"
     assert statuses(repository)[killed] == "FINISHED"
 
 
@@ -412,8 +414,43 @@ def test_a_process_that_got_the_number_of_a_killed_one_is_not_taken_for_it(
     process, run = endless
     with sqlite3.connect(repository / "mlflow.db") as database:  # as if the live process had begun after the run's
         database.execute("update tags set value = value || '0' where key = ? and run_uuid = ?", (STARTED, run))
-    with Run("evaluate", {}):
-        assert process.poll() is None and statuses(repository)[run] == "KILLED"
+    with Run("evaluate", {}) as other:
+        assert other.flush() and process.poll() is None and statuses(repository)[run] == "KILLED"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_behind_a_link_is_named_and_leaves_no_half_model(
+    repository: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+):
+    (repository / "models").mkdir()
+    (repository / "models/train").symlink_to(small_disk)
+    (small_disk / "seed-99").mkdir()  # of an earlier run
+    with pytest.raises(SystemExit), errors_as_sentences("train: "):
+        train()
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("train: error: No space left on device (models/train/") and "run it again" in complaint
+    assert not list(small_disk.iterdir()) and not (repository / "metrics/train.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    assert "from the store" in train()
+    assert [path.name for path in small_disk.iterdir()] == ["seed-1"] and (repository / "models/train").is_symlink()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(SystemExit), errors_as_sentences("train: "):
+        train()
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"train: error: Read-only file system \(.+\); make it writable for you and run it again", complaint
+    )
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution.client import endpoints
 from cosmopedia.execution.compute import EndpointSpec
-from cosmopedia.generation.apis import Answer, Load, Malformed, OpenAiApi, TgiApi
+from cosmopedia.generation.answers import Answer, Malformed
+from cosmopedia.generation.apis import Load, OpenAiApi, TgiApi
 from cosmopedia.generation.requests import Request, Sampling
 from tests.support.dispatch import SAMPLING, Run, jobs, short_rests  # noqa: F401  (the fixture)
 from tests.support.fake_tgi import FakeTgi

@@ -1,0 +1,36 @@
+"""A server's words, fit to be shown and stored: without tokens and control characters, and short."""
+
+import base64
+import json
+import re
+from urllib.parse import quote
+
+LONGEST = 300  # characters
+HIDDEN = "***"
+SHORTEST_TOKEN = 4  # characters; a shorter one would be found in words that have nothing to do with it
+_SECRET = re.compile(
+    r"(?i:\bbearer\s+)[\w.~+/=-]{16,}"
+    r"|\b(?:hf_|sk-|gh[opsu]_|github_pat_|AKIA|xox[abp]-)[\w-]{8,}"
+    r"|(?<=://)[^/\s@]+(?=@)"
+)
+
+
+def server_words(words: object, headers: dict[str, str], longest: int = LONGEST) -> str:
+    """On one line, at most so long; this client's token, in any spelling, and what looks like one are hidden."""
+    text = str(words)
+    for spelling in _spellings(token_in(headers)):
+        text = text.replace(spelling, HIDDEN)
+    text = _SECRET.sub(HIDDEN, text)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def token_in(headers: dict[str, str]) -> str:
+    """The bearer token of a client's headers, or nothing."""
+    return headers.get("Authorization", "").removeprefix("Bearer ")
+
+
+def _spellings(token: str) -> set[str]:
+    if len(token) < SHORTEST_TOKEN:
+        return set()
+    return {token, quote(token, safe=""), json.dumps(token)[1:-1], base64.b64encode(token.encode()).decode()}

@@ -1,0 +1,380 @@
+"""Sends spools to MLflow from a thread, so that a slow or dead server delays no stage.
+
+A spool has a line of JSON per entry: the head (tags, params, start), the process that records, points, the end, and
+the run's id as soon as MLflow has given one. Sending a spool again does no harm, since points that MLflow has are left
+out. A killed process cannot end its run, so each run names its process, and the next run on that host ends those that
+were left.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from cosmopedia.files import lock, replacing, write_text
+from cosmopedia.lineage import main_checkout, store_root
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT = "cosmopedia"
+SETTINGS = {  # of MLflow, unless the environment has its own
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password in it
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the spool is sent again
+}
+HOST, PID, STARTED = "process.host", "process.id", "process.started"  # tags that name a run's process
+INTERVAL = 1.0  # seconds between two requests, whose points are sent together,
+LONGEST_PAUSE = 60.0  # and after failures
+MAX_BYTES = 256 << 20  # of a spool; points beyond that are left out
+REJECTED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow will not take such an entry later either
+
+
+def tracking_uri() -> str:
+    """`$MLFLOW_TRACKING_URI`, else `mlflow.db` in the main checkout (also from inside a queued experiment)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(main_checkout() / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a SQLite file. MLflow makes the folder that an absolute URI names without unquoting it, so a path
+    with a character like "?" or "#" is given relative to the current folder."""
+    name = str(path.absolute())
+    return f"sqlite:///{quote(name if quote(name) == name else os.path.relpath(name))}"
+
+
+def without_password(text: str) -> str:
+    """A message without the user part of any URL in it."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def started(pid: int) -> str:
+    """When a process of this host began, as boot id and clock ticks: it differs for a later process of the same pid.
+
+    Empty when there is no such process, or only a zombie (proc(5), `/proc/pid/stat`).
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in "ZX" else f"{boot}/{fields[19]}"
+
+
+def this_process() -> dict[str, str]:
+    """The tags that name this process; none where no /proc can tell whether it still lives."""
+    began = started(os.getpid())
+    return {HOST: socket.gethostname(), PID: str(os.getpid()), STARTED: began} if began else {}
+
+
+class Spool:
+    """The record of a run on this disk. Its lock is kept as long as its process may write to it."""
+
+    def __init__(self, path: Path, file: IO[bytes]):
+        self.path, self._file = path, file
+        self.has_head = path.stat().st_size > 0
+        if self.entries(0)[1] < path.stat().st_size:  # a kill cut the last line short
+            self._file.write(b"\n")
+
+    @classmethod
+    def new(cls, path: Path) -> "Spool":
+        file = path.open("ab", buffering=0)
+        with contextlib.suppress(OSError):  # a file system without locks
+            lock(file)
+        return cls(path, file)
+
+    @classmethod
+    def claim(cls, path: Path) -> "Spool | None":
+        """The spool that is at a path; None when there is none, or another process has it."""
+        try:
+            file = open(os.open(path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0)  # noqa: PTH123, SIM115
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(OSError):
+            if lock(file) and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return cls(path, file)
+        file.close()
+        return None
+
+    def append(self, entry: dict[str, Any]) -> None:
+        if self._file.tell() < MAX_BYTES:
+            self._file.write(json.dumps(entry).encode() + b"\n")
+
+    def entries(self, start: int) -> tuple[list[dict[str, Any]], int]:
+        """The whole entries from a byte on, and where the next one begins."""
+        with self.path.open("rb") as stream:
+            stream.seek(start)
+            content = stream.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        entries = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):  # a line that a kill cut short
+                entries.append(json.loads(line))
+        return entries, start + len(whole)
+
+    def is_left(self) -> bool:
+        """Whether its process has ended and MLflow has not all of it. A lock may not be seen from another host, so a
+        spool of one is left alone until nobody has written to it for a day."""
+        entries = [entry for entry in self.entries(0)[0] if not entry.keys() & {"tags", "run"}]
+        host = next((entry["process"].get(HOST) for entry in reversed(entries) if "process" in entry), None)
+        here = host in (None, socket.gethostname())
+        return bool(entries) and (here or self.path.stat().st_mtime < time.time() - 86400)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SpoolSender:
+    """Brings one spool to MLflow, as far as it has been written."""
+
+    def __init__(self, spool: Spool):
+        self.spool, self.run_id, self.ended = spool, None, False
+        self.sent = 0  # bytes of the spool
+        self._head: dict[str, Any] = {}
+        self._known: dict[str, set[int]] | None = None  # steps of each series that MLflow has
+        self._described = True
+
+    def send(self, client: "MlflowClient", experiment: str, alive: bool = True) -> None:
+        """Send what is new. A spool that is not `alive` is of a process that has ended: its run gets an end."""
+        entries, until = self.spool.entries(self.sent)
+        for entry in entries:
+            self._head = entry if "tags" in entry else self._head
+            self.run_id = entry.get("run", self.run_id)
+        entries = [entry for entry in entries if "run" not in entry]
+        if entries and self._head:
+            parts = _by_process(entries)
+            self._open(client, experiment, parts[-1][0].get("process", {}) if alive else {})
+            for part in parts:
+                self._send_points(client, part, may_come_again=part is not parts[-1])
+            last = entries[-1]
+            self.ended = "end" in last
+            if self.ended or not alive:
+                status = last.get("end", "KILLED")
+                client.set_terminated(self.run_id, status, last.get("time"))  # type: ignore[arg-type]
+                self._tidy(status)
+        self.sent = until
+
+    def _open(self, client: "MlflowClient", experiment: str, process: dict[str, str]) -> None:
+        """Create the run, or find it again and make it this process's. A deleted run is begun anew."""
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        if self._known is not None:
+            return
+        if self.run_id is not None and self._described:
+            try:
+                for name, value in process.items():
+                    client.set_tag(self.run_id, name, value)
+                if process:
+                    client.update_run(self.run_id, status="RUNNING")
+                series = client.get_run(self.run_id).data.metrics
+                self._known = {
+                    name: {point.step for point in client.get_metric_history(self.run_id, name)} for name in series
+                }
+                return
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", *REJECTED):
+                    raise
+                self.run_id = None
+        if self.run_id is None:
+            tags, start = self._head["tags"] | process, self._head["time"]
+            self.run_id = client.create_run(experiment, start_time=start, tags=tags).info.run_id
+            self._described = False
+        params = [Param(key, value) for key, value in self._head["params"].items()]
+        _send_all(lambda: client.log_batch(self.run_id, params=params), "its params")  # type: ignore[arg-type]
+        self.spool.append({"run": self.run_id})
+        self._known, self._described = {}, True
+
+    def _send_points(self, client: "MlflowClient", entries: list[dict[str, Any]], may_come_again: bool) -> None:
+        """`may_come_again`: the process that continues a killed one records some of its points once more."""
+        from mlflow.entities import Metric
+
+        assert self._known is not None
+        points = [
+            Metric(name, value, entry["time"], entry["step"])
+            for entry in entries
+            for name, value in entry.get("values", {}).items()
+            if entry["step"] not in self._known.get(name, ())
+        ]
+        if points:
+            _send_all(lambda: client.log_batch(self.run_id, metrics=points), f"{len(points)} points")  # type: ignore[arg-type]
+        for point in points if may_come_again else ():
+            self._known.setdefault(point.key, set()).add(point.step)
+
+    def _tidy(self, status: str) -> None:
+        """Everything is sent: remove the spool, or leave the run's id to the process that will continue it."""
+        if status == "FINISHED" or not self._head["resumable"]:
+            self.spool.path.unlink(missing_ok=True)
+        else:
+            lines = [json.dumps(entry) for entry in (self._head, {"run": self.run_id})]
+            write_text(self.spool.path, "".join(f"{line}\n" for line in lines))
+
+
+def _by_process(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Entries in groups, each of one process."""
+    groups: list[list[dict[str, Any]]] = [[]]
+    for entry in entries:
+        if "process" in entry and groups[-1]:
+            groups.append([])
+        groups[-1].append(entry)
+    return groups
+
+
+def _send_all(send: Any, what: str) -> None:
+    """Send; what MLflow refuses for good is left out with a warning."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        send()
+    except MlflowException as error:
+        if error.error_code not in REJECTED:
+            raise
+        print(f"warning: MLflow refuses {what} ({_reason(error)})", file=sys.stderr, flush=True)
+
+
+def _reason(error: Exception) -> str:
+    return without_password(" ".join(str(error).split()))[:300]
+
+
+class Sender(threading.Thread):
+    """Sends the spool of this process, and those that processes before it left."""
+
+    def __init__(self, spool: Spool, stage: str):
+        super().__init__(name="mlflow", daemon=True)
+        self.stage, self._own = stage, SpoolSender(spool)
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._failures, self._stopped = 0, False
+        self._wake, self._changed = threading.Event(), threading.Condition()
+        self._wanted: int | None = None  # bytes of the spool for which `drain` waits
+
+    @property
+    def run_id(self) -> str | None:
+        return self._own.run_id
+
+    def run(self) -> None:
+        while not (self._own.ended or self._stopped):
+            try:
+                self._pass()
+                if self._failures:
+                    print(f"{self.stage}: MLflow answers again", file=sys.stderr, flush=True)
+                self._failures = 0
+            except Exception as error:  # whatever it is, the stage goes on
+                self._failed(error)
+            with self._changed:
+                self._changed.notify_all()
+            if self._failures or self._wanted is None:
+                self._wake.wait(min(INTERVAL * 2**self._failures, LONGEST_PAUSE))
+            self._wake.clear()
+        self._own.spool.close()
+
+    def stop(self) -> None:
+        """Leave the rest to the next run, as soon as the request that is under way has ended."""
+        self._stopped = True
+        self._wake.set()
+
+    def _pass(self) -> None:
+        if self._client is None:
+            client, experiment = connect()
+            _end_killed_runs(client, experiment)
+            self._send_left(client, experiment)
+            self._client, self._experiment = client, experiment
+        self._own.send(self._client, self._experiment)
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            print(
+                f"{self.stage}: warning: MLflow at {without_password(tracking_uri())} does not take the record of this"
+                f" run ({_reason(error)}); the stage goes on, and the record waits in {self._own.spool.path.parent}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until what has been written is sent, or sending fails, or the time is over; whether it is sent."""
+        deadline = time.monotonic() + seconds
+        self._wanted = self._own.spool.path.stat().st_size if self._own.spool.path.exists() else 0
+        self._wake.set()
+        with self._changed:
+            while (left := deadline - time.monotonic()) > 0 and not self._done() and not self._failures:
+                self._changed.wait(left)
+        done = self._done()
+        self._wanted = None
+        return done
+
+    def _done(self) -> bool:
+        return self._own.ended or (self._wanted is not None and self._own.sent >= self._wanted)
+
+    def _send_left(self, client: "MlflowClient", experiment: str) -> None:
+        """Send the spools of processes that have ended."""
+        for path in sorted(self._own.spool.path.parent.glob("*.jsonl")):
+            spool = None if path == self._own.spool.path else Spool.claim(path)
+            if spool is None:
+                continue
+            try:
+                if spool.is_left():
+                    SpoolSender(spool).send(client, experiment, alive=False)
+            finally:
+                spool.close()
+
+
+def connect() -> "tuple[MlflowClient, str]":
+    """MLflow's client and the experiment's id. Both are made if need be, by one process at a time."""
+    from mlflow.tracking import MlflowClient
+
+    database = main_checkout() / "mlflow.db"
+    with _one_at_a_time():
+        if tracking_uri() == sqlite_uri(database) and not database.exists():
+            with replacing(database) as draft:  # a kill in the middle leaves no half database
+                MlflowClient(sqlite_uri(draft)).search_experiments(max_results=1)
+        client = MlflowClient(tracking_uri())
+        return client, _experiment(client)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    with (store_root() / "mlflow/lock").open("a") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            while not lock(file):
+                time.sleep(0.05)
+        yield
+
+
+def _experiment(client: "MlflowClient") -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return experiment.experiment_id
+    local = (main_checkout() / "mlruns").as_uri() if tracking_uri().startswith("sqlite:") else None
+    try:
+        return client.create_experiment(EXPERIMENT, artifact_location=local)
+    except MlflowException:  # another machine has created it meanwhile
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            raise
+        return experiment.experiment_id
+
+
+def _end_killed_runs(client: "MlflowClient", experiment: str) -> None:
+    """Set RUNNING runs of this host to KILLED when their process is gone."""
+    process = this_process()
+    token = None
+    while process:
+        wanted = f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{process[HOST]}'"
+        page = client.search_runs([experiment], wanted, page_token=token)
+        for run in page:
+            if started(int(run.data.tags[PID])) != run.data.tags[STARTED]:
+                client.set_terminated(run.info.run_id, "KILLED")
+        token = page.token
+        if not token:
+            return

@@ -1,0 +1,95 @@
+"""What a source's reader is, stages/sources/readers/<source>.py, and what readers share.
+
+A reader takes (a record's values, the source's filter params) and yields `SourceRow` and `Rejected`. What is missing
+in a record it raises as `KeyError` or `TypeError`, which the stage counts as "malformed" with the key's name. Its
+module has `READER`. docs/sources.md has a section on each, with the public schema.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from cosmopedia.errors import ConfigError
+from cosmopedia.params import Params
+from cosmopedia.rng import content_hash
+
+FOLDER = Path(__file__).parent / "readers"
+
+
+def _compiled(pattern: Any) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, re.IGNORECASE)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"no regular expression ({error})") from None
+
+
+Pattern = Annotated[re.Pattern[str], BeforeValidator(_compiled)]  # case is ignored
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row that a prompt can be made from. `context` holds the source's own slots (see stages/prompts/slots.py)."""
+
+    original_id: str
+    title: str
+    text: str
+    context: dict[str, Any] = field(default_factory=dict)
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row left out, and why: `reason` is counted, `detail` is for a person."""
+
+    reason: str
+    detail: str = ""
+
+
+Rows = Iterator[SourceRow | Rejected]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A source's reader and the model of its filter params."""
+
+    read: Callable[[dict[str, Any], Any], Rows]
+    keep: type[Params]
+    concepts: Callable[[dict[str, Any], Any], list[str]] | None = (
+        None  # of `keep.concepts`, those a SOURCE row touches
+    )
+
+
+def sources() -> list[str]:
+    """The sources that have a reader, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+
+
+def reader_of(source: str) -> Reader:
+    """A source's reader. `ConfigError` for an unknown source."""
+    if source not in sources():
+        raise ConfigError(f"unknown source {source!r}; known sources: {', '.join(sources())}")
+    return import_module(f"stages.sources.readers.{source}").READER
+
+
+def row_id(values: dict[str, Any], text: str) -> str:
+    """The row's own id, or the hash of its text where it has none; NaN, as text or number, is none."""
+    own = values.get("id")
+    return content_hash(text) if own is None or str(own).casefold() in ("", "nan") else str(own)
+
+
+def url_of(values: dict[str, Any]) -> str | None:
+    """The row's own address, if it has one."""
+    return text_of(values, "url") if values.get("url") is not None else None
+
+
+def text_of(values: dict[str, Any], key: str) -> str:
+    """A column's text, stripped. `KeyError` or `TypeError` when there is none."""
+    value = values[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} must be text, found {type(value).__name__}")
+    return value.strip()
