@@ -36,9 +36,9 @@ class Pattern:
             return method(text, timeout=SECONDS)
         except TimeoutError:
             raise ConfigError(
-                f"{self.key}: {self.pattern!r} takes more than {SECONDS:g} s on a text of {len(text):,} characters that"
-                f" begins {text[:60]!r}; rewrite it so that repeated parts (.*, \\s+) cannot match the same characters,"
-                " or limit them ({0,200})"
+                f"{self.key}: {self.pattern!r} takes more than {SECONDS:g} s on a text of {len(text):,} characters"
+                f" that begins {text[:60]!r}; rewrite it so that repeated parts (.*, \\s+) cannot match the same"
+                " characters, or limit them ({0,200})"
             ) from None
 
 

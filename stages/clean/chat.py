@@ -20,6 +20,7 @@ RULE_BEFORE = re.compile(r"(?:[-*_=]{3,}[ \t]*(?:\n\s*|\Z))*")  # a line that se
 RULE_AFTER = re.compile(r"(?:\A|\n)[-*_=]{3,}\Z")
 SEPARATED = 80  # characters at a text's end in which such a line is looked for
 CLOSING_CHARS = 600  # of a text's end in which a closing is looked for
+Match = regex.Match
 NAMED_LIST = re.compile(r"\\L<\w+>")
 ENDS = {"line": r"[*_]{0,3}[ \t]*(?:\n|\Z)", "space": r"[*_]{0,3}(?:\s|\Z)", "anywhere": ""}
 BEGINS = {
@@ -160,7 +161,9 @@ class Chat:
                 return {"refusal": name, "match": match.group()}
         return None
 
-    def _first(self, matches: Iterable[tuple[str, "regex.Match[str] | None"]]) -> tuple[str, "regex.Match[str] | None"]:
+    def _first(
+        self, matches: Iterable[tuple[str, "regex.Match[str] | None"]]
+    ) -> tuple[str, "regex.Match[str] | None"]:
         """The first match that is nobody's speech, with its pattern's name; or ("", None)."""
         for name, match in matches:
             if match is not None and self.speech.search(match.group()) is None:

@@ -94,7 +94,7 @@ class LanguageRule(Params):
     min_script: float = Field(ge=0, le=1)  # share of letters in the language's script
     min_function_words: float = Field(ge=0, le=1)  # of the expected language, as a share of words
     min_other_words: float = Field(ge=0, le=1)  # of another language that has more of them; fewer prove nothing
-    min_distinct_words: int = Field(ge=1)  # different ones of another language; a vocabulary list has its articles alone
+    min_distinct_words: int = Field(ge=1)  # different ones of another; vocabulary lists have articles alone
 
     @field_validator("expected")
     @classmethod

@@ -10,6 +10,7 @@ can be compressed more than those: a loop says nothing new, a refrain or a form 
 import re
 import zlib
 from collections import Counter
+from itertools import accumulate
 
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_duplicates, get_n_grams
 from pydantic import Field
@@ -35,7 +36,9 @@ class RepetitionLimits(Params):
 
 def repetition(text: str, limits: RepetitionLimits) -> tuple[str, float] | None:
     """The first rule that a text breaks and its share, or None. Shares are of elements or of characters."""
-    if not text or (limits.max_form_compression and is_form(text) and compression(text) <= limits.max_form_compression):
+    if not text or (
+        limits.max_form_compression and is_form(text) and compression(text) <= limits.max_form_compression
+    ):
         return None
     size = len(text)
     for name, splitter in (("paragraph", PARAGRAPH), ("line", LINE)):
@@ -54,10 +57,30 @@ def repetition(text: str, limits: RepetitionLimits) -> tuple[str, float] | None:
             gram, count = Counter(grams).most_common(1)[0]
             if count > 1 and (share := len(gram) * count / size) > limit:
                 return f"top_{n}gram", share
+    at_most = most_duplicate_characters(words, [*limits.duplicate_ngram_characters])
     for n, limit in sorted(limits.duplicate_ngram_characters.items()):
-        if (share := find_all_duplicate(words, n) / size) > limit:
+        if at_most[n] / size > limit and (share := find_all_duplicate(words, n) / size) > limit:
             return f"duplicate_{n}grams", share
     return None
+
+
+def most_duplicate_characters(words: list[str], ns: list[int]) -> dict[int, int]:
+    """By n, the characters that duplicate n-grams can have at most: an n-gram that occurred before begins with shorter
+    ones that did, so that one pass for the shortest n spares most texts the slow exact counts."""
+    shortest = min(ns, default=1)
+    seen: set[tuple[str, ...]] = set()
+    repeated: list[int] = []
+    for start, gram in enumerate(zip(*(words[offset:] for offset in range(shortest)), strict=False)):
+        if gram in seen:
+            repeated.append(start)
+        seen.add(gram)
+    ends = [0, *accumulate(map(len, words))]
+    return {n: sum(ends[min(start + n, len(words))] - ends[start] for start in repeated) for n in ns}
+
+
+def is_wanted_form(text: str, max_compression: float | None) -> bool:
+    """Is a text of short lines that repeats no more than verse and exercises do?"""
+    return max_compression is not None and is_form(text) and compression(text) <= max_compression
 
 
 def is_form(text: str) -> bool:

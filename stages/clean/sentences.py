@@ -5,15 +5,15 @@ Sentences are spaCy's (rules, no model). Code, formulae and tables are blocks th
 
 import re
 from collections import Counter, deque
-from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import regex
 
 if TYPE_CHECKING:
     from spacy.language import Language
+    from spacy.tokens import Token
 
 PIECE = 20_000  # characters of a paragraph's end in which its last sentence is looked for
 SHORT_LINE = 80  # characters: paragraphs of such lines without full stops are verse or lists
@@ -22,23 +22,24 @@ FORMULA = {"$$": "$$", r"\[": r"\]"}
 ENVIRONMENT = re.compile(r"[ \t]*\\begin\{(\w{1,40}\*?)\}")
 ITEM = re.compile(r"[ \t]*(?:[-*+•] |(?:\d{1,3}|[a-zA-Z])[.)] |\(\w{1,3}\) )")
 HEADING = re.compile(r"[ \t]*(?:#{1,6} |\*\*[^*\n]*\*\*:?[ \t]*\Z)")
-MASKED = re.compile(r"`[^`\n]+`|\$[^$\n]{1,300}\$|\\\(.{1,300}?\\\)|https?://[^\s)]+")  # no sentence ends in these
+# No sentence ends in code, formulae, addresses and runs of marks.
+MASKED = re.compile(r"`[^`\n]+`|\$[^$\n]{1,300}\$|\\\(.{1,300}?\\\)|https?://[^\s)]+|[^\w\s]{50,}")
 DELIMITER = re.compile(r"\*\*|(?<!\w)\*(?=\w)|(?<=\S)\*(?!\w)|[“”()`]|(?<!\d)\"|\$\$?(?!\d)|\\[()]")
 MARKS = frozenset(".!?…。！？؟।")
 CLOSERS = frozenset("\"'”’»)]*_」』")
-GOES_ON = regex.compile(r"\S|\s+\p{Ll}")  # what follows no end of a sentence: it said "is it far?" and went on
-NUMBER_ALONE = re.compile(r"(?:\A|\n)[ \t]*\(?(?:\d{1,3}|[a-zA-Z])[.)]\Z")
+GOES_ON = regex.compile(r"\S|\s+[\p{Ll}\d]")  # what follows no end: "Is it far?" he; No. 5
+NUMBER_ALONE = re.compile(r"(?:\A|\n)[ \t]{0,20}\(?(?:\d{1,3}|[a-zA-Z])[.)]\Z")
 # What spaCy's English has no exception for; a full stop behind these ends no sentence.
-ABBREVIATIONS = (
-    "Fig. Figs. fig. figs. Eq. Eqs. eq. eqs. Ref. Refs. Sec. sec. Ch. ch. Chap. chap. Vol. vol. Vols. No. no. Nos. nos."
-    " pp. p. ed. eds. Ed. Eds. trans. incl. approx. ca. c. cf. Cf. al. etc. resp. est. Dept. dept. Univ. Assoc. Prop."
-    " Thm. Lem. Def. Ex. min. max. avg. temp. Capt. Lt. Col. Cmdr. Sgt. Maj. Hon. Pres. Sra. Mme. Mlle. Fr. Sr. Mt. Ft."
-    " Ave. Blvd. Rd. viz. vs. Op. op. Art. art. para. Nr. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec."
-).split()
+ABBREVIATIONS = """\
+Fig. Figs. fig. figs. Eq. Eqs. eq. eqs. Ref. Refs. Sec. sec. Ch. ch. Chap. chap. Vol. vol. Vols. Nos.
+nos. pp. p. ed. eds. Ed. Eds. trans. incl. approx. ca. c. cf. Cf. al. etc. resp. est. Dept. dept.
+Univ. Assoc. Prop. Thm. Lem. Def. avg. Capt. Lt. Cmdr. Sgt. Maj. Hon. Pres. Sra.
+Mme. Mlle. Fr. Sr. Mt. Ft. Ave. Blvd. Rd. viz. vs. Op. op. Nr. Jan. Feb. Apr. Jun.
+Jul. Aug. Sep. Sept. Oct. Nov. Dec.
+""".split()  # noqa: SIM905
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A paragraph, or a fence, formula or table with all its lines; `whole`: it was closed."""
 
     kind: Literal["prose", "fence", "formula", "table"]
@@ -77,7 +78,7 @@ def blocks(text: str) -> list[Block]:
         bare = line.strip()
         if closer:
             end = position + len(line.rstrip())
-            if (bare.startswith(closer) if kind == "fence" else closer in line):
+            if bare.startswith(closer) if kind == "fence" else closer in line:
                 close(True)
                 closer = ""
         else:
@@ -142,6 +143,8 @@ def _is_verse(lines: list[str]) -> bool:
 def sentence_end(paragraph: str, language: str) -> int:
     """The end of the last full sentence that lies outside code, formulae, emphasis, quotations and brackets; or 0."""
     skipped = max(0, len(paragraph) - PIECE)
+    if MARKS.isdisjoint(paragraph[skipped:]):
+        return 0
     piece = MASKED.sub(lambda match: "x" * len(match.group()), paragraph[skipped:])
     ends = _outside(piece, _sentence_ends(piece, language))
     return skipped + ends[-1] if ends else 0
@@ -150,15 +153,25 @@ def sentence_end(paragraph: str, language: str) -> int:
 def _sentence_ends(text: str, language: str) -> list[int]:
     ends = []
     for sentence in _splitter(language)(text).sents:
-        words = [token for token in sentence if not token.is_space]
-        closers = [*takewhile(lambda token: CLOSERS.issuperset(token.text), reversed(words))]
-        body = words[: len(words) - len(closers)]
-        end = words[-1].idx + len(words[-1]) if words else 0
-        # An abbreviation is one token with its full stop, so that a mark by itself ends a sentence.
-        marked = body and MARKS.issuperset(body[-1].text) and body[-1].text not in ("..", "...")
-        if marked and not GOES_ON.match(text, end) and not NUMBER_ALONE.search(text, sentence.start_char, end):
+        end = _end_of_mark(text, [token for token in sentence if not token.is_space])
+        if end and not GOES_ON.match(text, end) and not NUMBER_ALONE.search(text, sentence.start_char, end):
             ends.append(end)
     return ends
+
+
+def _end_of_mark(text: str, words: "list[Token]") -> int:
+    """The end of a sentence's mark and of what it closes; 0 without one. The marks that open the next may follow.
+
+    An abbreviation is one token with its full stop, so that a mark by itself ends a sentence; an ellipsis does not.
+    """
+    behind = [*takewhile(lambda token: token.is_punct or not token.text.isalnum(), reversed(words))]
+    marked = next((token for token in behind if MARKS.issuperset(token.text)), None)
+    if marked is None or marked.text in ("..", "..."):
+        return 0
+    end = marked.idx + len(marked)
+    while text[end : end + 1] in CLOSERS:
+        end += 1
+    return end
 
 
 def _outside(text: str, ends: list[int]) -> list[int]:
