@@ -18,7 +18,8 @@ from pydantic import Field
 from cosmopedia.params import Params
 
 TOKEN = re.compile(r"\w+|[^\w\s]")
-LINES_OF_A_FORM, FORM_LINE = 4, 120  # lines that a form has at least; characters of a short line
+LINES_OF_A_FORM, FORM_SHARE = 4, 0.75  # short lines that a form has at least, also as a share of its lines
+FORM_LINE = 120  # characters of a short line, at most
 PARAGRAPH, LINE = re.compile(r"\n{2,}"), re.compile(r"\n+")
 
 
@@ -84,9 +85,10 @@ def is_wanted_form(text: str, max_compression: float | None) -> bool:
 
 
 def is_form(text: str) -> bool:
-    """Is a text verse, exercises, dialogue or the like: short lines?"""
+    """Is a text verse, exercises, dialogue or the like: mostly short lines?"""
     lines = LINE.split(text.strip())
-    return len(lines) >= LINES_OF_A_FORM and all(len(line) <= FORM_LINE for line in lines)
+    short = sum(len(line) <= FORM_LINE for line in lines)
+    return short >= LINES_OF_A_FORM and short >= FORM_SHARE * len(lines)
 
 
 def compression(text: str) -> float:
