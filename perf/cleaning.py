@@ -1,9 +1,9 @@
 """Precision and recall of cleaning on labelled texts, what each pattern touches, and its cost.
 
-    python -m perf.cleaning                            # data/samples/cleaning, both halves
-    python -m perf.cleaning --passages FILE.parquet    # also: what the patterns touch in real texts (column `text`), and CPU
+    python -m perf.cleaning                            # data/samples/cleaning
+    python -m perf.cleaning --passages FILE.parquet    # also real texts (column `text`): what is touched, CPU
 
-A good text counts as touched when anything of it is gone; boilerplate counts as gone when exactly the document is left.
+A good text counts as touched when anything of it is gone; boilerplate as gone when exactly the document is left.
 The profile's `min_tokens` does not apply.
 """
 
@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     params = read_params(options.profile)
     rows = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
-    for half in ("tuned", "held_out"):
+    for half in ("tuned", "held_out", "later"):
         figures = measure((row for row in rows if row["half"] == half), params)
         print(half, {name: round(share, 3) for name, share in summary(figures).items()})
         for kind, figure in figures.items():

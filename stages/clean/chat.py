@@ -17,12 +17,18 @@ from cosmopedia.patterns import Pattern, compiled
 
 DECORATION = re.compile(r"(?:#{1,6} +|> *)?(?:\*{1,3}|_{1,3})?(?=\S)")  # a heading's, a quotation's, emphasis
 RULE_BEFORE = re.compile(r"(?:[-*_=]{3,}[ \t]*(?:\n\s*|\Z))*")  # a line that set the chat apart
-RULE_AFTER = re.compile(r"(?:\A|\n)[-*_=]{3,}\Z")
+RULE_AFTER = re.compile(r"(?:\A|\n)[-*_=]{2,}\Z")
+SPOKEN = 60  # characters behind a refusal in which it may turn out to be somebody's
 SEPARATED = 80  # characters at a text's end in which such a line is looked for
 CLOSING_CHARS = 600  # of a text's end in which a closing is looked for
 Match = regex.Match
 NAMED_LIST = re.compile(r"\\L<\w+>")
-ENDS = {"line": r"[*_]{0,3}[ \t]*(?:\n|\Z)", "space": r"[*_]{0,3}(?:\s|\Z)", "anywhere": ""}
+ENDS = {
+    "line": r"[*_]{0,3}(?:[ \t]*(?:\n|\Z)|(?P<more>[ \t]+))",
+    "chat": r"(?P<more>[ \t]+)",
+    "space": r"[*_]{0,3}(?:\s|\Z)",
+    "anywhere": "",
+}
 BEGINS = {
     "line": r"(?:\A|\n)[ \t]*(?:#{1,6} +|> *)?[*_]{0,3}",
     "sentence": r"(?:\A|\n[ \t]*|(?<=[.!?…:)][*_\"”’)]{0,3})[ \t]+)(?<!P\.? ?S\.[ \t]+)(?:> *)?[*_]{0,3}",
@@ -41,7 +47,9 @@ class Opening(Params):
     """What models say first; `pattern` is tried at the very start of a text."""
 
     pattern: str
-    ends: Literal["line", "space", "anywhere"]  # where the match may end; line: it must fill its line
+    # Where the match may end. line: at its line's end, or where another opening follows; chat: only the latter.
+    ends: Literal["line", "chat", "space", "anywhere"]
+    first: bool  # may it be the first thing said? false: only behind another opening
 
     @field_validator("pattern")
     @classmethod
@@ -114,6 +122,7 @@ class Chat:
         openings = {name: f"(?:{o.pattern}){ENDS[o.ends]}" for name, o in params.openings.items()}
         closings = {name: f"{BEGINS[c.begins]}(?:{c.pattern})" for name, c in params.closings.items()}
         self.openings = patterns("openings", openings)
+        self.first = {name: o.first for name, o in params.openings.items()}
         self.closings = patterns("closings", closings)
         self.refusals = patterns("refusals", params.refusals)
         self.speech = Pattern("clean.speech", params.speech)
@@ -126,7 +135,7 @@ class Chat:
             start = text.lstrip()
             decoration = DECORATION.match(start)
             view = _plain(start[decoration.end() :] if decoration else start)
-            name, match = self._first((n, p.match(view)) for n, p in self.openings.items())
+            name, match = self._opening(view, behind=bool(cut))
             if match is None:
                 return Stripped(text, cut)
             cut.append((name, match.group().strip()))
@@ -154,12 +163,22 @@ class Chat:
         """Why a text is a refusal and nothing else, as evidence; None when it is not."""
         if len(text.split(maxsplit=self.max_refusal_words)) > self.max_refusal_words:
             return None
-        start = text.lstrip("*_#> \n")
+        start = _plain(text.lstrip("*_#> \n"))
         for name, pattern in self.refusals.items():
-            match = pattern.match(_plain(start))
-            if match is not None:
+            match = pattern.match(start)
+            if match is not None and self.speech.search(start[: match.end() + SPOKEN]) is None:
                 return {"refusal": name, "match": match.group()}
         return None
+
+    def _opening(self, view: str, behind: bool) -> tuple[str, Match | None]:
+        """The first opening that fits the start of `view`; `behind`: other chat came before it."""
+        tried = ((n, p.match(view)) for n, p in self.openings.items() if behind or self.first[n])
+        for name, match in tried:
+            if match is None or self.speech.search(match.group()) is not None:
+                continue
+            if match.groupdict().get("more") is None or self._opening(view[match.end() :], True)[1] is not None:
+                return name, match
+        return "", None
 
     def _first(
         self, matches: Iterable[tuple[str, "regex.Match[str] | None"]]
