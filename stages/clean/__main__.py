@@ -3,7 +3,8 @@
 In: data/generate/<source>-<style>.parquet (DOCUMENT), models/generator/tokenizer.json (to count texts that were cut).
 Out: data/clean/<source>-<style>.parquet (DOCUMENT), data/clean/removed/removed.parquet (REMOVED: empty, invalid,
 refusal, truncated, short, language, repetition), metrics/clean.json.
-Contract: `text_token_length` stays the server's count unless the text was changed; then it counts the text alone.
+Contract: per pattern of chat the metrics have the share of documents that it touched and what it matched in three;
+`text_token_length` stays the server's count unless the text was changed; then it counts the text alone.
 Run: python -m stages.clean
 """
 
@@ -15,7 +16,7 @@ from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import load
 from cosmopedia.tables.row_counts import write_metrics
-from stages.clean.rules import CleanFilter, CleanParams
+from stages.clean.rules import CleanFilter, CleanParams, read_examples
 
 TOKENIZER = Path("models/generator/tokenizer.json")
 
@@ -31,18 +32,24 @@ def main() -> str:
     if not TOKENIZER.is_file():
         raise DataError(f"{TOKENIZER} is missing; run the generator stage, or dvc pull")
     with CorpusRun("clean", "data/generate", "data/clean", load_compute().data) as run:
-        parts = run.scratch / "removed"
+        parts, examples = run.scratch / "removed", run.scratch / "examples"
         steps = [
             ReadCells(run.cells),
-            CleanFilter(params, str(TOKENIZER), removed_writer(parts)),
+            CleanFilter(params, str(TOKENIZER), removed_writer(parts), examples),
             WriteCells(run.cells, run.out),
         ]
         stats = run.run("clean", steps, total=run.rows)
         metrics, _ = run.settle([parts])
+        matched = read_examples(examples)
     changed = statistic(stats, "changed.")
     counted = {name: changed.get(name, 0) for name in [*params.openings, *params.closings, "cut"]}
+    patterns = {
+        name: {"share_of_documents": changed[name] / metrics["rows_in"], "examples": some}
+        for name, some in matched.items()
+    }
     controls = statistic(stats, "control_characters").get("", 0)  # documents, whether removed or kept
-    write_metrics("metrics/clean.json", {**metrics, "changed": counted, "control_characters": controls})
+    own = {"changed": counted, "control_characters": controls, "patterns": patterns}
+    write_metrics("metrics/clean.json", {**metrics, **own})
     reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
     return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}"
 

@@ -72,11 +72,12 @@ SCRIPTS = {
     "Thai": "th",
 }  # of languages that are not written in Latin letters; of those only the script is looked at
 SCRIPT_OF = {code: script for script, codes in SCRIPTS.items() for code in codes.split()}
+OPENER = re.compile(r"```|\$\$|\\\[|\\\(|\\begin\{(\w{1,40}\*?)\}")
+CLOSER = re.compile(r"```|\$\$|\\\]|\\\)|\\end\{\w{1,40}\*?\}")
+CLOSER_OF = {"```": "```", "$$": "$$", r"\[": r"\]", r"\(": r"\)"}
 NO_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]+`"  # code
-    r"|\$\$.*?\$\$|\$[^$\n]{1,300}\$|\\\[.*?\\\]|\\\(.*?\\\)|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\[A-Za-z]+"  # formulae
-    r"|https?://\S+|\S+@\S+|</?[A-Za-z][^>\n]{0,200}>",  # addresses, mark-up
-    re.DOTALL,
+    r"`[^`\n]+`|\$[^$\n]{1,300}\$|\\[A-Za-z]+"  # code, formulae
+    r"|https?://\S+|(?<!\S)[^\s@]{1,100}@\S+|</?[A-Za-z][^<>\n]{0,200}>"  # addresses, mark-up
 )
 WORD = regex.compile(r"[\p{L}\p{M}]+")  # with the vowel signs of Indian scripts
 LANGUAGES_OF: dict[str, list[str]] = {}  # word -> the languages in which it is a function word
@@ -93,6 +94,7 @@ class LanguageRule(Params):
     min_script: float = Field(ge=0, le=1)  # share of letters in the language's script
     min_function_words: float = Field(ge=0, le=1)  # of the expected language, as a share of words
     min_other_words: float = Field(ge=0, le=1)  # of another language that has more of them; fewer prove nothing
+    min_distinct_words: int = Field(ge=1)  # different ones of another; vocabulary lists have articles alone
 
     @field_validator("expected")
     @classmethod
@@ -105,7 +107,7 @@ class LanguageRule(Params):
 
 def foreign(text: str, rule: LanguageRule) -> dict[str, object] | None:
     """Why a text is not in the expected language, as evidence; None when it is, or has too little prose to say."""
-    words = WORD.findall(NO_PROSE.sub(" ", text).lower())
+    words = WORD.findall(prose(text).lower())
     letters = "".join(words)
     if len(letters) < rule.min_letters:
         return None
@@ -118,11 +120,31 @@ def foreign(text: str, rule: LanguageRule) -> dict[str, object] | None:
     shares = function_words(words)
     own = shares.pop(rule.expected)
     other = max(shares, key=lambda language: shares[language])
-    if shares[other] > own and shares[other] >= rule.min_other_words:
+    distinct = sum(other in LANGUAGES_OF.get(word, ()) for word in set(words))
+    if shares[other] > own and shares[other] >= rule.min_other_words and distinct >= rule.min_distinct_words:
         return {"language": other, "share": round(shares[other], 4), rule.expected: round(own, 4)}
     if own < rule.min_function_words:
         return {rule.expected: round(own, 4)}
     return None
+
+
+def prose(text: str) -> str:
+    """`text` without code, formulae, addresses and mark-up, in time that is linear in its length."""
+    last = {match.group(): match.start() for match in CLOSER.finditer(text)}  # no closer is looked for in vain
+    kept: list[str] = []
+    start = position = 0
+    while (opener := OPENER.search(text, position)) is not None:
+        closer = CLOSER_OF.get(opener.group(), rf"\end{{{opener[1]}}}")
+        position = opener.end()
+        if last.get(closer, -1) >= position:
+            end = text.index(closer, position) + len(closer)
+        elif closer == "```":  # code that is not closed
+            end = len(text)
+        else:
+            continue
+        kept.append(text[start : opener.start()])
+        start = position = end
+    return NO_PROSE.sub(" ", " ".join([*kept, text[start:]]))
 
 
 def script_share(letters: str, script: str) -> float:

@@ -1,73 +1,33 @@
-"""What makes a completion a document: openings and closings stripped, truncation cut, and the reasons to remove one.
+"""What makes a completion a document: chat stripped, truncation cut, and the reasons to remove one."""
 
-The openings are Cosmopedia's (generation/boilerplate_cleanup.py), but anchored: the published patterns are multi-line,
-so that `^` also deletes a line such as "Warning: do not mix acids with bleach." from the middle of a text.
-"""
-
-import re
+import json
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
 
-from datatrove.data import Document
+from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 
 from cosmopedia.corpus.pipeline import removal
-from cosmopedia.params import Params
 from cosmopedia.text import has_controls, without_controls
+from stages.clean.chat import Chat, ChatParams
 from stages.clean.language import LanguageRule, foreign
 from stages.clean.repetition import RepetitionLimits, repetition
+from stages.clean.sentences import to_last_sentence
 
-# A sentence ends in its mark, closing quotes and brackets, then space; "2." at the start of a line is a list's number.
-SENTENCE_END = re.compile(r"""(?<!\n\d)(?<!\n\d\d)[.!?…]["'”’»)\]*_]*(?=\s|\Z)""")
 TEXT_CONTROLS = frozenset("\t\n\r")
-CLOSING_CHARS = 600  # of a text's end in which a closing is looked for
+EXAMPLES = 3  # of what a pattern matched, kept for the metrics
+EXAMPLE_CHARS = 200
 
 
-def _anchored(pattern: str, begins: bool) -> str:
-    try:
-        compiled = re.compile(pattern, re.IGNORECASE)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-    anchored = pattern.startswith(r"\A") if begins else pattern.endswith(r"\Z")
-    if not anchored or compiled.flags & re.MULTILINE or compiled.search(""):
-        where = r"begin with \A" if begins else r"end with \Z"
-        raise ValueError(f"{pattern!r} must {where}, not be multi-line, and not match an empty text")
-    return pattern
-
-
-class Opening(Params):
-    """A phrase with which models begin; `pattern` is tried at the very start of a text, case ignored."""
-
-    pattern: str
-    action: Literal["strip", "remove"]  # strip: the match is cut off; remove: the document is a refusal or a chat
-
-    @field_validator("pattern")
-    @classmethod
-    def _at_the_start(cls, pattern: str) -> str:
-        return _anchored(pattern, begins=True)
-
-
-class Closing(Params):
-    """A phrase with which models end; `pattern` is tried at the very end of a text, case ignored."""
-
-    pattern: str
-    action: Literal["strip"]  # the match is cut off
-
-    @field_validator("pattern")
-    @classmethod
-    def _at_the_end(cls, pattern: str) -> str:
-        return _anchored(pattern, begins=False)
-
-
-class CleanParams(Params):
+class CleanParams(ChatParams):
     """The rules of the clean stage."""
 
-    openings: dict[str, Opening]
-    closings: dict[str, Closing]
     control_characters: Literal["remove", "keep"]
     truncated: Literal["cut", "drop", "keep"]  # texts that ended at max_new_tokens; cut: to the last full sentence
     max_invalid_share: float = Field(ge=0, le=1)  # of characters that are U+FFFD, controls, private or unassigned
@@ -75,12 +35,21 @@ class CleanParams(Params):
     language: LanguageRule | None  # null: any
     repetition: RepetitionLimits
 
-    @field_validator("closings")
-    @classmethod
-    def _named_once(cls, closings: dict[str, Closing], info: ValidationInfo) -> dict[str, Closing]:
-        if shared := sorted(closings.keys() & info.data.get("openings", {})):
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if shared := sorted(self.closings.keys() & self.openings.keys()):
             raise ValueError(f"{', '.join(shared)} is an opening's name too; both are counted by name")
-        return closings
+        return self
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The compiled patterns of chat."""
+        return Chat(self)
+
+    @property
+    def language_code(self) -> str:
+        """The language whose sentences are looked for."""
+        return "en" if self.language is None else self.language.expected
 
 
 @dataclass(frozen=True)
@@ -90,6 +59,7 @@ class Cleaned:
     text: str
     tokens: int
     changes: tuple[str, ...]
+    chat: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # names of patterns with what they matched
 
 
 @dataclass(frozen=True)
@@ -110,19 +80,21 @@ def clean(
         return Removed("invalid", {"share": round(share, 4)})
     had_controls = params.control_characters == "remove" and has_controls(text)
     plain = without_controls(text) if had_controls else text
-    text, changes, removed = strip_openings(plain, params.openings)
-    if removed is not None:
-        return removed
+    opened = params.chat.strip_openings(plain)
+    refused = params.chat.refusal(opened.text if opened.text.strip() else plain)
+    if refused is not None:
+        return Removed("refusal", refused)
+    text, changes = opened.text, opened.names
     if had_controls:
         changes = ("control_characters", *changes)
     if finish_reason == "length" and params.truncated != "keep":
-        whole = to_last_sentence(text) if params.truncated == "cut" else ""
+        whole = to_last_sentence(text, params.language_code) if params.truncated == "cut" else ""
         if not whole:
             return Removed("truncated", {"tokens": tokens})
         if whole != text:
             text, changes = whole, (*changes, "cut")
-    text, closed = strip_closings(text, params.closings)
-    changes = (*changes, *closed)
+    closed = params.chat.strip_closings(text)
+    text, changes = closed.text, (*changes, *closed.names)
     if not text.strip():
         return Removed("empty", {"changes": list(changes)})
     if changes:
@@ -133,47 +105,7 @@ def clean(
         return Removed("language", evidence)
     if (broken := repetition(text, params.repetition)) is not None:
         return Removed("repetition", {"rule": broken[0], "share": round(broken[1], 4)})
-    return Cleaned(text, tokens, changes)
-
-
-def strip_openings(text: str, openings: dict[str, Opening]) -> tuple[str, tuple[str, ...], Removed | None]:
-    """(text, names of what was stripped, None or why the text is removed). Repeats until no opening is left."""
-    stripped: list[str] = []
-    while True:
-        start = text.lstrip()
-        for name, opening in openings.items():
-            match = re.match(opening.pattern, start, re.IGNORECASE)
-            if match is None:
-                continue
-            if opening.action == "remove":
-                return text, tuple(stripped), Removed("refusal", {"opening": name, "match": match.group()})
-            text = start[match.end() :].lstrip()
-            stripped.append(name)
-            break
-        else:
-            return text, tuple(stripped), None
-
-
-def strip_closings(text: str, closings: dict[str, Closing]) -> tuple[str, tuple[str, ...]]:
-    """`text` without the closings at its very end, and their names in the order in which they were stripped."""
-    stripped: list[str] = []
-    while True:
-        whole = text.rstrip()
-        tail = whole[-CLOSING_CHARS:]
-        for name, closing in closings.items():
-            match = re.search(closing.pattern, tail, re.IGNORECASE)
-            if match is not None:
-                text = whole[: len(whole) - len(tail) + match.start()].rstrip()
-                stripped.append(name)
-                break
-        else:
-            return text, tuple(stripped)
-
-
-def to_last_sentence(text: str) -> str:
-    """`text` up to the end of its last full sentence; "" when it has none."""
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
-    return text[: ends[-1]] if ends else ""
+    return Cleaned(text, tokens, changes, (*opened.cut, *closed.cut))
 
 
 def invalid_share(text: str) -> float:
@@ -189,14 +121,23 @@ def invalid_share(text: str) -> float:
 
 
 class CleanFilter(BaseFilter):
-    """`clean` as a datatrove filter. Changed texts are counted again with the generator's tokenizer."""
+    """`clean` as a datatrove filter. Changed texts are counted again with the generator's tokenizer.
+
+    Each task writes examples of what every pattern matched to `<examples>/<rank>.json` (see `read_examples`).
+    """
 
     name = "clean"
 
-    def __init__(self, params: CleanParams, tokenizer: str, exclusion_writer: DiskWriter):
+    def __init__(self, params: CleanParams, tokenizer: str, exclusion_writer: DiskWriter, examples: Path):
         super().__init__(exclusion_writer)
-        self.params, self.tokenizer = params, tokenizer
+        self.params, self.tokenizer, self.folder = params, tokenizer, examples
+        self.examples: dict[str, list[tuple[str, str]]] = {}
         self._counter: Callable[[str], int] | None = None
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        yield from super().run(data, rank, world_size)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{rank}.json").write_text(json.dumps(self.examples), encoding="utf-8")
 
     def _count(self, text: str) -> int:
         if self._counter is None:
@@ -214,7 +155,19 @@ class CleanFilter(BaseFilter):
         doc.text, row["text_token_length"] = result.text, result.tokens
         for change in result.changes:
             self.stat_update(f"changed.{change}")
+        for name, matched in result.chat:
+            some = self.examples.get(name, [])
+            self.examples[name] = sorted([*some, (str(doc.id), matched[:EXAMPLE_CHARS])])[:EXAMPLES]
         return True
+
+
+def read_examples(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """By pattern, what it matched in the documents with the smallest ids: the same however many tasks there were."""
+    merged: dict[str, list[list[str]]] = {}
+    for path in folder.glob("*.json"):
+        for name, some in json.loads(path.read_text(encoding="utf-8")).items():
+            merged[name] = sorted([*merged.get(name, []), *some])[:EXAMPLES]
+    return {name: [{"completion_id": i, "matched": m} for i, m in some] for name, some in sorted(merged.items())}
 
 
 def token_counter(path: str) -> Callable[[str], int]:

@@ -10,7 +10,6 @@ Run: python -m stages.pilot
 """
 
 import json
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Literal
@@ -25,6 +24,7 @@ from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.params import Params, load
+from cosmopedia.patterns import compiled
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.parquet import tables_in
@@ -51,10 +51,7 @@ class PilotParams(Params):
     @classmethod
     def _compiles(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+            compiled(pattern)
         return patterns
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import zstandard
 
 from cosmopedia.generation.requests import Completion, Failure
+from cosmopedia.patterns import Pattern
 
 OPENINGS_SHOWN = 3
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
@@ -50,8 +51,8 @@ def measure(results: list[Completion | Failure], opening_words: int, refusals: l
     count = max(len(completions), 1)
     openings = Counter(opening(text, opening_words) for text in texts)
     frequent = sorted(openings.items(), key=lambda item: (-item[1], item[0]))[:OPENINGS_SHOWN]
-    refusal = re.compile("|".join(f"(?:{p})" for p in refusals), re.IGNORECASE) if refusals else None
-    refused = sum(refusal is not None and refusal.search(text) is not None for text in texts)
+    patterns = [Pattern("pilot.refusals", pattern) for pattern in refusals]
+    refused = sum(any(pattern.search(text) is not None for pattern in patterns) for text in texts)
     return {
         "requests": len(results),
         "completions": len(completions),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate
 
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.params import check, read_yaml
@@ -10,8 +11,9 @@ from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_rows
 from stages.clean.__main__ import main
 from stages.clean.language import foreign
-from stages.clean.repetition import RepetitionLimits, repetition
-from stages.clean.rules import Cleaned, CleanParams, Removed, clean, strip_closings, strip_openings, to_last_sentence
+from stages.clean.repetition import TOKEN, RepetitionLimits, most_duplicate_characters, repetition
+from stages.clean.rules import Cleaned, CleanParams, Removed, clean
+from stages.clean.sentences import to_last_sentence
 from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 from tests.support.stage_folders import files_of, on_scratch
 
@@ -22,6 +24,16 @@ PROSE = (
     "Bread rises because yeast feeds on sugar and gives off gas. The dough holds that gas in a net of gluten, which"
     " kneading makes stronger. In a warm kitchen an hour is enough; in a cold one, leave it overnight.\n\nBake it hot."
     " The crust sets late, so steam in the first minutes lets the loaf grow before it browns."
+)
+
+FORM = [
+    "The water sings below;",
+    "The heron stands alone;",
+    "The wheel is green and slow;",
+    "The lilies all have gone.",
+]
+OFF = RepetitionLimits.model_validate(
+    dict.fromkeys(RepetitionLimits.model_fields, None) | {"top_ngram_characters": {}, "duplicate_ngram_characters": {}}
 )
 
 
@@ -45,26 +57,44 @@ def test_a_warning_in_the_middle_of_a_text_survives():
     [
         ("Warning: this is long. ", "warning"),
         ("Hello dear readers! ", "hello"),
-        ("My name is Zorg, and I come from afar. ", "my_name_is"),
-        ("**Welcome, dear students!**\n\n", "bold_welcome"),
+        ("My name is Zorg, and I will be your guide. ", "my_name_is"),
+        ("**Welcome, dear students!**\n\n", "welcome"),
         ("Welcome, young scientists! ", "welcome"),
         ("You've just arrived on Earth. ", "just_arrived"),
         ("We're thrilled that you are here. ", "thrilled"),
-        ("Sure, here is a blog post about bread:\n\n", "sure_here"),
-        ("Certainly! Here’s the text.\n\n", "sure_here"),
         ("Here is a textbook section on bread:\n\n", "here_is"),
     ],
 )
 def test_an_opening_is_stripped_from_the_start_alone(opening: str, name: str):
-    assert strip_openings(opening + PROSE, PARAMS.openings) == (PROSE, (name,), None)
-    assert strip_openings(PROSE + "\n" + opening, PARAMS.openings)[1] == ()
+    stripped = PARAMS.chat.strip_openings(opening + PROSE)
+    assert (stripped.text, stripped.names) == (PROSE, (name,))
+    assert PARAMS.chat.strip_openings(PROSE + "\n" + opening).names == ()
+
+
+@pytest.mark.parametrize(
+    ("opening", "names"),
+    [
+        ("Sure, here is a blog post about bread:\n\n", ("agreed_here",)),
+        ("Certainly! Here’s the text.\n\n", ("agreed", "here_then")),
+        ("Great question! Let's dive in.\n\n", ("praise", "lets_then")),
+        ("**Of course! Here is the chapter:**\n\n---\n\n", ("agreed", "here_then")),
+        ("<|assistant|>\nOkay, I'll write it.\n", ("chat_token", "agreed_and", "offer_then")),
+    ],
+)
+def test_an_opening_of_several_parts_is_stripped_from_the_start_alone(opening: str, names: tuple[str, ...]):
+    stripped = PARAMS.chat.strip_openings(opening + PROSE)
+    assert (stripped.text, stripped.names) == (PROSE, names)
+    assert PARAMS.chat.strip_openings(PROSE + "\n" + opening).names == ()
+
+
+def test_chat_that_a_document_follows_on_the_same_line_needs_more_evidence():
+    assert judge(f"Sure! {PROSE}") == Cleaned(f"Sure! {PROSE}", 500, ())
+    assert judge(f"Sure!\n\n{PROSE}") == Cleaned(PROSE, words(PROSE), ("agreed",))
 
 
 def test_openings_are_stripped_until_none_is_left():
-    assert strip_openings(f"\n Sure, here is it:\n\nHello reader! {PROSE}", PARAMS.openings)[:2] == (
-        PROSE,
-        ("sure_here", "hello"),
-    )
+    stripped = PARAMS.chat.strip_openings(f"\n Sure, here is it:\n\nHello reader! {PROSE}")
+    assert (stripped.text, stripped.names) == (PROSE, ("agreed_and", "here_then_line", "hello"))
 
 
 @pytest.mark.parametrize(
@@ -81,8 +111,9 @@ def test_openings_are_stripped_until_none_is_left():
     ],
 )
 def test_a_closing_is_stripped_from_the_end_alone(closing: str, name: str):
-    assert strip_closings(PROSE + closing, PARAMS.closings) == (PROSE, (name,))
-    assert strip_closings(f"{closing.strip()}\n\n{PROSE}", PARAMS.closings)[1] == ()
+    stripped = PARAMS.chat.strip_closings(PROSE + closing)
+    assert (stripped.text, stripped.names) == (PROSE, (name,))
+    assert PARAMS.chat.strip_closings(f"{closing.strip()}\n\n{PROSE}").names == ()
 
 
 def test_closings_are_stripped_until_none_is_left_and_counted():
@@ -216,6 +247,33 @@ def test_a_sentence_ends_at_its_mark(text: str, cut: str):
     assert to_last_sentence(text) == cut
 
 
+@pytest.mark.parametrize(
+    ("kept", "behind"),
+    [
+        ("It was named so.", " It was first seen by Dr. Marie"),
+        ("It was named so.", " It was J. R. R. Tolkien of the U.S. Army who, e.g. in"),
+        ("It was named so.", " I thought... well, I"),
+        ("It was named so.", "\n\n```python\nprint('Done. Next.')\nfor"),
+        ("It was named so.\n\n```\nx = 1.\n```", "\n\nThen the"),
+        ("It was named so.", "\n\n$$x = 1. y"),
+        ("It was named so.\n\n$$\nx = 1\n$$", "\n\nThen the"),
+        ("It was named so.", "\n\n| a | b |\n|---|---|\n| c. | d"),
+        ("It was named so.", " **Bold. And"),
+        ("It was named so.", " (See above. And"),
+        ("It was named so.", "\n\n## The next"),
+        ("The list:\n\n- flour\n- salt", "\n- wat"),
+        ("the moon is thin\nthe road is white\na dog begins", "\nto ba"),
+    ],
+)
+def test_a_cut_text_ends_outside_of_code_formulae_tables_and_brackets(kept: str, behind: str):
+    assert to_last_sentence(kept + behind) == kept
+
+
+def test_a_refusal_with_a_document_behind_it_stays():
+    text = f"I'm sorry, but I can't write that. {PROSE} {PROSE} {PROSE}"
+    assert judge(text, repetition=OFF) == Cleaned(text, 500, ())
+
+
 def test_an_empty_or_broken_text_is_removed():
     assert judge(" \n ") == Removed("empty")
     assert judge("Hello! ") == Removed("empty", {"changes": ["hello"]})
@@ -232,23 +290,36 @@ def test_repetition_is_removed_and_prose_is_not():
 
 
 def test_a_rule_without_a_limit_is_off():
-    off = dict.fromkeys(RepetitionLimits.model_fields, None) | {
-        "top_ngram_characters": {},
-        "duplicate_ngram_characters": {},
-    }
-    assert repetition("again and " * 50, RepetitionLimits.model_validate(off)) is None
+    assert repetition("again and " * 50, OFF) is None
+
+
+def test_verse_and_exercises_may_repeat_a_form_and_a_loop_may_not():
+    verse = "".join(f"The mill goes round, the mill goes round,\n{line}\n\n" for line in FORM)
+    exercises = "".join(f"{n}. Find the area of a rectangle of {n} by {n + 3} cm.\n" for n in range(1, 9))
+    assert repetition(verse, PARAMS.repetition) is None and repetition(exercises, PARAMS.repetition) is None
+    as_prose = PARAMS.repetition.model_copy(update={"max_form_compression": None})
+    assert repetition(verse, as_prose) is not None and repetition(exercises, as_prose) is not None
+    assert repetition(verse + "The mill goes round.\n" * 30, PARAMS.repetition) is not None
+
+
+def test_the_exact_counts_are_spared_only_where_they_cannot_matter():
+    text = f"{PROSE} {PROSE[:150]} " + "the dough is warm and soft today. " * 2
+    tokens = TOKEN.findall(text)
+    at_most = most_duplicate_characters(tokens, [5, 7, 10])
+    assert all(find_all_duplicate(tokens, n) <= at_most[n] for n in at_most)
+    assert at_most[10] > 0 and most_duplicate_characters(TOKEN.findall(PROSE), [5]) == {5: 0}
 
 
 @pytest.mark.parametrize("pattern", ["^Warning: .*", r"\A(?m:^x)|\A", "(?m)^Hello", r"\AHello.*["])
 def test_a_pattern_that_is_not_anchored_is_refused(pattern: str):
-    values = PARAMS.model_dump() | {"openings": {"bad": {"pattern": pattern, "action": "strip"}}}
+    values = PARAMS.model_dump() | {"openings": {"bad": {"pattern": pattern, "ends": "line", "first": True}}}
     with pytest.raises(ConfigError, match=r"clean\.openings\.bad"):
         check(values, CleanParams, "clean")
 
 
 @pytest.mark.parametrize("pattern", ["hope$", r"\Ahope", r"(?m)^hope\Z", r"\s*\Z", r"hope[\Z"])
 def test_a_closing_that_is_not_anchored_to_the_end_is_refused(pattern: str):
-    values = PARAMS.model_dump() | {"closings": {"bad": {"pattern": pattern, "action": "strip"}}}
+    values = PARAMS.model_dump() | {"closings": {"bad": {"pattern": pattern, "begins": "line"}}}
     with pytest.raises(ConfigError, match=r"clean\.closings\.bad"):
         check(values, CleanParams, "clean")
 
@@ -275,6 +346,8 @@ def test_rows_in_are_rows_kept_and_rows_removed_by_reason(generated: Path):
     assert metrics["cells"]["wikihow-article"]["removed"] == {"empty": 1}
     assert metrics["cells"]["stanford-textbook"]["rows_in"] == 0
     assert (metrics["changed"]["hello"], metrics["changed"]["cut"]) == (1, 1)
+    (example,) = metrics["patterns"].pop("hello")["examples"]
+    assert example["matched"] == "Hello there!" and metrics["patterns"] == {}
     assert [row["reason"] for row in read_rows(["data/clean/removed/removed.parquet"], REMOVED)] == ["empty"]
     assert sorted(p.name for p in Path("data/clean").iterdir()) == [
         "removed",
@@ -294,7 +367,7 @@ def test_control_characters_go_and_are_counted_and_words_stay_apart(generated: P
         assert (row["text"], row["text_token_length"]) == (text, tokens)
         assert read_yaml(generated / "metrics/clean.json")["control_characters"] == 1
     assert judge("\x00" + PROSE) == Cleaned(PROSE, words(PROSE), ("control_characters",))
-    assert judge("Hello.\x0c" + PROSE).changes == ("control_characters", "hello")
+    assert judge("Hello!\x0c" + PROSE).changes == ("control_characters", "hello")
     assert judge("\x00" * 9 + PROSE) == Removed("invalid", {"share": 0.0283})
 
 
