@@ -45,8 +45,9 @@ class Pattern:
 def compiled(pattern: str, lists: dict[str, list[str]] | None = None) -> "regex.Pattern[str]":
     """`pattern` as `regex` compiles it, case ignored. `ValueError`, as validators want it, when it is not one."""
     lists = lists or {}
+    named: Any = lists
     try:
-        return regex.compile(pattern, regex.IGNORECASE, ignore_unused=True, **lists)
-    except (regex.error, KeyError, ValueError) as error:
+        return regex.compile(pattern, regex.IGNORECASE, ignore_unused=True, **named)
+    except (regex.error, KeyError, TypeError, ValueError) as error:
         known = f"; lists: {', '.join(sorted(lists))}" if lists else ""
         raise ValueError(f"{pattern!r} is no regular expression: {error}{known}") from None

@@ -2,13 +2,13 @@
 
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self, cast
 
-from datatrove.data import Document, DocumentsPipeline
+from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from pydantic import Field, model_validator
@@ -134,8 +134,9 @@ class CleanFilter(BaseFilter):
         self.examples: dict[str, list[tuple[str, str]]] = {}
         self._counter: Callable[[str], int] | None = None
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        yield from super().run(data, rank, world_size)
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Filters; then writes the examples."""
+        yield from cast(Iterator[Document], super().run(data, rank, world_size))
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{rank}.json").write_text(json.dumps(self.examples), encoding="utf-8")
 

@@ -4,7 +4,7 @@ Sentences are spaCy's (rules, no model). Code, formulae and tables are blocks th
 """
 
 import re
-from collections import Counter, deque
+from collections import deque
 from functools import cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -25,6 +25,8 @@ HEADING = re.compile(r"[ \t]*(?:#{1,6} |\*\*[^*\n]*\*\*:?[ \t]*\Z)")
 # No sentence ends in code, formulae, addresses and runs of marks.
 MASKED = re.compile(r"`[^`\n]+`|\$[^$\n]{1,300}\$|\\\(.{1,300}?\\\)|https?://[^\s)]+|[^\w\s]{50,}")
 DELIMITER = re.compile(r"\*\*|(?<!\w)\*(?=\w)|(?<=\S)\*(?!\w)|[“”()`]|(?<!\d)\"|\$\$?(?!\d)|\\[()]")
+PAIRS = {"”": "“", ")": "(", r"\)": r"\("}
+LONGEST_ASIDE = 300  # characters of a quotation, an emphasis or the like that a sentence stands in
 MARKS = frozenset(".!?…。！？؟।")
 CLOSERS = frozenset("\"'”’»)]*_」』")
 GOES_ON = regex.compile(r"\S|\s+[\p{Ll}\d]")  # what follows no end: "Is it far?" he; No. 5
@@ -177,23 +179,33 @@ def _end_of_mark(text: str, words: "list[Token]") -> int:
 def _outside(text: str, ends: list[int]) -> list[int]:
     """Those of `ends` (ascending) at which no bracket, quotation, emphasis, code or formula is open."""
     outside: list[int] = []
-    opened: Counter[str] = Counter()
+    opened: dict[str, int] = {}  # by its opening mark, where; one that is not closed for long was no opening
     delimiters = deque(DELIMITER.finditer(text))
     for end in ends:
         while delimiters and delimiters[0].start() < end:
-            _count(delimiters.popleft(), text, opened)
-        if not any(opened.values()):
+            delimiter = delimiters.popleft()
+            mark = PAIRS.get(delimiter.group(), delimiter.group())
+            if _opens(delimiter, text, mark in opened):
+                opened[mark] = delimiter.start()
+            else:
+                opened.pop(mark, None)
+        if all(end - start > LONGEST_ASIDE for start in opened.values()):
             outside.append(end)
     return outside
 
 
-def _count(delimiter: re.Match[str], text: str, opened: "Counter[str]") -> None:
+def _opens(delimiter: re.Match[str], text: str, is_open: bool) -> bool:
+    """Does a mark open? Brackets say so, quotes and stars stand in front of a word and behind none."""
     mark = delimiter.group()
-    pair = {"“": "“", "”": "“", "(": "(", ")": "(", r"\(": r"\(", r"\)": r"\("}.get(mark)
-    if pair is None:  # the same mark opens and closes
-        opened[mark] = 1 - opened[mark]
-    else:
-        opened[pair] = max(0, opened[pair] + (1 if mark == pair else -1))
+    if mark in PAIRS or mark in PAIRS.values():
+        return mark not in PAIRS
+    if mark in ("`", "$", "$$"):
+        return not is_open
+    before, behind = (
+        text[max(0, delimiter.start() - 1) : delimiter.start()],
+        text[delimiter.end() : delimiter.end() + 1],
+    )
+    return (not before or before.isspace() or before in '([“-—*"') and bool(behind.strip())
 
 
 @cache

@@ -5,15 +5,15 @@ in a record it raises as `KeyError` or `TypeError`, which the stage counts as "m
 module has `READER`. docs/sources.md has a section on each, with the public schema.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import PlainValidator
 
+from cosmopedia import patterns
 from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params
 from cosmopedia.rng import content_hash
@@ -21,14 +21,7 @@ from cosmopedia.rng import content_hash
 FOLDER = Path(__file__).parent / "readers"
 
 
-def _compiled(pattern: Any) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern, re.IGNORECASE)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"no regular expression ({error})") from None
-
-
-Pattern = Annotated[re.Pattern[str], BeforeValidator(_compiled)]  # case is ignored
+Pattern = Annotated[patterns.Pattern, PlainValidator(lambda pattern: patterns.Pattern("sources", pattern))]
 
 
 @dataclass(frozen=True)

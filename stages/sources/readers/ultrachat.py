@@ -2,7 +2,6 @@
 first_turn)."""
 
 import json
-import re
 from typing import Any
 
 from cosmopedia.params import Params
@@ -36,7 +35,7 @@ def read(values: dict[str, Any], keep: UltrachatFilter) -> Rows:
         yield SourceRow(row_id(values, question), "", turn or question, {"question": question} if turn else {})
 
 
-def concepts_of(question: str, concepts: dict[str, list[re.Pattern[str]]]) -> list[str]:
+def concepts_of(question: str, concepts: dict[str, list[Pattern]]) -> list[str]:
     """The concepts that a question touches, by the words of `concepts`; ["other"] where it touches none."""
     touched = [name for name, patterns in concepts.items() if any(pattern.search(question) for pattern in patterns)]
     return touched or ["other"]
