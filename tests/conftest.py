@@ -34,7 +34,10 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first."""
+    """Put the longest files first; skip what is long unless $COSMO_LONG is set."""
+    for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("COSMO_LONG"):
+            item.add_marker(pytest.mark.skip(reason="a minute of CPU time; run it with COSMO_LONG=1"))
     ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 

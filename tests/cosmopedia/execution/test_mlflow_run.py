@@ -124,7 +124,9 @@ def test_a_server_that_dies_costs_no_time_and_gets_everything_later(
             deadline = time.monotonic() + 20
             while not (complaint := capfd.readouterr().err) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            assert f"warning: MLflow at http://[redacted]@127.0.0.1:{server.port} does not take the record" in complaint
+            assert (
+                f"warning: MLflow at http://[redacted]@127.0.0.1:{server.port} does not take the record" in complaint
+            )
             assert "hidden" not in complaint
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -390,6 +390,7 @@ def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(reposi
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @needs_nanotron
 def test_a_training_goes_on_on_another_layout(repository: Path) -> None:
     recipe = {**TRAINING, "steps": 40, "batch": 4, "architecture": SHAPE | {"tied_embeddings": True}}
@@ -414,6 +415,7 @@ def test_a_training_goes_on_on_another_layout(repository: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @needs_nanotron
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 def test_compiled_kernels_change_the_losses_by_rounding_alone(repository: Path) -> None:
