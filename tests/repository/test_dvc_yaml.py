@@ -158,3 +158,15 @@ def test_no_stage_depends_on_a_folder_that_several_stages_fill() -> None:
         for dep in stage["deps"]:
             inside = [out for out in outs if out.startswith(dep.rstrip("/") + "/")]
             assert len(inside) <= 1, f"{name} depends on {dep}, which holds the outs {inside}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["params.yaml", *(f"profiles/{profile}.yaml" for profile in PROFILES)])
+def test_every_param_survives_dvc_lock(file: str, tmp_path: Path) -> None:
+    """Or its stage runs at every repro. DVC's emitter breaks a long text with ": " and a backslash: "[ ]" helps."""
+    from dvc.utils.serialize import dump_yaml, load_yaml
+
+    values = load_yaml(str(ROOT / file))
+    written = str(tmp_path / "lock.yaml")
+    dump_yaml(written, {"stages": {"stage": {"cmd": "x", "params": {file: values}}}})
+    assert load_yaml(written)["stages"]["stage"]["params"][file] == values
