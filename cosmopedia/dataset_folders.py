@@ -201,7 +201,8 @@ def _files_of_config(
         )
         chosen = {entry["split"]: _matches(folder, entry["path"]) for entry in entries}
     except (KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(f"{folder}/README.md: the data_files of {name} cannot be read ({error!r})") from None
+        problem = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{folder}/README.md: the data_files of {name} cannot be read ({problem})") from None
     splits = {s: [file for file in found if file in matches] for s, matches in chosen.items() if matches}
     if not splits:
         raise DataError(f"{folder}: none of the files that README.md names for {name} is there; fetch them")

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.{socket.gethostname()}-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*.partial"):
-        if not _runs(left.name.removeprefix(prefix).partition("-")[0]):
+        if not runs(left.name.removeprefix(prefix).partition("-")[0]):
             discard(left)
     draft = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}.partial")
     remove(draft)
@@ -68,8 +68,8 @@ def discard(path: Path) -> None:
         print(f"warning: {error.filename or path} could not be removed: {error.strerror}", file=sys.stderr, flush=True)
 
 
-def _runs(process: str) -> bool:
-    """Whether a process of this host still runs; in doubt, yes."""
+def runs(process: str) -> bool:
+    """Whether the process of this host with that number still runs; in doubt, yes."""
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:

@@ -21,6 +21,11 @@ LONGEST = [
     "cosmopedia/cpu_server/test_cpu_server.py",
     "stages/train/test_train.py",
     "stages/cluster/test_cluster.py",
+    "repository/test_setup.py",
+    "repository/test_experiments.py",
+    "cosmopedia/execution/test_earlier.py",
+    "cosmopedia/execution/test_stage_process.py",
+    "cosmopedia/execution/test_mlflow_run.py",
 ]
 
 # Workers that start threads for every core each only wait for each other. Before torch is imported anywhere.

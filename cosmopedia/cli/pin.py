@@ -43,8 +43,8 @@ def pin_profile(path: Path, resolve: Callable[[str, str, str | None], str]) -> i
     """Pin one profile file in place; returns how many references were resolved."""
     from ruamel.yaml import YAML
 
+    from cosmopedia.execution.local_pins import local_references
     from cosmopedia.lineage import content_revision
-    from cosmopedia.pins import local_references
 
     yaml = YAML()
     yaml.preserve_quotes = True

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.execution.lock_repair import LOCK
+from cosmopedia.execution.workdir import seen_by_dvc
 from cosmopedia.files import write_text
 from cosmopedia.params import read_yaml
 
@@ -45,23 +46,17 @@ def _locked_code(lock: dict[str, Any]) -> set[tuple[str, str]]:
     return {(dep["path"], dep["md5"]) for dep in deps if dep["path"].startswith(CODE) and "md5" in dep}
 
 
-def _is_dep(name: str) -> bool:
-    """Whether DVC sees a file of a folder (.dvcignore)."""
-    path = Path(name)
-    return "__pycache__" not in path.parts and not path.name.startswith("cosmo_")
-
-
 def _present_files(path: Path) -> dict[str, bytes]:
     """The files of a dep by their paths."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return {file.as_posix(): file.read_bytes() for file in files if file.is_file() and _is_dep(file.as_posix())}
+    return {file.as_posix(): file.read_bytes() for file in files if file.is_file() and seen_by_dvc(file)}
 
 
 def _former_files(path: str) -> Iterator[dict[str, bytes]]:
     """The files of a dep in the commits that changed it, the newest first."""
     for revision in _git("log", f"-{REVISIONS}", "--format=%H", "--", path).decode().split():
         names = _git("ls-tree", "-r", "--name-only", revision, "--", path).decode().splitlines()
-        yield {name: _git("show", f"{revision}:./{name}") for name in names if _is_dep(name)}
+        yield {name: _git("show", f"{revision}:./{name}") for name in names if seen_by_dvc(Path(name))}
 
 
 def _git(*command: str) -> bytes:

@@ -29,7 +29,7 @@ RANDOM = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+/_=.-]{20,}")
 SECRET_VALUE = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"[Bb]earer\s+[\w.~+/=-]{8,}|Basic\s+[A-Za-z0-9+/]{12,}={0,2}"
-    r"|hf_[A-Za-z0-9]{16,}|github_pat_\w{16,}|gh[pousr]_\w{16,}|glpat-[\w-]{16,}|dckr_pat_[\w-]{16,}"
+    r"|hf_[A-Za-z0-9]{12,}|github_pat_\w{16,}|gh[pousr]_\w{16,}|glpat-[\w-]{16,}|dckr_pat_[\w-]{16,}"
     r"|sk-[\w-]{16,}|A[KS]IA[0-9A-Z]{12,}|AIza[\w-]{30,}|nvapi-[\w-]{20,}|xox[abprs]-[\w-]{10,}"
     r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r")"

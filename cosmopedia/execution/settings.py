@@ -12,11 +12,11 @@ from pathlib import Path
 from cosmopedia.errors import ConfigError, CosmoError
 from cosmopedia.execution.comment_edits import accept_comment_edits
 from cosmopedia.execution.compute import compute_path, load_compute
+from cosmopedia.execution.local_pins import pin_problems
 from cosmopedia.execution.lock_repair import restore_lock
 from cosmopedia.files import write_text
 from cosmopedia.lineage import hash_files, store_root
 from cosmopedia.params import profile_path, read_yaml
-from cosmopedia.pins import pin_problems
 from cosmopedia.rng import content_hash
 
 

@@ -62,14 +62,15 @@ def _key(stage: str, identity: tuple[object, ...]) -> str:
     parts: list[object] = [*identity, json.dumps(section(stage), sort_keys=True)]
     for dep in sorted(stages[stage]["deps"]):
         path = Path(dep)
-        files = sorted(filter(_is_dep, path.rglob("*"))) if path.is_dir() else [path]
+        inside = (file for file in path.rglob("*") if file.is_file() and seen_by_dvc(file))
+        files = sorted(inside) if path.is_dir() else [path]
         parts += [f"{file} {hash_files([file]) if file.is_file() else None}" for file in files]
     return content_hash(*parts)
 
 
-def _is_dep(path: Path) -> bool:
-    """Whether DVC sees a file of a folder (.dvcignore)."""
-    return path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("cosmo_")
+def seen_by_dvc(path: Path) -> bool:
+    """Whether a file of a dep counts (.dvcignore)."""
+    return "__pycache__" not in path.parts and not path.name.startswith("cosmo_")
 
 
 def _claim(parent: Path, key: str) -> tuple[Path, IO[str]]:

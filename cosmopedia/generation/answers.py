@@ -23,11 +23,11 @@ class Answer(NamedTuple):
     prompt_tokens: int | None
 
 
-class Malformed(Exception):
+class MalformedAnswer(Exception):
     """An answer with status 200 and no completion in it; another try may give one."""
 
 
-class Unusable(Exception):
+class UnusableAnswer(Exception):
     """An answer with status 200 and no completion in it, and there will be none; `reason` is counted."""
 
     def __init__(self, reason: str, message: str):
@@ -59,7 +59,8 @@ class AnswerReader:
     def completion(self, pending: PendingRequest, answer: Answer, engine: str) -> Completion:
         """The completion to store.
 
-        `Malformed` when the text is longer than was allowed, `Unusable` when it is a thought and nothing else.
+        `MalformedAnswer` when the text is longer than was allowed, `UnusableAnswer` when it is a thought and nothing
+        else.
         """
         text = answer.text
         if self.model.opens_thought and not text.lstrip().startswith(OPEN):
@@ -67,9 +68,9 @@ class AnswerReader:
         tokens = self._new_tokens(text, answer)
         thought, rest, ended = split_thought(text)
         if not ended:
-            raise Unusable("truncated_thought", _unended(tokens))
+            raise UnusableAnswer("truncated_thought", _unended(tokens))
         if thought and not rest:
-            raise Unusable("empty", f"it wrote a thought of {tokens} tokens and no text after it")
+            raise UnusableAnswer("empty", f"it wrote a thought of {tokens} tokens and no text after it")
         prompt_tokens = pending.prompt_tokens or answer.prompt_tokens
         if prompt_tokens is None or not 1 <= prompt_tokens <= self.model.max_length:
             (prompt_tokens,) = self.model.count_tokens([pending.request.prompt])
@@ -81,10 +82,10 @@ class AnswerReader:
         if count is not None and 1 <= count <= allowed and len(text) <= CHARS_PER_TOKEN * (count + 8):
             return count
         if len(text) > MAX_CHARS_PER_TOKEN * (allowed + 8):
-            raise Malformed(f"its text has {len(text):,} characters, where {allowed} tokens were allowed")
+            raise MalformedAnswer(f"its text has {len(text):,} characters, where {allowed} tokens were allowed")
         count = self._count(text, answer.finish_reason)
         if count > 1.1 * allowed + 8:  # cut into tokens again, a text may have a few more than it was written in
-            raise Malformed(f"its text has {count:,} tokens, where {allowed} were allowed")
+            raise MalformedAnswer(f"its text has {count:,} tokens, where {allowed} were allowed")
         return min(count, allowed)
 
     def _count(self, text: str, finish_reason: str) -> int:

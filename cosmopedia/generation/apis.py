@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import pydantic
 from text_generation.types import Parameters, Response
 
-from cosmopedia.generation.answers import Answer, Malformed, Unusable
+from cosmopedia.generation.answers import Answer, MalformedAnswer, UnusableAnswer
 from cosmopedia.generation.requests import Request, Sampling
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? +([-+.\w]+)", re.MULTILINE)  # a line of Prometheus text
@@ -42,7 +42,7 @@ class Api(Protocol):
         ...
 
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
-        """The completion in an answer with status 200. `Malformed` or `Unusable` when there is none."""
+        """The completion in an answer with status 200. `MalformedAnswer` or `UnusableAnswer` when there is none."""
         ...
 
     def error_message(self, payload: Any) -> str | None:
@@ -85,7 +85,7 @@ class TgiApi:
         except pydantic.ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
-            raise Malformed(f"`{place}` is wrong: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            raise MalformedAnswer(f"`{place}` is wrong: {first['msg'][0].lower()}{first['msg'][1:]}") from None
         header = headers.get("x-prompt-tokens", "")
         prompt_tokens = _count(int(header)) if re.fullmatch(r"[0-9]{1,10}", header) else None
         reason, tokens = response.details.finish_reason.value, _count(details.get("generated_tokens"))
@@ -126,19 +126,19 @@ class OpenAiApi:
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
         choices = _object(payload, "the answer").get("choices")
         if not isinstance(choices, list) or len(choices) != 1:
-            raise Malformed("`choices` is not a list of one completion")
+            raise MalformedAnswer("`choices` is not a list of one completion")
         choice, usage = _object(choices[0], "`choices[0]`"), payload.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         text, reason, stop = choice.get("text"), choice.get("finish_reason"), choice.get("stop_reason")
         _check_filter(reason)
         names = {"length": "length", "stop": "stop_sequence" if isinstance(stop, str) else "eos_token"}
         if not isinstance(text, str):
-            raise Malformed("`choices[0].text` is not a text")
+            raise MalformedAnswer("`choices[0].text` is not a text")
         if not isinstance(reason, str) or reason not in names:
-            raise Malformed(f"`finish_reason` is {_shown(reason)}, wanted `stop` or `length`")
+            raise MalformedAnswer(f"`finish_reason` is {_shown(reason)}, wanted `stop` or `length`")
         tokens = _count(usage.get("completion_tokens"))
         if reason == "length" and tokens and tokens < self.max_new_tokens:  # vLLM cuts silently at its --max-model-len
-            raise Malformed(f"cut after {tokens} of {self.max_new_tokens} tokens")
+            raise MalformedAnswer(f"cut after {tokens} of {self.max_new_tokens} tokens")
         return Answer(text, names[reason], tokens, _count(usage.get("prompt_tokens")))
 
     def error_message(self, payload: Any) -> str | None:
@@ -159,7 +159,7 @@ class OpenAiApi:
 
 def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Malformed(f"{name} is not a JSON object")
+        raise MalformedAnswer(f"{name} is not a JSON object")
     return value
 
 
@@ -175,7 +175,7 @@ def _shown(value: Any) -> str:
 
 def _check_filter(reason: Any) -> None:
     if reason == "content_filter":
-        raise Unusable("content_filter", "the server's content filter took the text back")
+        raise UnusableAnswer("content_filter", "the server's content filter took the text back")
 
 
 def _load(metrics: str, running: Iterable[str], waiting: Iterable[str]) -> Load | None:

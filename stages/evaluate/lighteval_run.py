@@ -1,9 +1,12 @@
 """lighteval's run over one model, and the table of its answers."""
 
+import contextlib
+import glob
 import logging
 import os
+import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmopedia.execution.progress import track
+from cosmopedia.files import discard, runs
 from cosmopedia.tables.contracts import Contract
 from stages.evaluate.tasks import PREFIX, quiet_offline, task_module
 
@@ -47,7 +51,7 @@ def run_lighteval(model: Path, items: dict[str, list[dict[str, Any]]], batch_siz
     import torch
 
     gradients = torch.is_grad_enabled()
-    with tempfile.TemporaryDirectory(prefix="cosmopedia-lighteval-") as scratch:
+    with _scratch() as scratch:
         os.environ["HF_DATASETS_CACHE"] = f"{scratch}/datasets"
         for task, rows in items.items():
             folder = Path(scratch) / "tasks" / task
@@ -60,6 +64,21 @@ def run_lighteval(model: Path, items: dict[str, list[dict[str, Any]]], batch_siz
     scores = {task: dict(results[f"{PREFIX}{task}:0"]) for task in items}
     rows = [detail_row(task, entry) for task in items for entry in details[f"{PREFIX}{task}|0"]]
     return {"scores": scores, "details": rows}
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for what lighteval writes; those that killed processes of this host left are removed.
+
+    In the temporary folder, since `datasets` takes some characters of a checkout's path for wildcards.
+    """
+    prefix = f"cosmopedia-lighteval-{socket.gethostname()}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it
+            if left.stat().st_uid == os.getuid() and not runs(left.name.removeprefix(prefix).partition("-")[0]):
+                discard(left)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-") as folder:
+        yield folder
 
 
 def _pipeline(model: Path, tasks: list[str], scratch: Path, batch_size: int) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from cosmopedia.text import without_controls
 from stages.report.facts import FILTERS, Facts
 from stages.report.run_record import environment_rows, generation_rows
 
@@ -57,8 +58,15 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
 
 
 def template(name: str) -> Template:
-    """A page's template; it escapes what it is given."""
-    return Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined).get_template(name)
+    """A page's template; it escapes what it is given, and leaves control characters out."""
+    pages = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=_without_controls
+    )
+    return pages.get_template(name)
+
+
+def _without_controls(value: Any) -> Any:
+    return without_controls(value) if type(value) is str else value
 
 
 def render_run(profile: str) -> str:

@@ -19,7 +19,7 @@ import aiohttp
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution.client.server_words import server_words, token_in
 from cosmopedia.execution.compute import EndpointSpec
-from cosmopedia.generation.answers import Answer, Malformed, Unusable
+from cosmopedia.generation.answers import Answer, MalformedAnswer, UnusableAnswer
 from cosmopedia.generation.apis import Api, Load, OpenAiApi, TgiApi
 from cosmopedia.generation.requests import Request, Sampling
 
@@ -101,10 +101,10 @@ def judging(url: str, headers: dict[str, str]) -> Iterator[None]:
     """Turns an answer with status 200 that is no completion into a `RequestError`."""
     try:
         yield
-    except Malformed as error:
+    except MalformedAnswer as error:
         sentence = server_words(f"{url} answered 200 without a completion: {error}", headers)
         raise Retryable("server_error", sentence) from None
-    except Unusable as error:
+    except UnusableAnswer as error:
         raise Permanent(error.reason, server_words(f"{url}: {error}", headers)) from None
 
 
@@ -135,7 +135,7 @@ async def generate(
     with judging(url, headers):
         completion = api.answer(payload, answer.headers)
         if (token := token_in(headers)) and token in completion.text:
-            raise Malformed("its text repeats the token that this client sent")
+            raise MalformedAnswer("its text repeats the token that this client sent")
     text = completion.text.encode("utf-8", "replace").decode("utf-8")
     if not text.strip():
         after = "" if completion.tokens is None else f" after {completion.tokens} token(s)"

@@ -2,25 +2,20 @@
 
 import base64
 import json
-import re
 from urllib.parse import quote
 
+from cosmopedia.execution.redaction import REDACTED, redact
+
 LONGEST = 300  # characters
-HIDDEN = "***"
 SHORTEST_TOKEN = 4  # characters; a shorter one would be found in words that have nothing to do with it
-_SECRET = re.compile(
-    r"(?i:\bbearer\s+)[\w.~+/=-]{16,}"
-    r"|\b(?:hf_|sk-|gh[opsu]_|github_pat_|AKIA|xox[abp]-)[\w-]{8,}"
-    r"|(?<=://)[^/\s@]+(?=@)"
-)
 
 
 def server_words(words: object, headers: dict[str, str], longest: int = LONGEST) -> str:
     """On one line, at most so long; this client's token, in any spelling, and what looks like one are hidden."""
     text = str(words)
     for spelling in _spellings(token_in(headers)):
-        text = text.replace(spelling, HIDDEN)
-    text = _SECRET.sub(HIDDEN, text)
+        text = text.replace(spelling, REDACTED)
+    text = redact(text)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from cosmopedia.generation.answers import Answer, AnswerReader, Malformed, Unusable, split_thought, with_thought
+from cosmopedia.generation.answers import (
+    Answer,
+    AnswerReader,
+    MalformedAnswer,
+    UnusableAnswer,
+    split_thought,
+    with_thought,
+)
 from cosmopedia.generation.requests import Completion, Failure, PendingRequest, Request
 from tests.support.dispatch import Words
 
@@ -56,7 +63,7 @@ def test_thought_and_text_are_counted_apart() -> None:
     ("text", "reason"), [("<think>one two", "truncated_thought"), ("<think>one two</think>\n", "empty")]
 )
 def test_a_thought_alone_is_a_failure_whether_it_arrives_or_is_in_the_store(text: str, reason: str) -> None:
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UnusableAnswer) as error:
         READER.completion(PENDING, Answer(text, "length", 50, 3), "e")
     assert error.value.reason == reason
     failure = READER.result(stored(text))
@@ -68,7 +75,7 @@ def test_a_thought_that_the_chat_template_opens_is_found() -> None:
     served = reader.completion(PENDING, Answer("a plan</think>The text.", "eos_token", 6, 3), "e")
     result = READER.result(served)  # nothing but the text is needed to read it
     assert isinstance(result, Completion) and (result.thought, result.text) == ("a plan", "The text.")
-    with pytest.raises(Unusable, match="ends inside its <think>, after 3 tokens; raise max_new_tokens"):
+    with pytest.raises(UnusableAnswer, match="ends inside its <think>, after 3 tokens; raise max_new_tokens"):
         reader.completion(PENDING, Answer("a longer plan", "length", 3, 3), "e")
 
 
@@ -85,7 +92,7 @@ def test_a_count_that_an_older_store_holds_is_corrected(tokens: int) -> None:
 def test_a_count_that_the_texts_length_belies_is_not_believed() -> None:
     assert READER.completion(PENDING, Answer("word " * 40, "eos_token", 1, 3), "e").tokens == 41
     assert READER.completion(PENDING, Answer("word " * 52, "length", None, 3), "e").tokens == 50
-    with pytest.raises(Malformed, match="200 tokens, where 50 were allowed"):
+    with pytest.raises(MalformedAnswer, match="200 tokens, where 50 were allowed"):
         READER.completion(PENDING, Answer("word " * 200, "length", 50, 3), "e")
-    with pytest.raises(Malformed, match="has 1,000,000 characters"):
+    with pytest.raises(MalformedAnswer, match="has 1,000,000 characters"):
         READER.completion(PENDING, Answer("x" * 10**6, "eos_token", 50, 3), "e")

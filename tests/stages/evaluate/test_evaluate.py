@@ -1,7 +1,11 @@
 """Evaluation: lighteval's scores are the ones a direct computation gives, for the weights that are there."""
 
 import json
+import os
+import socket
 import sqlite3
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import yaml
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_table, write_table
+from stages.evaluate import lighteval_run
 from stages.evaluate.items import read_items
 from stages.evaluate.lighteval_run import best, by_character
 from stages.evaluate.scores import average, over_seeds, summary
@@ -193,3 +198,20 @@ def test_every_exported_seed_is_scored(repository: Path):
     assert main().startswith("2 model(s)")
     assert sorted(path.name for path in Path("data/evaluate").iterdir()) == ["seed-0.parquet", "seed-1.parquet"]
     assert set(json.loads(Path("metrics/evaluate.json").read_text())["seeds"]) == {"0", "1"}
+
+
+def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_running_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    prefix = f"cosmopedia-lighteval-{socket.gethostname()}-"
+    left, live, elsewhere = (
+        tmp_path / name for name in (f"{prefix}{gone.pid}-x", f"{prefix}{os.getpid()}-y", "cosmopedia-lighteval-z")
+    )
+    for folder in (left, live, elsewhere):
+        (folder / "datasets").mkdir(parents=True)
+    with lighteval_run._scratch() as folder:
+        assert not left.exists() and live.exists() and elsewhere.exists() and Path(folder).is_dir()
+    assert not Path(folder).exists() and live.exists()

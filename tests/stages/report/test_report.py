@@ -13,6 +13,7 @@ from cosmopedia.errors import DataError
 from cosmopedia.files import write_text
 from cosmopedia.tables.contracts import REMOVED
 from cosmopedia.tables.parquet import write_table
+from cosmopedia.text import has_controls
 from stages.report.__main__ import main
 from stages.report.corpus import publish
 from stages.report.facts import collect, evidence
@@ -59,7 +60,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (plots / "prompts.csv").write_text("source,style,format,audience,prompts\nweb,blogpost,blogpost,general,4\n")
     (plots / "contamination.csv").write_text("source,task,documents,items\nweb,arc_easy,2,1\n")
     (plots / "train_loss.csv").write_text(CURVE)
-    texts = [HOSTILE, "Rain falls when drops grow heavy. " * 9, "Bread rises because yeast breathes."]
+    texts = [HOSTILE, "Rain falls when drops grow heavy. " * 9, "Bread\x1b[31m rises because\x07 yeast breathes."]
     write_documents(tmp_path / "data/decontaminate/web-blogpost.parquet", [document(text=t) for t in texts])
     write_documents(tmp_path / "data/decontaminate/khanacademy-textbook.parquet", [])
     for stage, reason in (("clean", "refusal"), ("dedup", "near"), ("decontaminate", "contaminated")):
@@ -107,6 +108,12 @@ def test_text_from_models_and_the_web_is_escaped(repository: Path):
         text.count("&lt;script&gt;alert(") == 8
     )  # the document, the pilot's opening; text and match of three removals
     assert "{{ 7 * 7 }}" in text
+
+
+@pytest.mark.slow
+def test_control_characters_reach_no_page(repository: Path):
+    text = page()
+    assert "Bread[31m rises because yeast breathes." in text and not has_controls(text)
 
 
 def test_a_card_cell_cannot_break_out_of_its_table(repository: Path):

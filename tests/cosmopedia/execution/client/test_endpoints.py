@@ -8,7 +8,7 @@ import pytest
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution.client import endpoints
 from cosmopedia.execution.compute import EndpointSpec
-from cosmopedia.generation.answers import Answer, Malformed
+from cosmopedia.generation.answers import Answer, MalformedAnswer
 from cosmopedia.generation.apis import Load, OpenAiApi, TgiApi
 from cosmopedia.generation.requests import Request, Sampling
 from tests.support.dispatch import SAMPLING, Run, jobs, short_rests  # noqa: F401  (the fixture)
@@ -52,7 +52,7 @@ def test_an_openai_answer_is_read_whole_or_not_at_all() -> None:
     cut = {"choices": [{"text": "a", "finish_reason": "length"}], "usage": {**usage, "completion_tokens": 19}}
     aborted = {"choices": [{"text": "a", "finish_reason": "abort"}], "usage": usage}
     for bad in (cut, aborted, {"choices": [], "usage": usage}, {"choices": [{"text": "x"}]}, [], None, {"error": "x"}):
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedAnswer):
             api.answer(bad, {})
 
 

@@ -227,7 +227,7 @@ def test_a_servers_words_about_itself_are_short_and_of_one_line(monkeypatch: pyt
         run = with_token(server, monkeypatch)
         run(jobs(1))
     (engine,) = {c.engine for c in run.committed}
-    assert engine.startswith("x ***/") and len(engine) < 130 and engine.isprintable()
+    assert engine.startswith("x [redacted]/") and len(engine) < 130 and engine.isprintable()
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "1e300"])
