@@ -1,6 +1,8 @@
 """The words of a text, and hashes of its n-grams as datatrove has them: for near duplicates and copied extracts.
 
-`words` is the definition that cleaning, deduplication and decontamination share. Two spellings of a text that a reader
+`words` is what decontamination and the search for near-duplicate prompts compare. Deduplication has datatrove's words
+(`simplified_words`) and splits the same scripts by the character; cleaning's language test keeps diacritics, by which
+it tells languages apart, and has words of its own. Two spellings of a text that a reader
 does not tell apart have the same words: compatibility forms are unified (NFKC: full-width letters, ligatures), format
 characters (zero-width spaces, soft hyphens) and diacritics dropped, letters in lower case; all that is not a letter, a
 number or a mark of one separates, `_` too. Chinese, Japanese, Thai, Lao, Khmer and Burmese have no spaces between
