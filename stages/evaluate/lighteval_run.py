@@ -106,12 +106,17 @@ def _pipeline(model: Path, tasks: list[str], scratch: Path, batch_size: int) -> 
         launcher_type=ParallelismManager.NONE,
         custom_tasks_directory=task_module(tasks, scratch / "tasks"),  # type: ignore[arg-type]
     )
-    return Pipeline(
+    pipeline = Pipeline(
         tasks=",".join(f"{PREFIX}{task}|0" for task in tasks),
         pipeline_parameters=parameters,
         evaluation_tracker=EvaluationTracker(output_dir=str(scratch / "out"), save_details=False),
         model_config=config,
     )
+    # lighteval takes the tasks in the order of a set, another one in each process; batches follow it, and with them
+    # the last digits of log-probabilities.
+    for docs in pipeline.sampling_docs.values():
+        docs.sort(key=lambda doc: doc.specific["item_id"])
+    return pipeline
 
 
 def _linked(model: Path, folder: Path) -> Path:

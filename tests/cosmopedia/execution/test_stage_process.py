@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from cosmopedia.cli.__main__ import app
 from cosmopedia.execution.lock_repair import is_whole
 from cosmopedia.execution.settings import check_settings_once, problems
+from cosmopedia.params import SafeLoader
 from tests.support.command_line import cosmo
 from tests.support.prompt_rows import ROOT, write_settings
 
@@ -155,12 +156,13 @@ def test_a_lock_that_a_kill_has_cut_short_is_restored_and_nothing_runs_twice(emp
 def test_no_lock_that_dvc_would_refuse_counts_as_whole() -> None:
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
-    stages = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    entries = {name: {**stages[name], "deps": stages[name]["deps"][:3]} for name in ("prompts", "train")}
-    text = yaml.safe_dump({"schema": "2.0", "stages": entries}, sort_keys=False)
-    for length in range(0, len(text), 3):
+    file = {"path": "data/prompts", "hash": "md5", "md5": "0123456789abcdef.dir", "size": 12, "nfiles": 3}
+    params = {"params.yaml": {"train.betas": [0.9, 0.95], "train": {"steps": 9}}}
+    stage = {"cmd": "python -m stages.train", "deps": [file, file], "params": params, "outs": [file]}
+    text = yaml.safe_dump({"schema": "2.0", "stages": {"prompts": stage, "train": stage}}, sort_keys=False)
+    for length in range(len(text)):
         try:
-            COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text[:length]))
+            COMPILED_LOCKFILE_SCHEMA(yaml.load(text[:length], SafeLoader))
             accepted = True
         except Exception:
             accepted = False

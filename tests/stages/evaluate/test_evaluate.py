@@ -215,3 +215,16 @@ def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_running_one_sta
     with lighteval_run._scratch() as folder:
         assert not left.exists() and live.exists() and elsewhere.exists() and Path(folder).is_dir()
     assert not Path(folder).exists() and live.exists()
+
+
+@pytest.mark.slow
+def test_items_are_scored_in_an_order_that_no_process_changes(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    from lighteval.pipeline import Pipeline
+
+    orders = []
+    monkeypatch.setattr(Pipeline, "evaluate", lambda self: orders.extend(self.sampling_docs.values()))
+    for tasks in (list(ITEMS), list(reversed(ITEMS))):
+        with pytest.raises(Exception):  # noqa: B017  (nothing was scored)
+            lighteval_run.run_lighteval(repository / "models/export/seed-0", {t: rows(t) for t in tasks}, 8)
+    first, second = ([doc.specific["item_id"] for doc in docs] for docs in orders)
+    assert first == second == sorted(first) and len(first) == sum(map(len, ITEMS.values()))
