@@ -1,35 +1,42 @@
-"""Near-duplicate search next to stock datatrove: CPU of the signatures, recall of planted edits, precision.
+"""Near-duplicate search next to stock datatrove, gaoya, rensa and datasketch: CPU, recall of planted edits, precision.
 
     python -m perf.dedup                                    # 2,000 made-up texts, two minutes
     python -m perf.dedup --passages FILE.parquet            # real ones: parquet or jsonl with a column `text`
-    python -m perf.dedup --passages FILE.jsonl --column paragraph --documents 5000 --runs 5
+    python -m perf.dedup --passages FILE.jsonl --column paragraph --documents 6700 --runs 5 --sides ours gaoya
+    pip install --no-deps --target PEERS gaoya rensa datasketch && PYTHONPATH=PEERS python -m perf.dedup
 
 Into the passages copies are planted of which 0, 2, 5, 10 and 20% of the words were edited: a third each replaced by
-another word of the passages, left out, and followed by a word that was not there. Stock is datatrove's own signature
-step with its English tokenizer (spaCy); ours is what the dedup stage runs. Both go through datatrove's buckets and
-clusters. CPU seconds are of the signature step alone, in one process, the sides taking turns; the median counts.
+another word of the passages, left out, and followed by a word that was not there. Every side gets texts in memory and
+has 14 buckets of 8 hashes over word 5-grams; its time ends when all texts are in its index. `ours` is the library's
+words, the sketches and the pairs of documents with an equal key, exact duplicates included; `stage` is the dedup stage
+as it runs, parquet to parquet: extracts compared, clusters verified, evidence written. Stock is datatrove's signature,
+bucket and cluster steps with its English tokenizer (spaCy). CPU seconds of one process after imports; the sides take
+turns, and the median counts. Finding the pairs in the peers' indexes is not counted.
 
-Recall: copies that share a cluster with their original. Precision: of all pairs that met in a bucket, those whose
-exact Jaccard similarity of word 5-grams reaches 0.5 (at 0.72 a pair meets with probability 0.65, at 0.5 with 0.05). A
-copy at 20% has a similarity of about 0.2: no MinHash of these bands should find it.
+Recall: copies that were paired with their original. Precision: of all pairs that share a bucket, those whose exact
+Jaccard similarity of word 5-grams reaches 0.5 (at 0.72 a pair meets with probability 0.65, at 0.5 with 0.05). A copy
+at 20% has a similarity of about 0.2: no MinHash of these bands should find it.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import os
 import random
 import statistics
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import (
     MinhashConfig,
@@ -40,14 +47,21 @@ from datatrove.pipeline.dedup.minhash import (
 from loguru import logger
 
 from cosmopedia.corpus.minhash import jaccard
-from cosmopedia.corpus.words import shingles
-from stages.dedup.minhash import CLUSTER, Signatures
+from cosmopedia.tables.contracts import DOCUMENT
+from cosmopedia.tables.parquet import write_table
+from stages.dedup.__main__ import main as dedup
+from stages.dedup.clusters import join, pairs
+from stages.dedup.index import KEY, Buckets
+from stages.dedup.words import ANY_NUMBER, Shingles, fingerprints, hashed_words
 
 LEVELS = (0.0, 0.02, 0.05, 0.10, 0.20)
-SIDES = ("stock", "ours")
+PEERS = {"stock": "spacy", "gaoya": "gaoya", "rensa": "rensa", "datasketch": "datasketch"}  # side: package it needs
 SHORTEST, LONGEST = 150, 1000  # words of a passage
 ALIKE = 0.5
-CONFIG = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, seed=1)
+N, BUCKETS, HASHES = 5, 14, 8
+CELLS = 4  # of the stage's input
+ROOT = Path(__file__).parents[1]
+Pairs = set[tuple[int, int]]
 
 
 def made_up(count: int) -> list[str]:
@@ -116,103 +130,209 @@ def plant(passages: list[str]) -> tuple[list[str], dict[int, tuple[int, float]]]
     return [texts[old] for old in order], planted
 
 
-def signatures(side: str, folder: Path) -> MinhashDedupSignature:
-    """The signature step of a side."""
-    if side == "stock":
-        return MinhashDedupSignature(str(folder), CONFIG)
-    return Signatures(folder, CONFIG)
+def ours(texts: list[str]) -> Callable[[], Pairs]:
+    """The stage's kernels; exact duplicates by their fingerprints, near ones by their sketches."""
+    buckets = Buckets(N, BUCKETS, HASHES, 1, ())
+    rows = []
+    column = pa.chunked_array([texts])
+    for first in range(0, len(texts), 2048):
+        batch = column[first : first + 2048]
+        keys = [fingerprints(batch, hashed_words(batch))[:, :1]]
+        shingles = Shingles.of(hashed_words(batch, ANY_NUMBER), N)
+        keys.append(buckets.keys(shingles))
+        for each in keys:
+            own = np.empty(each.shape, KEY)
+            own["key"], own["document"] = each, np.arange(first, first + len(batch))[:, None]
+            rows.append(own.ravel())
+    joined = np.concatenate(rows)
+    join(np.arange(len(texts)), pairs(joined))
+    return lambda: met(joined)
 
 
-def measure(sides: list[str], texts: list[str], runs: int, folder: Path) -> dict[str, list[float]]:
-    """CPU seconds of each side's signature step in each run; the files of the last run stay."""
+def met(rows: np.ndarray) -> Pairs:
+    """All pairs of documents with an equal key."""
+    rows = rows[np.lexsort((rows["document"], rows["key"]))]
+    groups = np.split(rows["document"], np.flatnonzero(np.diff(rows["key"])) + 1)
+    return {pair for group in groups if len(group) > 1 for pair in combinations(np.unique(group).tolist(), 2)}
+
+
+def stock(texts: list[str]) -> Callable[[], Pairs]:
+    """datatrove's own steps, in a temporary folder."""
+    config = MinhashConfig(n_grams=N, num_buckets=BUCKETS, hashes_per_bucket=HASHES, seed=1)
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
+        signed, buckets, clusters = (f"{name}/{folder}" for folder in ("signatures", "buckets", "clusters"))
+        documents = iter([Document(text=text, id=str(n)) for n, text in enumerate(texts)])
+        MinhashDedupSignature(signed, config).run(documents)
+        for rank in range(BUCKETS):
+            MinhashDedupBuckets(signed, buckets, config=config, lines_to_buffer=-1).run(rank=rank, world_size=BUCKETS)
+        MinhashDedupCluster(buckets, clusters, config, save_cluster_id=True).run()
+        written = b"".join(path.read_bytes() for path in sorted(Path(buckets).glob("*.dups")))
+    found = {(min(one, other), max(one, other)) for _, one, _, other in struct.iter_unpack("<4I", written)}
+    return lambda: found
+
+
+def gaoya(texts: list[str]) -> Callable[[], Pairs]:
+    """A MinHashStringIndex: words and hashes in Rust."""
+    from gaoya.minhash import MinHashStringIndex  # type: ignore[import-not-found]
+
+    index = MinHashStringIndex(
+        hash_size=32,
+        jaccard_threshold=0.0,
+        num_bands=BUCKETS,
+        band_size=HASHES,
+        analyzer="word",
+        lowercase=True,
+        ngram_range=(N, N),
+    )
+    for n, text in enumerate(texts):
+        index.insert_document(n, text)
+    return lambda: {(min(n, m), max(n, m)) for n, text in enumerate(texts) for m in index.query(text) if n != m}
+
+
+def ngrams(text: str) -> list[str]:
+    """As whoever calls a library of hashes would write them."""
+    words = text.lower().split()
+    return [" ".join(words[place : place + N]) for place in range(len(words) - N + 1)]
+
+
+def rensa(texts: list[str]) -> Callable[[], Pairs]:
+    """RMinHash with its index."""
+    from rensa import RMinHash, RMinHashLSH  # type: ignore[import-not-found]
+
+    size = BUCKETS * HASHES
+    index = RMinHashLSH(threshold=ALIKE, num_perm=size, num_bands=BUCKETS)
+    hashed = RMinHash.from_token_sets([ngrams(text) for text in texts], size, 1)
+    index.insert_many(hashed)
+    return lambda: {(min(n, m), max(n, m)) for n, own in enumerate(hashed) for m in index.query(own) if n != m}
+
+
+def datasketch(texts: list[str]) -> Callable[[], Pairs]:
+    """MinHash with its index."""
+    from datasketch import MinHash, MinHashLSH  # type: ignore[import-not-found]
+
+    index = MinHashLSH(num_perm=BUCKETS * HASHES, params=(BUCKETS, HASHES))
+    sets = [[ngram.encode() for ngram in ngrams(text)] for text in texts]
+    hashed = MinHash.bulk(sets, num_perm=BUCKETS * HASHES)
+    for n, own in enumerate(hashed):
+        index.insert(n, own)
+    return lambda: {(min(n, m), max(n, m)) for n, own in enumerate(hashed) for m in index.query(own) if n != m}
+
+
+def write_stage_input(folder: Path, texts: list[str]) -> None:
+    """The texts as cells of documents, each with the one before it as its extract, and the repository's params."""
+    for name in ("params.yaml", "profiles", "compute"):
+        (folder / name).symlink_to(ROOT / name)
+    numbers = {field.name: 0 for field in DOCUMENT.schema if pa.types.is_integer(field.type)}
+    row = {field.name: "" for field in DOCUMENT.schema} | numbers | {"topic": None, "topic_named": False}
+    rows = [
+        {**row, "completion_id": f"{n:08d}", "text": text, "seed_data": texts[n - 1]} for n, text in enumerate(texts)
+    ]
+    for cell in range(CELLS):
+        write_table(folder / f"data/clean/web-{cell}.parquet", rows[cell::CELLS], DOCUMENT)
+
+
+def stage(texts: list[str]) -> Callable[[], Pairs]:
+    """The stage, in the current folder."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        dedup()
+    return lambda: set()
+
+
+SIDES: dict[str, Callable[[list[str]], Callable[[], Pairs]]] = {
+    "ours": ours,
+    "stage": stage,
+    "gaoya": gaoya,
+    "rensa": rensa,
+    "datasketch": datasketch,
+    "stock": stock,
+}
+
+
+def measure(sides: list[str], texts: list[str], runs: int) -> tuple[dict[str, list[float]], dict[str, Pairs]]:
+    """CPU seconds of each side in each run, and the pairs of its last."""
     spent: dict[str, list[float]] = {side: [] for side in sides}
+    found: dict[str, Pairs] = {}
+    for side in sides:
+        SIDES[side](texts[:50])  # imports, tokenizers and compiled code are loaded
     for run in range(runs):
         for side in sides[:: 1 if run % 2 == 0 else -1]:
-            step = signatures(side, folder / side / "signatures")
-            step.get_shingles("The first call loads a tokenizer.")
-            documents = iter([Document(text=text, id=str(n)) for n, text in enumerate(texts)])
             started = time.process_time()
-            step.run(documents)
+            found_by = SIDES[side](texts)
             spent[side].append(time.process_time() - started)
-    return spent
+            if run == runs - 1:
+                found[side] = found_by()
+            del found_by
+    return spent, found
 
 
-def meet(folder: Path) -> tuple[set[tuple[int, int]], dict[int, int]]:
-    """(pairs that share a bucket, cluster of each document that is in one) by datatrove's own steps."""
-    signed, buckets, clusters = (str(folder / name) for name in ("signatures", "buckets", "clusters"))
-    with contextlib.redirect_stderr(io.StringIO()):
-        for rank in range(CONFIG.num_buckets):
-            MinhashDedupBuckets(signed, buckets, config=CONFIG, lines_to_buffer=-1).run(
-                rank=rank, world_size=CONFIG.num_buckets
-            )
-        MinhashDedupCluster(buckets, clusters, CONFIG, save_cluster_id=True).run()
-    pairs = set()
-    for path in sorted(Path(buckets).glob("*.dups")):
-        for _, one, _, other in struct.iter_unpack("<4I", path.read_bytes()):
-            pairs.add((min(one, other), max(one, other)))
-    rows = [np.fromfile(path, dtype=CLUSTER).tolist() for path in Path(clusters).glob("*.clusters")]
-    return pairs, dict(rows[0]) if rows else {}
+def roots_of(texts: int, found: Pairs) -> np.ndarray:
+    """The cluster of each text."""
+    roots = np.arange(texts)
+    join(roots, np.array(sorted(found), np.int64).reshape(-1, 2))
+    return roots
 
 
-def main(passages: list[str], what: str, runs: int) -> None:
-    """Measure both sides and print the tables; the last line sums up."""
+def main(passages: list[str], what: str, runs: int, wanted: list[str]) -> None:
+    """Measure the sides and print the table; the last line sums up."""
     logger.remove()
+    missing = [side for side in wanted if side in PEERS and not find_spec(PEERS[side])]
+    for side in missing:
+        print(
+            f"{side}: not run, it needs the package {PEERS[side]} (pip install --target, see python -m perf.dedup -h)"
+        )
+    sides = [side for side in wanted if side not in missing]
     texts, planted = plant(passages)
     words = sum(len(text.split()) for text in texts)
     print(f"{what}: {len(passages):,} passages and {len(planted):,} planted copies, {words:,} words; {runs} runs")
-    sides = [side for side in SIDES if side == "ours" or find_spec("spacy")]
-    if len(sides) < len(SIDES):
-        print("stock: not run, its English tokenizer needs the package spacy")
-    sets = [np.unique(shingles(text, CONFIG.n_grams)) for text in texts]
-    alike = {level: [] for level in LEVELS}
-    for copy, (source, level) in planted.items():
-        alike[level].append(jaccard(sets[copy], sets[source]))
-    print("\nedited   similarity (median)  " + "  ".join(f"recall {side}" for side in sides))
-    recall: dict[str, dict[float, float]] = {}
-    precision: dict[str, float] = {}
-    lines: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        spent = measure(sides, texts, runs, Path(name))
-        for side in sides:
-            pairs, cluster = meet(Path(name) / side)
-            together = {c: cluster.get(c, -1) == cluster.get(s, -2) for c, (s, _) in planted.items()}
-            recall[side] = {
-                level: statistics.mean(together[c] for c, (_, of) in planted.items() if of == level)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        os.environ["COSMO_STORE"] = str(Path("store").resolve())
+        write_stage_input(Path(), texts)
+        spent, found = measure(sides, texts, runs)
+    shingles = Shingles.of(hashed_words(pa.chunked_array([texts]), ANY_NUMBER), N)
+    sets = [shingles.distinct(n) for n in range(len(texts))]
+    median = {side: statistics.median(values) for side, values in spent.items()}
+    fastest = min((side for side in sides if side in PEERS), key=lambda side: median[side], default="")
+    edits = "".join(f"{level:<6.0%}" for level in LEVELS)
+    print(f"\nside        CPU s (median)          range    pairs  precision  recall at {edits}")
+    lines = {}
+    for side in sides:
+        line = f"{side:10}  {median[side]:14.2f}  {min(spent[side]):6.2f}-{max(spent[side]):<6.2f}"
+        if side != "stage":
+            roots = roots_of(len(texts), found[side]).tolist()
+            recall = [
+                statistics.mean(roots[c] == roots[s] for c, (s, of) in planted.items() if of == level)
                 for level in LEVELS
-            }
-            similarities = [jaccard(sets[one], sets[other]) for one, other in pairs]
-            precision[side] = statistics.mean(value >= ALIKE for value in similarities) if similarities else 1.0
-            least = min(similarities, default=1.0)
-            lines.append(
-                f"{side:6} {statistics.median(spent[side]):8.2f}  {min(spent[side]):7.2f}-{max(spent[side]):.2f}"
-                f"  {len(pairs):6}  {precision[side]:9.4f}  {least:17.2f}"
-            )
-    for level in LEVELS:
-        shares = "  ".join(f"{recall[side][level]:12.3f}" for side in sides)
-        print(f"{level:6.0%}   {statistics.median(alike[level]):19.2f}  {shares}")
-    print("\nside   CPU s (median)     range   pairs  precision  least similarity", *lines, sep="\n")
-    median = {side: statistics.median(spent[side]) for side in sides}
-    ratio = f"{median['stock'] / median['ours']:.1f} times cheaper than stock's {median['stock']:.2f}; " * (
-        len(sides) > 1
-    )
-    by_level = {side: "/".join(f"{recall[side][level]:.2f}" for level in LEVELS) for side in sides}
+            ]
+            right = [jaccard(sets[one], sets[other]) >= ALIKE for one, other in found[side]]
+            precision = statistics.mean(right) if right else 1.0
+            lines[side] = f"recall {'/'.join(f'{value:.2f}' for value in recall)}, precision {precision:.3f}"
+            shares = "  ".join(f"{value:.2f}" for value in recall)
+            line += f"  {len(found[side]):7,}  {precision:9.4f}            {shares}"
+        print(line)
+    peer = f"; {fastest}, the fastest of the others, {median[fastest]:.2f}" if fastest else ""
     print(
-        f"\nours: {median['ours']:.2f} CPU s for {len(texts):,} signatures, {ratio}recall at 0/2/5/10/20% edits"
-        f" {', '.join(f'{side} {by_level[side]}' for side in sides)};"
-        f" precision {', '.join(f'{side} {precision[side]:.3f}' for side in sides)}"
+        f"\n{len(texts):,} documents: "
+        + ", ".join(f"{side} {median[side]:.2f} CPU s" for side in ("ours", "stage") if side in median)
+        + peer
+        + "; "
+        + "; ".join(f"{side}: {line}" for side, line in lines.items() if side in ("ours", fastest))
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m perf.dedup")
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.dedup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--passages", type=Path, help="parquet or jsonl; without it texts are made up")
     parser.add_argument("--column", default="text")
     parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
     given = parser.parse_args()
     if given.passages is None:
-        main(made_up(given.documents), "made-up texts", given.runs)
+        main(made_up(given.documents), "made-up texts", given.runs, given.sides)
     elif not given.passages.is_file():
         sys.exit(f"{given.passages} is no file; give a parquet or jsonl file with a column {given.column!r}")
     else:
-        main(read_passages(given.passages, given.column, given.documents), given.passages.name, given.runs)
+        passages = read_passages(given.passages, given.column, given.documents)
+        main(passages, given.passages.name, given.runs, given.sides)
