@@ -136,15 +136,17 @@ class CorpusRun:
     """One stage's pass over cells: its arrays of tasks, their scratch folder (outside DVC's outs), its row counts.
 
     A context manager: empties `out` on entry; on exit removes the scratch folder, unless tasks failed or the run was
-    stopped (see `DataTasks`). Pipelines write to `scratch`, and cells through `WriteCells`.
+    stopped (see `DataTasks`). Pipelines write to `scratch`, and cells through `WriteCells`. With fewer rows than
+    `parallel_from` a local run takes one process.
     """
 
-    def __init__(self, stage: str, folder: Path | str, out: Path | str, data: Data):
+    def __init__(self, stage: str, folder: Path | str, out: Path | str, data: Data, parallel_from: int = 0):
         self.stage, self.out, self.data = stage, Path(out), data
         self.cells = tables_in(folder)
         self.rows = sum(_checked_rows(cell) for cell in self.cells)
         check_ids(self.cells)
         self.tasks = max(1, min(data.tasks, len(self.cells), self.rows // ROWS_PER_TASK))
+        self.workers = 1 if self.tasks == 1 or self.rows < parallel_from else None
         self.arrays = DataTasks(stage, data, self.tasks)
 
     def __enter__(self) -> "CorpusRun":
@@ -168,7 +170,7 @@ class CorpusRun:
         writers = [step for step in steps if isinstance(step, WriteCells)]
         for writer in writers:
             writer.out = self.scratch / "cells"
-        stats = self.arrays.run(name, steps, tasks or self.tasks, 1 if self.tasks == 1 else None, total)
+        stats = self.arrays.run(name, steps, tasks or self.tasks, self.workers, total)
         for cell in (cell for writer in writers for cell in writer.cells):
             written = self.scratch / "cells" / cell.name
             if not written.is_file():

@@ -18,11 +18,12 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from cosmopedia.corpus.words import NORMAL, PUBLISHED, Normalisation
+from cosmopedia.corpus.words import NORMAL, Normalisation
 from cosmopedia.hashing import GOLDEN, mix64
 
-# Kinds of code points. ALONE: a word by itself; MARK: dropped; INVOLVED: needs Python.
-UNSEEN, BETWEEN, LETTER, ALONE, MARK, INVOLVED = range(6)
+# Kinds of code points. ALONE: a word by itself; RUN: a letter of which several in a row count as one (digits that are
+# all folded to 0); MARK: dropped; INVOLVED: needs Python.
+UNSEEN, BETWEEN, LETTER, ALONE, MARK, INVOLVED, RUN = range(7)
 LEARNT = 16  # code points that a table gets at once
 CODE_POINTS, CAPITAL_SIGMA = 0x110000, 0x3A3
 JAMO = range(0x1161, 0x1200)  # vowels and finals, which are composed with the letter before them
@@ -30,8 +31,8 @@ BITS_PER_HASH = 16  # of a Bloom filter, or up to twice as many
 
 Texts = list[str] | pa.StringArray | pa.LargeStringArray  # without nulls; a list's without lone surrogates
 
-# By code point: what it is folded to, and in the last 3 bits its kind.
-_tables = {form.name: np.zeros(CODE_POINTS, dtype=np.uint32) for form in (NORMAL, PUBLISHED)}
+# By code point: what it is folded to, and in the last 3 bits its kind. A table per normalisation that was used.
+_tables: dict[str, np.ndarray] = {}
 _READY = np.arange(CODE_POINTS, dtype=np.uint32) << 3 | LETTER  # of words joined by spaces
 _READY[ord(" ")] = BETWEEN
 _mix64 = numba.njit(mix64)
@@ -89,10 +90,11 @@ def word_hashes(texts: Texts, form: Normalisation = NORMAL) -> WordHashes:
 
 def _hashed(texts: Any, form: Normalisation | None) -> tuple[WordHashes, np.ndarray]:
     """(the hashes, the texts that have none because they must be split in Python); None: words joined by spaces."""
-    table = _READY if form is None else _tables[form.name]
+    table = _READY if form is None else _table(form)
     data, ends = _buffers(texts)
     involved = np.zeros(len(texts), dtype=np.bool_)
-    words = np.empty((int(ends[-1]) - int(ends[0])) // 2 + len(texts), dtype=np.uint64)
+    # A sign of one byte may be a word by itself. Memory that is not written to is not taken.
+    words = np.empty(int(ends[-1]) - int(ends[0]), dtype=np.uint64)
     bounds = np.zeros(len(texts) + 1, dtype=np.int64)
     text, unseen = _hash_words(data, ends, table, 0, bounds, words, involved)
     while text < len(texts):
@@ -100,6 +102,12 @@ def _hashed(texts: Any, form: Normalisation | None) -> tuple[WordHashes, np.ndar
         _learn(table, form, unseen - unseen % LEARNT)
         text, unseen = _hash_words(data, ends, table, text, bounds, words, involved)
     return WordHashes(bounds, words[: bounds[-1]]), np.flatnonzero(involved)
+
+
+def _table(form: Normalisation) -> np.ndarray:
+    if form.name not in _tables:
+        _tables[form.name] = np.zeros(CODE_POINTS, dtype=np.uint32)
+    return _tables[form.name]
 
 
 def _buffers(texts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -122,6 +130,7 @@ def _hash_words(
     found = bounds[start]
     for text in range(start, len(ends) - 1):
         value, inside, alone, place, end = np.uint64(0), False, False, ends[text], ends[text + 1]
+        last = np.uint32(0)
         while place < end:
             first = np.int64(data[place])
             if first < 0x80:
@@ -137,7 +146,11 @@ def _hash_words(
                 place += 4
             entry = table[code]
             kind = entry & 7
-            if kind in (LETTER, ALONE):
+            if kind == RUN and entry == last:
+                continue
+            if kind != MARK:
+                last = entry
+            if kind in (LETTER, ALONE, RUN):
                 if inside and (kind == ALONE or alone):
                     words[found] = _mix64(value)
                     found += 1
@@ -231,4 +244,5 @@ def _kind(code: int, folded: str, form: Normalisation) -> int:
         return BETWEEN
     if words != [folded] or len(folded) > 1:
         return INVOLVED
-    return ALONE if len(form.words(chr(code) * 2)) > 1 else LETTER
+    twice = form.words(chr(code) * 2)
+    return ALONE if len(twice) > 1 else RUN if twice == words else LETTER

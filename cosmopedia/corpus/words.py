@@ -1,14 +1,13 @@
-"""The words of a text, and hashes of its n-grams as datatrove has them: for near duplicates and copied extracts.
+"""The words of a text, by which texts are compared.
 
-`words` is what decontamination and the search for near-duplicate prompts compare. Deduplication has datatrove's words
-(`simplified_words`) and splits the same scripts by the character; cleaning's language test keeps diacritics, by which
-it tells languages apart, and has words of its own. Two spellings of a text that a reader
-does not tell apart have the same words: compatibility forms are unified (NFKC: full-width letters, ligatures), format
-characters (zero-width spaces, soft hyphens) and diacritics dropped, letters in lower case; all that is not a letter, a
-number or a mark of one separates, `_` too. Chinese, Japanese, Thai, Lao, Khmer and Burmese have no spaces between
-words: each of their characters, with its marks, counts as a word, so that n-grams of words are n-grams of characters.
-The marks of Indic and South-East Asian scripts are vowels, no diacritics, and stay. `plain_words` is the published
-decontamination's definition.
+Decontamination compares `words`, deduplication those with signs, or with 0 for numbers (stages/dedup/words.py);
+cleaning's language test keeps diacritics, by which it tells languages apart, and has words of its own. Two spellings
+of a text that a reader does not tell apart have the same words: compatibility forms are unified (NFKC: full-width
+letters, ligatures), format characters (zero-width spaces, soft hyphens) and diacritics dropped, letters in lower case;
+all that is not a letter, a number or a mark of one separates, `_` too. Chinese, Japanese, Thai, Lao, Khmer and Burmese
+have no spaces between words: each of their characters, with its marks, counts as a word, so that n-grams of words are
+n-grams of characters. The marks of Indic and South-East Asian scripts are vowels, no diacritics, and stay.
+`plain_words` is the published decontamination's definition.
 """
 
 import re
@@ -16,10 +15,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import regex
-import xxhash
-from datatrove.utils.text import NUMBERS_PATTERN, PUNCTUATION
 
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u30fc]"  # with ー
 # Voiced marks of kana are part of their letters, as Indic vowels are.
@@ -28,13 +24,11 @@ WORDS = regex.compile(
     rf"[[\p{{L}}\p{{N}}]&&{UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{N}}]--{UNSPACED}][[\p{{L}}\p{{N}}\p{{M}}]--[[\p{{L}}\p{{N}}]&&{UNSPACED}]]*",
     regex.V1,
 )
-ONE_BY_ONE = regex.compile(rf"[[\p{{L}}\p{{N}}]&&{UNSPACED}]\p{{M}}*", regex.V1)
 # Blocks without characters that are words by themselves and without marks that are vowels: `re` is four times as fast.
 INVOLVED = re.compile(r"[^\x00-\u0482\u048a-\u06ff\u1e00-\u2bff\u3000-\u3003\uac00-\ud7a3]")
 SIMPLE_WORDS = re.compile(r"[^\W_]+")
 WORD = re.compile(r"\w+")
 DIACRITICS = regex.compile(r"\p{Mn}+")
-PUNCTUATED = re.compile(f"[{re.escape(PUNCTUATION)}]+")
 
 
 def words(text: str) -> list[str]:
@@ -49,11 +43,6 @@ def folded(text: str) -> str:
         return text.lower()
     bare = DROPPED.sub("", unicodedata.normalize("NFKD", text))
     return unicodedata.normalize("NFC", bare).lower().replace("\u03c2", "\u03c3")
-
-
-def separated(text: str) -> str:
-    """With spaces around the characters that are words by themselves."""
-    return text if text.isascii() else ONE_BY_ONE.sub(r" \g<0> ", text)
 
 
 def without_diacritics(text: str) -> str:
@@ -82,30 +71,3 @@ class Normalisation:
 
 NORMAL = Normalisation("words", words, folded)
 PUBLISHED = Normalisation("published", plain_words, plainly_folded)
-
-
-def simplified_words(text: str) -> list[str]:
-    """The words that MinHash sees: those of datatrove's `simplify_text`, which takes three times as long.
-
-    Lower case, numbers as 0, punctuation as space, no diacritics; in scripts without spaces each character is a word,
-    as in `words`. datatrove's stock English tokenizer then runs spaCy on the same text, to nearly the same words, at
-    98% of MinHash's whole cost.
-    """
-    plain = PUNCTUATED.sub(" ", NUMBERS_PATTERN.sub("0", text.lower()))
-    return separated(without_diacritics(plain)).split()
-
-
-def shingles(text: str, n: int) -> np.ndarray:
-    """xxHash (64 bits) of each n-gram of `simplified_words`, joined by spaces as in datatrove; uint64, in text order.
-
-    Empty for a text of fewer than `n` words.
-    """
-    words = simplified_words(text)
-    if len(words) < n:
-        return np.empty(0, dtype=np.uint64)
-    joined = " ".join(words).encode()
-    spaces = np.flatnonzero(np.frombuffer(joined, dtype=np.uint8) == ord(" "))
-    ends = [*spaces[n - 1 :].tolist(), len(joined)]
-    starts = [0, *(spaces[: len(ends) - 1] + 1).tolist()]
-    hashed = (xxhash.xxh64_intdigest(joined[start:end]) for start, end in zip(starts, ends, strict=True))
-    return np.fromiter(hashed, dtype=np.uint64, count=len(ends))

@@ -25,7 +25,7 @@ STAGES = {
 
 
 def essay(number: int) -> str:
-    drawn = (draw_u64(1, number, i) for i in range(120))  # letters: MinHash sees every number as 0
+    drawn = (draw_u64(1, number, i) for i in range(120))  # letters: candidates are found with 0 for every number
     return " ".join("".join(chr(97 + (value >> shift) % 26) for shift in (0, 8, 16)) for value in drawn) + "."
 
 
@@ -71,14 +71,12 @@ def flip(path: Path) -> None:
     ("stage", "after", "pattern"),
     [
         ("clean", "clean", "removed/*.parquet"),
-        ("dedup", "exact", "fingerprints/*/*.parquet"),
-        ("dedup", "duplicates", "duplicates/*.parquet"),
-        ("dedup", "signatures", "signatures/bucket_003/*.sig"),
-        ("dedup", "buckets", "buckets/00005_00.dups"),
-        ("dedup", "clusters", "clusters/*.clusters"),
+        ("dedup", "index", "keys/*.npy"),
+        ("dedup", "pairs", "pairs/*.npy"),
+        ("dedup", "clusters", "clusters.npy"),
         ("dedup", "members", "members/*/*.parquet"),
         ("dedup", "verify", "verified/*.parquet"),
-        ("dedup", "filter", "removed-near/*.parquet"),
+        ("dedup", "filter", "removed/*.parquet"),
         ("tokenize_corpus", "tokenise train", "train-cells/*.ds"),
         ("tokenize_corpus", "tokenise train", "train-cells/*.index"),
         ("tokenize_corpus", "tokenise train", "train-documents/*.parquet"),
@@ -153,10 +151,10 @@ def kill(folder: Path, stage: str, task: int) -> None:
     ("stage", "task", "said"),
     [
         ("clean", 3, "clean clean: 2 of 3 tasks"),
-        ("dedup", 3, "dedup exact: 2 of 3 tasks"),
-        ("dedup", 12, "dedup buckets: 4 of 14 tasks"),
-        ("dedup", 25, "dedup members: 2 of 3 tasks"),
-        ("dedup", 29, "dedup filter: 2 of 3 tasks"),
+        ("dedup", 3, "dedup index: 2 of 3 tasks"),
+        ("dedup", 6, "dedup pairs: 2 of 3 tasks"),
+        ("dedup", 10, "dedup members: 2 of 3 tasks"),
+        ("dedup", 14, "dedup filter: 2 of 3 tasks"),
         ("tokenize_corpus", 3, "tokenize_corpus tokenise train: 2 of 3 tasks"),
         ("tokenize_corpus", 6, "tokenize_corpus tokenise validation: 1 of 3 tasks"),
     ],
@@ -177,11 +175,11 @@ def test_a_killed_stage_goes_on_and_gives_the_same_bytes(
 def test_what_was_damaged_after_a_kill_is_done_again(corpus: Path, capfd: pytest.CaptureFixture[str]):
     run(corpus, "dedup")
     wanted = bytes_of(corpus / "data/dedup")
-    kill(corpus, "dedup", 12)
-    signature = next((corpus / ".store/work/dedup").glob("*/0/signatures/bucket_003/*.sig"))
-    cut(signature)
+    kill(corpus, "dedup", 6)
+    keys = next((corpus / ".store/work/dedup").glob("*/0/keys/*.npy"))
+    cut(keys)
     capfd.readouterr()
     run(corpus, "dedup")
     said = capfd.readouterr().err
-    assert f"{signature.resolve()}: expected " in said and "; its tasks run again" in said
+    assert f"{keys.resolve()}: expected " in said and "; its tasks run again" in said
     assert bytes_of(corpus / "data/dedup") == wanted

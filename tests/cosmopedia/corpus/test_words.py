@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmopedia.corpus.word_hashes import word_hashes
-from cosmopedia.corpus.words import plain_words, shingles, words
+from cosmopedia.corpus.words import plain_words, words
 
 # A sentence per script, its number of words, and another spelling of it that a reader does not tell apart.
 SCRIPTS = {
@@ -37,8 +37,7 @@ def test_a_clause_of_a_script_without_spaces_is_found_inside_another(script: str
     found = word_hashes([text, f"{context}{text}{context}"])
     grams = [set(hashes.tolist()) for hashes in np.split(*split_ngrams(found, 5))]
     assert len(grams[0]) > size - 7 and grams[0] <= grams[1]
-    assert set(shingles(text, 5).tolist()) <= set(shingles(f"{context}{text}{context}", 5).tolist())
-    assert len(shingles(text, 5)) and len(plain_words(text)) <= 2
+    assert len(plain_words(text)) <= 2
 
 
 def split_ngrams(hashes, size: int):
