@@ -1,10 +1,10 @@
 """Long documents in pieces whose ids, joined, are those of the whole text.
 
 `tokenizers` takes about 160 bytes of memory per byte of a text. So a text is cut every `PIECE` characters at the next
-safe point: one blank or line break between two other characters, where the text around it gives the same words (what
-the model sees one at a time) whole and in two. A model that sees the text as one word (Llama 2's sentencepiece) joins
-nothing across a point whose two characters stand together in no token of a BPE vocabulary; a Unigram model looks for
-the best path through all of its word, so that one without words has no safe point.
+safe point: next to a blank or a line break, where the text around it gives the same words (what the model sees one at
+a time) whole and in two. A BPE model that sees all of a text as one word (Llama 2's sentencepiece) merges nothing
+across a point whose two characters stand together in no token. A Unigram model looks for the best path through all of
+its word, so one without words has no safe point. A normaliser must not look further than `REACH` characters.
 """
 
 import re
@@ -24,7 +24,7 @@ LONGEST = 4_000_000  # characters encoded at once; they take about 1 GB
 REACH = 256  # characters on each side of a point at which it is judged
 TRIES = 20  # points that are judged before the search goes on a piece further
 
-POINT = re.compile(r"(?<=\S)[ \n](?=\S)")
+POINT = re.compile(r"(?<=\S)(?=\s)|(?<=\n)(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,13 @@ class PieceTokenizer:
         return self._tokenizer.decode_batch(ids, skip_special_tokens=False)
 
     def _safe_point(self, text: str, start: int) -> tuple[int, int] | None:
-        """Where the piece from `start` ends and where the next begins: at the blank, or after it."""
+        """Where the piece from `start` ends and the next begins: there, or after a blank that is prepended anyway."""
         for after in range(start + PIECE, start + LONGEST, PIECE):
-            for match in islice(POINT.finditer(text, after), TRIES):
-                for following in (match.start(), match.end()):
-                    if match.start() - start <= LONGEST and self.is_safe(text, match.start(), following):
-                        return match.start(), following
+            for match in islice(POINT.finditer(text, after, start + LONGEST), TRIES):
+                end = match.start()
+                for following in (end, end + 1) if text[end] == " " else (end,):
+                    if self.is_safe(text, end, following):
+                        return end, following
         return None
 
     def is_safe(self, text: str, end: int, following: int) -> bool:
