@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosmopedia.errors import DataError
@@ -34,7 +34,7 @@ class Counts:
     def write(self, path: Path) -> None:
         """Write the counts to a JSON file."""
         rows = [[list(group), tokens] for group, tokens in sorted(self.tokens.items())]
-        path.write_text(json.dumps(asdict(self) | {"tokens": rows}), encoding="utf-8")
+        path.write_text(json.dumps(vars(self) | {"tokens": rows}), encoding="utf-8")
 
     def metrics(self) -> dict[str, int | float]:
         """Numbers of unknown tokens and of changed documents, and their shares of all tokens and documents."""

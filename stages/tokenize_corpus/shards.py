@@ -92,7 +92,8 @@ class CellTokenizer(DocumentTokenizer):
         self._lengths: list[int] = []
 
     @cached_property
-    def tokenizer(self) -> PieceTokenizer:  # type: ignore[override]
+    def encoder(self) -> PieceTokenizer:
+        """What a task encodes with; loaded in the task."""
         return PieceTokenizer(self.files.plain)
 
     @cached_property
@@ -111,24 +112,28 @@ class CellTokenizer(DocumentTokenizer):
         )
         notes = DocumentNotes(self.files.plain, self._counts)
         for batch in batches(self._pieces(cast(Iterator[Document], data))):
-            encoded = self.tokenizer.encode([piece.text for _, piece in batch])
-            read_back = self.tokenizer.decode(encoded)
+            encoded = self.encoder.encode([piece.text for _, piece in batch])
+            read_back = self.encoder.decode(encoded)
             for (document, piece), ids, read in zip(batch, encoded, read_back, strict=True):
                 notes.add(_named(document), piece, ids, read)
-                file.write_bytes(self._bytes(ids), doc_ends=[])  # none: the document goes on
-                if piece.last:
-                    before = len(file)
-                    file.write_bytes(self._bytes([self.files.eos]))
-                    self._ids.append(document.id)
-                    self._lengths.append(len(file) - before)
-                    self._counts.tokens[tuple(document.metadata[group] for group in GROUPS)] += self._lengths[-1]
+                if not piece.last:
+                    file.write_bytes(self._bytes(ids), doc_ends=[])  # none ends here
+                    continue
+                before = len(file)
+                file.write_bytes(self._bytes([*ids, self.files.eos]))
+                self._note(document, len(file) - before)
         file.close()
         return file
 
     def _pieces(self, documents: Iterator[Document]) -> Iterator[tuple[Document, Piece]]:
         for document in documents:
-            for piece in self.tokenizer.pieces(_named(document), document.text):
+            for piece in self.encoder.pieces(_named(document), document.text):
                 yield document, piece
+
+    def _note(self, document: Document, tokens: int) -> None:
+        self._ids.append(document.id)
+        self._lengths.append(tokens)
+        self._counts.tokens[tuple(document.metadata[group] for group in GROUPS)] += tokens
 
     def _bytes(self, ids: list[int]) -> bytes:
         return np.array(ids, dtype=f"<u{self.token_size}").tobytes()

@@ -237,11 +237,11 @@ def test_a_tokenizer_without_safe_points_takes_a_text_whole_up_to_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, described: Any
 ):
     monkeypatch.setattr(pieces, "PIECE", 40)
-    monkeypatch.setattr(pieces, "LONGEST", 800)
+    monkeypatch.setattr(pieces, "LONGEST", 400)
     _, encoder = plain(described(), tmp_path)
-    text = " ".join("abcdefg" for _ in range(100))
+    text = " ".join("abcdefg" for _ in range(50))
     assert [part.text for part in encoder.pieces("a text", text)] == [text]
-    with pytest.raises(DataError, match="web-blogpost: 'x': 800 of its 1599 characters, from 0 on, have no point"):
+    with pytest.raises(DataError, match="web-blogpost: 'x': 400 of its 1599 characters, from 0 on, have no point"):
         list(encoder.pieces("web-blogpost: 'x'", " ".join("abcdefg" for _ in range(200))))
 
 
