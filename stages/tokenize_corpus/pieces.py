@@ -20,7 +20,7 @@ from cosmopedia.errors import DataError
 from stages.tokenize_corpus.plain_text import PlainText
 
 PIECE = 200_000  # characters after which a text is cut
-LONGEST = 4_000_000  # characters encoded at once; they take about 1 GB
+LONGEST = 4_000_000  # characters encoded at once; they take about 0.5 GB
 REACH = 256  # characters on each side of a point at which it is judged
 TRIES = 20  # points that are judged before the search goes on a piece further
 

@@ -101,7 +101,7 @@ class CellTokenizer(DocumentTokenizer):
         """Bytes per token. datatrove's own rule counts the tokens, but a vocabulary may have gaps."""
         return self.files.token_bytes
 
-    def write_unshuffled(self, data: DocumentsPipeline, filename: str) -> TokenizedFile:
+    def write_unshuffled(self, data: Any, filename: str) -> TokenizedFile:
         """datatrove's step before the shuffle: all documents in their order, each with an end-of-text token."""
         file = TokenizedFile(
             self.output_folder,
@@ -111,7 +111,7 @@ class CellTokenizer(DocumentTokenizer):
             token_size=self.token_size,
         )
         notes = DocumentNotes(self.files.plain, self._counts)
-        for batch in batches(self._pieces(cast(Iterator[Document], data))):
+        for batch in batches(self._pieces(data)):
             encoded = self.encoder.encode([piece.text for _, piece in batch])
             read_back = self.encoder.decode(encoded)
             for (document, piece), ids, read in zip(batch, encoded, read_back, strict=True):
