@@ -32,7 +32,7 @@ def essay(number: int) -> str:
 @pytest.fixture
 def corpus(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three cells for each of the stages, with duplicates and texts to remove, run as three tasks."""
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 4)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     byte_tokenizer(empty_folder / "models/generator")
     for folder, _ in STAGES.values():
         for n, cell in enumerate(("openstax-college", "web-blogpost", "wikihow-article")):
@@ -122,7 +122,7 @@ KILLED = """
 import os, signal, sys
 from cosmopedia.corpus import pipeline as cells
 from cosmopedia.execution.executors import LocalExecutor
-cells.ROWS_PER_TASK, whole, left = 4, LocalExecutor._run_for_rank, int(sys.argv[2])
+cells.WORTH_SECONDS, whole, left = 0, LocalExecutor._run_for_rank, int(sys.argv[2])
 def counted(self, *arguments):
     global left
     left -= 1
