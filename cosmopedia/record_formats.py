@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from cosmopedia.dataset_folders import kind_of
 from cosmopedia.errors import DataError
+from cosmopedia.text import half_pair
 
 BOM = b"\xef\xbb\xbf"
 CHUNK = 1 << 20
@@ -224,20 +225,11 @@ def _csv_records(file: Path, stream: BinaryIO, limit: int) -> Iterator[Record]:
                 lines.used = 0
                 extra = values.pop(None, None)  # type: ignore[call-overload]
                 problem = f"{len(extra)} value(s) more than columns" if extra else None
-                if not is_text("".join(value for value in values.values() if value)):
+                if half_pair("".join(value for value in values.values() if value)):
                     problem = "invalid UTF-8"
                 yield Record(f"{file}:{number}", dict(values), problem)
         except csv.Error as error:
             raise DataError(f"{file}: not readable as CSV: {error}") from None
-
-
-def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold a string: JSON and CSV can smuggle in halves of surrogate pairs."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _parquet_records(file: Path, limit: int) -> Iterator[Record]:

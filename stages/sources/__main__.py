@@ -27,6 +27,8 @@ from stages.sources.normalise import ReadingParams, SourceParams, checked, norma
 from stages.sources.reader import reader_of, sources
 
 OUT = Path("data/sources")
+DAMAGE = ("malformed", "unreadable")  # reasons that are about the file and not about what the row says
+CAUSE_CHARS = 200
 
 
 def source_settings(source: str) -> tuple[SourceParams, Any]:
@@ -74,14 +76,20 @@ def main(source: str) -> str:
     if reader.concepts:
         metrics["concepts"] = {name: concepts[name] for name in (*keep.concepts, "other")}
     write_metrics(f"metrics/sources/{source}.json", metrics)
-    return summary(counts, params.dataset, seen["control_characters"], reading.control_characters) + unread
+    return summary(counts, params.dataset, causes, seen["control_characters"], reading.control_characters) + unread
 
 
-def summary(counts: RowCounts, dataset: str | None, with_controls: int, control_characters: str) -> str:
-    """The stage's line: rows kept, rows left out by reason, records with control characters."""
+def summary(
+    counts: RowCounts, dataset: str | None, causes: dict[str, str], with_controls: int, control_characters: str
+) -> str:
+    """The stage's line: rows kept, rows left out by reason (with the place of the first one that is no row of the
+    source at all), records with control characters."""
     line = f"{counts.kept} rows from {dataset}"
     if counts.removed:
-        line += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.removed.items()))
+        line += "; left out: " + ", ".join(
+            f"{count} {reason}" + (f" (first: {causes[reason][:CAUSE_CHARS]})" if reason in DAMAGE else "")
+            for reason, count in sorted(counts.removed.items())
+        )
     if with_controls:
         line += f"; control characters in {with_controls} records ({control_characters})"
     return line
