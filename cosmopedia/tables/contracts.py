@@ -393,5 +393,4 @@ BENCHMARK = Contract(
     ),
     "item_id",
     {"gold": 0},
-    in_name=("task",),
 )

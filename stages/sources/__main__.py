@@ -8,6 +8,7 @@ Run: python -m stages.sources web
 """
 
 import argparse
+import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -27,8 +28,7 @@ from stages.sources.normalise import ReadingParams, SourceParams, checked, norma
 from stages.sources.reader import reader_of, sources
 
 OUT = Path("data/sources")
-DAMAGE = ("malformed", "unreadable")  # reasons that are about the file and not about what the row says
-CAUSE_CHARS = 200
+DAMAGE = ("malformed", "unreadable")  # reasons that are about the file, not about what a row says
 
 
 def source_settings(source: str) -> tuple[SourceParams, Any]:
@@ -70,26 +70,32 @@ def main(source: str) -> str:
                 causes.setdefault(left_out["reason"], left_out["detail"])
         if params.dataset is not None and not counts.kept:
             raise DataError(nothing_kept(params.dataset, source, counts, causes))
+    warn_of_damage(source, counts, causes)
     metrics = {**counts.metrics(), "dataset": params.dataset, "revision": revision}
     metrics |= {"local": is_local(params.dataset or "."), "licence": params.licence}
     metrics |= {"control_characters": seen["control_characters"]}
     if reader.concepts:
         metrics["concepts"] = {name: concepts[name] for name in (*keep.concepts, "other")}
     write_metrics(f"metrics/sources/{source}.json", metrics)
-    return summary(counts, params.dataset, causes, seen["control_characters"], reading.control_characters) + unread
+    return summary(counts, params.dataset, seen["control_characters"], reading.control_characters) + unread
 
 
-def summary(
-    counts: RowCounts, dataset: str | None, causes: dict[str, str], with_controls: int, control_characters: str
-) -> str:
-    """The stage's line: rows kept, rows left out by reason (with the place of the first one that is no row of the
-    source at all), records with control characters."""
+def warn_of_damage(source: str, counts: RowCounts, causes: dict[str, str]) -> None:
+    """Say on stderr where the first record is that is no row of the source at all, if there is one."""
+    for reason in DAMAGE:
+        if counts.removed[reason]:
+            print(
+                f"sources {source}: warning: {counts.removed[reason]} {reason}, the first: {causes[reason]}; all of"
+                f" them are in {OUT}/rejected/{source}.parquet",
+                file=sys.stderr,
+            )
+
+
+def summary(counts: RowCounts, dataset: str | None, with_controls: int, control_characters: str) -> str:
+    """The stage's line: rows kept, rows left out by reason, records with control characters."""
     line = f"{counts.kept} rows from {dataset}"
     if counts.removed:
-        line += "; left out: " + ", ".join(
-            f"{count} {reason}" + (f" (first: {causes[reason][:CAUSE_CHARS]})" if reason in DAMAGE else "")
-            for reason, count in sorted(counts.removed.items())
-        )
+        line += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.removed.items()))
     if with_controls:
         line += f"; control characters in {with_controls} records ({control_characters})"
     return line

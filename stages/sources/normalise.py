@@ -138,8 +138,8 @@ def _rejected(row_id: str, row: Rejected, record: Record) -> dict:
 
 def nothing_kept(dataset: str, source: str, counts: RowCounts, causes: dict[str, str]) -> str:
     """The message for a dataset that gave no row: why most rows were left out, and the first of those in detail."""
+    if not counts.rows_in:
+        return f"{dataset} holds no record; give sources.{source} a dataset that has some, or null to leave it out"
     message = f"{dataset}: not one of {counts.rows_in} rows could be used for {source}"
-    if not counts.removed:
-        return message
     reason, count = counts.removed.most_common(1)[0]
     return f"{message}; {count} {reason}, the first: {causes[reason]}; correct sources.{source} or the dataset"
