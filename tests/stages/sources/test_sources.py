@@ -301,9 +301,7 @@ def test_half_of_a_surrogate_pair_is_named_with_its_line(empty_folder: Path, cap
     jsonl(empty_folder / "pages.jsonl", [PAGE, half, {**PAGE, "id": "\udc00", "text": "Other. " + PAGE["text"]}])
     repository(empty_folder, "web", dataset="pages.jsonl")
     assert sources.main("web") == "1 rows from pages.jsonl; left out: 2 unreadable"
-    warning = (
-        "2 unreadable, the first: pages.jsonl:2: half of a surrogate pair (U+D83D), which is no text; all of them"
-    )
+    warning = "2 unreadable, the first: pages.jsonl:2: half of a surrogate pair (U+D83D), which is no text; all"
     assert warning in capsys.readouterr().err
     detail = pq.read_table("data/sources/rejected/web.parquet")["detail"].to_pylist()
     assert detail[1] == "pages.jsonl:3: half of a surrogate pair (U+DC00), which is no text"
