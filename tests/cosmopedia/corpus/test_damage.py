@@ -45,8 +45,13 @@ def corpus(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return empty_folder
 
 
+def settings(folder: Path, stage: str) -> None:
+    """Three tasks; the essays are in no language, and a stage that removes every document stops."""
+    repository(folder, stage, cluster_tasks=3, **({"language": None} if stage == "clean" else {}))
+
+
 def run(folder: Path, stage: str) -> None:
-    repository(folder, stage, cluster_tasks=3)
+    settings(folder, stage)
     STAGES[stage][1].main()
 
 
@@ -138,7 +143,7 @@ def kill(folder: Path, stage: str, task: int) -> None:
     """Run a stage in another process, and kill it (-9) before the task of that number."""
     deps = {name: {"deps": [inputs]} for name, (inputs, _) in STAGES.items()}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": deps}), encoding="utf-8")
-    repository(folder, stage, cluster_tasks=3)
+    settings(folder, stage)
     done = subprocess.run(
         [sys.executable, "-c", KILLED, stage, str(task)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
