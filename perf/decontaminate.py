@@ -155,7 +155,7 @@ def ours(workers: int) -> dict[str, Any]:
     from cosmopedia.tables.parquet import read_rows
     from stages.decontaminate import __main__ as decontaminate
 
-    cells.ROWS_PER_TASK = 1
+    cells.WORTH_SECONDS = 0
     # imports are not counted: datatrove looks through all installed packages once, pyarrow imports pandas, and
     # compiled code is loaded
     cells.removed_writer(Path("unused"))

@@ -15,6 +15,7 @@ from text_generation.types import Parameters, Response
 
 from cosmopedia.generation.answers import Answer, MalformedAnswer, UnusableAnswer
 from cosmopedia.generation.requests import Request, Sampling
+from cosmopedia.text import half_pair
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? +([-+.\w]+)", re.MULTILINE)  # a line of Prometheus text
 
@@ -132,7 +133,7 @@ class OpenAiApi:
         text, reason, stop = choice.get("text"), choice.get("finish_reason"), choice.get("stop_reason")
         _check_filter(reason)
         names = {"length": "length", "stop": "stop_sequence" if isinstance(stop, str) else "eos_token"}
-        if not isinstance(text, str):
+        if not isinstance(text, str) or half_pair(text) is not None:
             raise MalformedAnswer("`choices[0].text` is not a text")
         if not isinstance(reason, str) or reason not in names:
             raise MalformedAnswer(f"`finish_reason` is {_shown(reason)}, wanted `stop` or `length`")

@@ -363,11 +363,11 @@ def outputs(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_bytes_do_not_depend_on_tasks(deduplicated: Path, monkeypatch: pytest.MonkeyPatch):
     for common in (None, 1):
-        monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 5000)
+        monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 1 << 30)
         repository(deduplicated, "decontaminate", common_ngram=common)
         main()
         alone = outputs(deduplicated)
-        monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
+        monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
         repository(deduplicated, "decontaminate", cluster_tasks=3, common_ngram=common)
         main()
         assert outputs(deduplicated) == alone

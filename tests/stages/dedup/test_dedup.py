@@ -101,7 +101,7 @@ def test_the_bytes_do_not_depend_on_tasks(cleaned: Path, monkeypatch: pytest.Mon
     repository(cleaned, "dedup")
     main()
     alone = bytes_of(cleaned / "data/dedup")
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     for tasks in (2, 4):
         repository(cleaned, "dedup", cluster_tasks=tasks)
         main()
@@ -113,7 +113,7 @@ def test_the_bytes_do_not_depend_on_workers(cleaned: Path, monkeypatch: pytest.M
     repository(cleaned, "dedup")
     main()
     alone = bytes_of(cleaned / "data/dedup")
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     repository(cleaned, "dedup", cluster_tasks=3, cluster_workers=2)
     main()
     assert bytes_of(cleaned / "data/dedup") == alone

@@ -94,6 +94,7 @@ def test_any_unicode_text_survives_the_tokenizer() -> None:
         ('{"prompt": 7, "text": "b"}', "wanted a text under 'prompt', got 7"),
         ('{"prompt": "a", ', "no JSON"),
         ('["a", "b"]', "wanted a JSON object, found list"),
+        ('{"prompt": "a", "text": "\\ud83d"}', "'text' holds half of a surrogate pair (U+D83D)"),
     ],
 )
 def test_a_malformed_demonstration_is_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
