@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 DVC = str(Path(sys.executable).parent / "dvc")
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
 AFTER_A_TEMPLATE = {
-    "prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus", "train", "export",
-    "evaluate", "report",
+    "prompts", "pilot", "generate", "clean", "dedup", "paraphrases", "decontaminate", "tokenize_corpus", "train",
+    "export", "evaluate", "report",
 }  # fmt: skip
 REDUCED = {
     "prompts.per_cell": 3,
