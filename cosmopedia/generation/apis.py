@@ -105,9 +105,8 @@ class OpenAiApi:
     """`/v1/completions` of vLLM, SGLang, TGI and Hugging Face Inference Endpoints. `model` is the name served.
 
     `top_k` and `repetition_penalty` are extensions that vLLM and SGLang know. They are sent even without a limit or a
-    penalty: vLLM takes what is left out from the model's generation_config.json. A grammar goes as `structured_outputs`
-    (vLLM from 0.11 on) and as `regex` (SGLang), for each ignores the other's word; a server that knows neither writes
-    any text.
+    penalty: vLLM takes what is left out from the model's generation_config.json. A grammar goes as
+    `structured_outputs` (vLLM from 0.11 on) and as `regex` (SGLang); a server that knows neither writes any text.
     """
 
     name, path = "openai", "/v1/completions"

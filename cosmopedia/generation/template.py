@@ -8,7 +8,7 @@ from cosmopedia.text import read_text
 
 
 def read_template(path: Path, wanted: set[str], optional: frozenset[str] = frozenset()) -> Template:
-    """The template, without its leading # lines. `ConfigError` for a missing file, or a slot that is missing or wrong."""
+    """The template, without its leading # lines. `ConfigError` for a missing file or a wrong slot."""
     try:
         lines = read_text(path).splitlines()
     except FileNotFoundError:

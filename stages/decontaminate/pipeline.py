@@ -59,8 +59,8 @@ class RemoveContaminated(WriteCells):
     """Cells without their contaminated documents, read and written as tables; a task notes in `notes` how far it is.
 
     The evidence of a removal names each item: task, form, detectors, n-gram, matched text, both ratios. What is
-    contaminated by any detector or ratio, removed or not, goes to `<pairs>/<rank>.jsonl`. Where paraphrases are removed,
-    a document that only has one of those is removed for that reason.
+    contaminated by any detector or ratio, removed or not, goes to `<pairs>/<rank>.jsonl`. Where paraphrases are to be
+    removed, a document that has only one of those is removed for that reason.
     """
 
     type = "FILTER"

@@ -30,7 +30,7 @@ from cosmopedia.params import Params, load
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import BENCHMARK, PARAPHRASE
-from cosmopedia.tables.parquet import read_rows, tables_in, write_table
+from cosmopedia.tables.parquet import read_batches, tables_in, write_table
 from cosmopedia.tables.row_counts import write_metrics
 from stages.paraphrases.judge import check_result, judge_prompt, judge_sampling, read_judge_template, verdict
 
@@ -76,7 +76,8 @@ def main() -> str:
     from stages.paraphrases.neighbours import Model, Near, find_candidates  # what is behind it takes seconds to load
 
     columns = ["item_id", "task", "question", "answer"]
-    items = {row["item_id"]: row for row in read_rows(tables_in("data/benchmarks"), BENCHMARK, columns)}
+    tables = read_batches(tables_in("data/benchmarks"), BENCHMARK, columns)
+    items = {row["item_id"]: row for table in tables for row in table.to_pylist()}
     near = Near(params.sentences, params.threshold, params.per_document, params.per_item)
     model = Model.find(sentence_model.model, sentence_model.revision, sentence_model.max_tokens)
     found = find_candidates(list(items.values()), OUT, model, near)
