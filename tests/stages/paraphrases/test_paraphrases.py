@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 ITEMS = yaml.safe_load((HERE / "items.yaml").read_text(encoding="utf-8"))
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=1, repetition_penalty=None, max_new_tokens=8, grammar="(Yes|No)")
 BOILING, LUNAR = ITEMS[8], ITEMS[7]
+AFTER = " It is one of many things that the air does."
 
 
 def write_repository(folder: Path, endpoints: list[str], **changes: object) -> None:
@@ -58,7 +59,7 @@ def write_corpus(folder: Path) -> None:
     """Two documents with a paraphrase, one without; two items."""
     write_items(folder / "data/benchmarks", "arc_easy", [(BOILING["question"], BOILING["answer"])])
     write_items(folder / "data/benchmarks", "triviaqa", [(LUNAR["question"], LUNAR["answer"])])
-    texts = [one["paraphrases"][1] + " It is one of many things that the air does." for one in (BOILING, LUNAR)]
+    texts = [f"{one['paraphrases'][1]}{AFTER}" for one in (BOILING, LUNAR)]
     texts.append("Soften the onions in butter, then add the stock a ladle at a time.")
     rows = [document(text=text) for text in texts]
     write_documents(folder / "data/dedup/web-blogpost.parquet", rows[:2])
@@ -89,7 +90,8 @@ def test_near_pairs_are_judged_once_and_kept_with_their_passages(folder: Path) -
     rows = read_table(PAIRS, PARAPHRASE).to_pylist()
     assert {row["item_id"]: row["verdict"] for row in rows} == {"arc_easy/000000": "yes", "triviaqa/000000": "no"}
     for row, one in zip(sorted(rows, key=lambda row: row["task"]), (BOILING, LUNAR), strict=True):
-        assert row["passage"] == one["paraphrases"][1] and row["start"] == 0 and row["end"] == len(row["passage"])
+        text = f"{one['paraphrases'][1]}{AFTER}"
+        assert row["passage"] == text[row["start"] : row["end"]] and one["paraphrases"][1] in row["passage"]
         assert row["answer"] in ("Yes", "No") and row["cosine"] >= 0.55 and row["failure"] is None
     metrics = json.loads(Path("metrics/paraphrases.json").read_text())
     assert metrics["yes"] == {"pairs": 1, "documents": 1, "items": 1} and metrics["no"] == 1
