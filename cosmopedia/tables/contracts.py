@@ -377,6 +377,27 @@ REMOVED = Contract(
     "completion_id",
 )
 
+# A document with a passage that is near to a benchmark item, and what the generation model says about it.
+PARAPHRASE = Contract(
+    "paraphrase candidates",
+    _schema(
+        pair_id=_s,  # "<completion_id> <item_id>"
+        completion_id=_s,
+        source=_s,
+        task=_s,
+        item_id=_s,
+        start=_i32,  # of the passage in the document's text, in characters
+        end=_i32,
+        passage=_s,
+        cosine=_f64,  # of the passage and the item, to four digits
+        verdict=(_s,),  # "yes" | "no"; null where the model gave no such answer
+        answer=(_s,),  # the model's words
+        failure=(_s,),  # why there is no answer
+        key=(_s,),  # the completion store's
+    ),
+    "pair_id",
+)
+
 # Every evaluation set in one shape; evaluation reads query, choices and gold, decontamination the rest and choices.
 BENCHMARK = Contract(
     "benchmark items",

@@ -21,7 +21,7 @@ from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the 
 ROOT = Path(__file__).parents[2]
 DVC = str(Path(sys.executable).parent / "dvc")
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
-TO_THE_TOKENS = {"prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus"}
+TO_THE_TOKENS = {"prompts", "pilot", "generate", "clean", "dedup", "paraphrases", "decontaminate", "tokenize_corpus"}
 AFTER_THE_TOKENS = {"train", "export", "evaluate", "report"}
 REDUCED = {
     "prompts.per_cell": 3,
