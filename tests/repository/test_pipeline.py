@@ -208,7 +208,7 @@ def test_another_checkout_gives_the_same_bytes_on_slurm(
     assert here.equals(there)
     shutil.rmtree(other / "data/generate")  # two servers have other batches, which move the last digits of a model
     shutil.copytree(folder / "data/generate", other / "data/generate")
-    run("-s clean", "-s dedup", "-s decontaminate", "-s tokenize_corpus")
+    run("-s clean", "-s dedup", "-s paraphrases", "-s decontaminate", "-s tokenize_corpus")
     assert slurm.jobs() == []
     compare("data/clean/**/*.parquet", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
 
