@@ -81,9 +81,9 @@ def write_model(path: Path, out: Path) -> None:
         raise ConfigError(f"{path}: transformers cannot read it: {' '.join(str(error).split())[:300]}") from None
     ids = {name: fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
     tokens = fields["tokenizer.ggml.tokens"]
-    model.config.bos_token_id = model.generation_config.bos_token_id = ids["bos"]
-    model.config.eos_token_id = model.generation_config.eos_token_id = ids["eos"]
-    model.config.pad_token_id = model.generation_config.pad_token_id = ids["padding"]
+    settings: tuple[Any, Any] = (model.config, model.generation_config)
+    for setting in settings:
+        setting.bos_token_id, setting.eos_token_id, setting.pad_token_id = ids["bos"], ids["eos"], ids["padding"]
     model.save_pretrained(out)
     special = {name: tokens[id] for name, id in ids.items() if id is not None}
     tokenizer = PreTrainedTokenizerFast(
