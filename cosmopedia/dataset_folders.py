@@ -74,6 +74,8 @@ def dataset_files(dataset: str, subset: str | None = None, split: str | None = N
     if not path.exists():
         not_in_git(path)
         raise ConfigError(f"{dataset} does not exist; correct the path in the profile, or put the file there")
+    if not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{dataset} is neither a file nor a folder (a pipe, a socket, a device); give one of them")
     chosen = DatasetFiles([path]) if path.is_file() else _of_folder(path, subset, split)
     if not chosen.files or any(kind_of(file) is None for file in chosen.files):
         raise ConfigError(f"{dataset}: wanted a file (or a folder of files) of {WANTED}{chosen.note}")
@@ -117,6 +119,8 @@ def _walk(folder: Path) -> tuple[list[Path], list[str]]:
         for path in (Path(here) / name for name in names if not name.startswith(".")):
             if not path.exists():
                 raise DataError(f"{path} is a link to {path.readlink()}, which does not exist; fetch it or remove it")
+            if not path.is_file():
+                raise DataError(f"{path} is neither a file nor a folder (a pipe, a socket, a device); remove it")
             files.append(path)
     return sorted(files), sorted(hidden)
 

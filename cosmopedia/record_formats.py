@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from cosmopedia.dataset_folders import kind_of
 from cosmopedia.errors import DataError
+from cosmopedia.text import half_pair
 
 BOM = b"\xef\xbb\xbf"
 CHUNK = 1 << 20
@@ -220,24 +221,24 @@ def _csv_records(file: Path, stream: BinaryIO, limit: int) -> Iterator[Record]:
     with io.TextIOWrapper(stream, **options) as text:  # type: ignore[arg-type]
         lines = _CsvLines(file, text, limit)
         try:
-            for number, values in enumerate(csv.DictReader(lines), 2):
+            reader = csv.DictReader(lines)
+            _check_names(file, list(reader.fieldnames or ()))
+            for number, values in enumerate(reader, 2):
                 lines.used = 0
                 extra = values.pop(None, None)  # type: ignore[call-overload]
                 problem = f"{len(extra)} value(s) more than columns" if extra else None
-                if not is_text("".join(value for value in values.values() if value)):
+                if half_pair("".join(value for value in values.values() if value)):
                     problem = "invalid UTF-8"
                 yield Record(f"{file}:{number}", dict(values), problem)
         except csv.Error as error:
             raise DataError(f"{file}: not readable as CSV: {error}") from None
 
 
-def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold a string: JSON and CSV can smuggle in halves of surrogate pairs."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_names(file: Path, names: list[str]) -> None:
+    """`DataError` for a column that is there more than once: a record would keep the last, without a word."""
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{file}: more than one column is named {', '.join(repeated)}; rename or drop one")
 
 
 def _parquet_records(file: Path, limit: int) -> Iterator[Record]:
@@ -245,6 +246,7 @@ def _parquet_records(file: Path, limit: int) -> Iterator[Record]:
     try:
         # without pre_buffer a row group is not in memory as a whole
         parquet = pq.ParquetFile(file, pre_buffer=False)
+        _check_names(file, parquet.schema_arrow.names)
         groups = [parquet.metadata.row_group(n).total_byte_size for n in range(parquet.num_row_groups)]
         # A dictionary can hold one long text for every row, so a batch may take as often a whole row group's bytes.
         rows = PARQUET_RECORDS * limit // max(*groups, 1, 1)
@@ -266,12 +268,14 @@ def _batch_records(batch: pa.RecordBatch, file: Path, first: int, limit: int) ->
         return
     try:
         rows = batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # one bad value spoils the batch: find it
+    except (ValueError, OverflowError, KeyError) as error:  # one bad value spoils the batch: find it
         if batch.num_rows > 1:
             for row in range(batch.num_rows):
                 yield from _batch_records(batch.slice(row, 1), file, first + row, limit)
             return
         problem = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        if isinstance(error, KeyError):
+            problem = f"unknown time zone {error}"
         yield Record(f"{file}:{first}", {}, problem)
         return
     for row, values in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Text that people write: one way to read a file of it, and the control characters that no text needs."""
+"""Text: one way to read a file that people write, and what no text has, control characters and half characters."""
 
 import re
 from pathlib import Path
@@ -21,6 +21,18 @@ def has_controls(text: str) -> bool:
 def without_controls(text: str) -> str:
     """`text` without control characters; those that part words (form feed, next line) become a space."""
     return CONTROLS.sub(lambda match: " " if match[0].isspace() else "", text)
+
+
+def half_pair(text: str) -> str | None:
+    """The first half of a surrogate pair in a text, "U+D83D", which UTF-8 cannot hold; None when there is none.
+
+    JSON can write one ("\\ud83d"), where something has cut a text between the halves of an emoji.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
 
 
 def read_text(path: Path) -> str:

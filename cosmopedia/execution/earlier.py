@@ -18,7 +18,12 @@ from cosmopedia.lineage import main_checkout
 from cosmopedia.params import SafeLoader
 from cosmopedia.store.documents import Table, has_completions, table_at
 
-PAID = ("data/generate", "data/label", "data/pilot/completions.parquet")  # outs with completions in them
+PAID = (
+    "data/generate",
+    "data/label",
+    "data/paraphrases",
+    "data/pilot/completions.parquet",
+)  # outs with completions in them
 LOCK = "dvc.lock"
 
 

@@ -88,7 +88,12 @@ def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, 
 
     model = lookup.model
     with _mlflow(run.stage, model, how.track) as record, fleet(run.stage, model, serving, how.keep) as servers:
-        pool = Pool(servers.members, serving, lookup.sampling, Identity(model.model, model.revision, model.max_length))
+        pool = Pool(
+            servers.members,
+            serving,
+            lookup.sampling,
+            Identity(model.model, model.revision, model.max_length, model.loaded_from),
+        )
 
         def stop() -> BaseException | None:
             now = time.monotonic()

@@ -5,10 +5,11 @@ works, and the process ends when DVC is killed, so that the next `dvc repro` doe
 what a stage writes.
 """
 
-import ctypes
 import os
+import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,6 @@ from cosmopedia.errors import ConfigError, errors_as_sentences
 from cosmopedia.execution.settings import check_settings_once
 from cosmopedia.files import lock
 
-PR_SET_PDEATHSIG = 1
-
 
 def run_stage(stage: str, main: Callable[[], str]) -> None:
     """Run a stage's `main` and print the line it returns: what the stage made, in a few words ("312 prompts in 21
@@ -26,7 +25,7 @@ def run_stage(stage: str, main: Callable[[], str]) -> None:
     with errors_as_sentences(f"{stage}: "):
         check_code()
         if "DVC_STAGE" in os.environ:
-            end_with_parent()
+            end_with_dvc()
             check_settings_once()
         with alone(stage):
             print(f"{stage}: {main()}", flush=True)
@@ -55,13 +54,26 @@ def check_code() -> None:
                 )
 
 
-def end_with_parent() -> None:
-    """Get SIGTERM when the parent (DVC) dies, even by SIGKILL; on Linux."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if parent == 1 or os.getppid() != parent:  # it has died already
-            sys.exit(128 + signal.SIGTERM)
+def end_with_dvc() -> None:
+    """Get SIGTERM when DVC dies, even by SIGKILL; on Linux.
+
+    The parent may be a shell, which outlives DVC. So the process to watch is the nearest ancestor that is not itself
+    part of a stage: the first one that has no DVC_STAGE in its environment.
+    """
+    if sys.platform != "linux":
+        return
+    pid = os.getppid()
+    while pid > 1 and b"\0DVC_STAGE=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+        pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    if pid == 1:  # DVC has died already
+        sys.exit(128 + signal.SIGTERM)
+    dvc = os.pidfd_open(pid)  # readable once the process has ended
+
+    def watch() -> None:
+        select.select([dvc], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch-dvc", daemon=True).start()
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import pydantic
-from text_generation.types import Parameters, Response
+from text_generation.types import Grammar, GrammarType, Parameters, Response
 
 from cosmopedia.generation.answers import Answer, MalformedAnswer, UnusableAnswer
 from cosmopedia.generation.requests import Request, Sampling
+from cosmopedia.text import half_pair
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? +([-+.\w]+)", re.MULTILINE)  # a line of Prometheus text
 
@@ -68,9 +69,10 @@ class TgiApi:
             top_k=sampling.top_k,
             repetition_penalty=sampling.repetition_penalty,
             max_new_tokens=sampling.max_new_tokens,
+            grammar=Grammar(type=GrammarType.Regex, value=sampling.grammar) if sampling.grammar else None,
             details=True,
         )
-        self._parameters = parameters.model_dump(exclude_unset=True, exclude_none=True)
+        self._parameters = parameters.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
     def body(self, request: Request) -> dict[str, Any]:
         return {"inputs": request.prompt, "parameters": {**self._parameters, "seed": request.seed}}
@@ -104,7 +106,8 @@ class OpenAiApi:
     """`/v1/completions` of vLLM, SGLang, TGI and Hugging Face Inference Endpoints. `model` is the name served.
 
     `top_k` and `repetition_penalty` are extensions that vLLM and SGLang know. They are sent even without a limit or a
-    penalty: vLLM takes what is left out from the model's generation_config.json.
+    penalty: vLLM takes what is left out from the model's generation_config.json. A grammar goes as
+    `structured_outputs` (vLLM from 0.11 on) and as `regex` (SGLang); a server that knows neither writes any text.
     """
 
     name, path = "openai", "/v1/completions"
@@ -118,6 +121,8 @@ class OpenAiApi:
             "top_k": sampling.top_k or -1,
             "repetition_penalty": sampling.repetition_penalty or 1.0,
         }
+        if sampling.grammar:
+            self._body |= {"structured_outputs": {"regex": sampling.grammar}, "regex": sampling.grammar}
         self.max_new_tokens = sampling.max_new_tokens
 
     def body(self, request: Request) -> dict[str, Any]:
@@ -132,7 +137,7 @@ class OpenAiApi:
         text, reason, stop = choice.get("text"), choice.get("finish_reason"), choice.get("stop_reason")
         _check_filter(reason)
         names = {"length": "length", "stop": "stop_sequence" if isinstance(stop, str) else "eos_token"}
-        if not isinstance(text, str):
+        if not isinstance(text, str) or half_pair(text) is not None:
             raise MalformedAnswer("`choices[0].text` is not a text")
         if not isinstance(reason, str) or reason not in names:
             raise MalformedAnswer(f"`finish_reason` is {_shown(reason)}, wanted `stop` or `length`")

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cosmopedia.errors import DataError
 from cosmopedia.params import Params, check
@@ -18,7 +18,8 @@ class _Manifest(Params):
 
     model: str
     revision: str
-    weights: str
+    weights: Literal["hub", "folder", "local"]
+    path: str | None = None  # of the folder
     quantisation: str | None
     max_length: int
 
@@ -32,6 +33,8 @@ class GenerationModel:
     revision: str
     quantisation: str | None
     max_length: int
+    loaded_from: str  # what an engine is given: the hub id, or the path of a folder
+    pinned: str | None  # the revision that it is given with a hub id
 
     @classmethod
     def read(cls, folder: Path | str = "models/generator") -> "GenerationModel":
@@ -44,7 +47,16 @@ class GenerationModel:
         except ValueError as error:
             raise DataError(f"{path} is not JSON ({error}); run the generator stage again") from None
         manifest = check(content, _Manifest, str(path))
-        return cls(Path(folder), manifest.model, manifest.revision, manifest.quantisation, manifest.max_length)
+        hub = manifest.weights == "hub"
+        return cls(
+            folder=Path(folder),
+            model=manifest.model,
+            revision=manifest.revision,
+            quantisation=manifest.quantisation,
+            max_length=manifest.max_length,
+            loaded_from=manifest.model if hub else str(Path(manifest.path or folder).resolve()),
+            pinned=manifest.revision if hub else None,
+        )
 
     @cached_property
     def identity(self) -> str:

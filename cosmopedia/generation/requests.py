@@ -10,6 +10,9 @@ from pydantic import Field
 from cosmopedia.params import Params
 from cosmopedia.rng import content_hash, draw_u64
 
+# Reasons of failures that every run would see again.
+LASTING = frozenset({"too_long", "empty", "validation", "content_filter", "truncated_thought", "http_403"})
+
 
 class Sampling(Params):
     """Sampling parameters, in TGI's words; part of a completion's key. Sampling is always on."""
@@ -19,11 +22,14 @@ class Sampling(Params):
     top_k: int | None = Field(ge=1)  # None: no limit
     repetition_penalty: float | None = Field(gt=0)  # None: no penalty
     max_new_tokens: int = Field(ge=1)
+    grammar: str | None = None  # a regular expression that the whole text matches; None: any text
 
     @cached_property
     def canonical(self) -> str:
-        """Parameters as JSON, the same text for equal ones: keys sorted, `1` written as `1.0`."""
-        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        """Parameters as JSON, the same text for equal ones: keys sorted, `1` written as `1.0`. Without a grammar there
+        is no key for one, as in stores that are older than grammars."""
+        values = self.model_dump(exclude=set() if self.grammar else {"grammar"})
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
 def _unchanged(text: str) -> str:
@@ -73,6 +79,11 @@ class Failure:
     reason: str
     detail: str
     attempts: int  # tries that were spent; 0 when the request was never sent
+
+    @property
+    def lasting(self) -> bool:
+        """Whether every run would see it again."""
+        return self.reason in LASTING
 
 
 def completion_key(request: Request, identity: str, sampling: Sampling, prompt: str | None = None) -> str:

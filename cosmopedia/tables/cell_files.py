@@ -21,3 +21,9 @@ def source_and_style(cell: str) -> tuple[str, str]:
     """The two parts of a cell's name."""
     source, _, style = cell.partition("-")
     return source, style
+
+
+def in_name(path: Path | str) -> dict[str, str]:
+    """The columns whose values a table's name has in it: those of a cell, or of `<source>.parquet`."""
+    source, style = source_and_style(cell_of(path))
+    return {"source": source, "style": style}

@@ -5,7 +5,9 @@ memory. Column names that the published dataset has (`prompt, text_token_length,
 are its names.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,20 +17,51 @@ from cosmopedia.errors import DataError
 
 @dataclass(frozen=True)
 class Contract:
-    """Schema, nullability and key of a table."""
+    """Schema, nullability and key of a table, and what its values must be."""
 
     name: str
     schema: pa.Schema
     key: str
+    least: Mapping[str, int] = field(default_factory=dict)  # column of whole numbers -> its smallest value
+    in_name: tuple[str, ...] = ()  # columns that repeat a part of the file's name (cell_files.in_name)
+
+    def narrow(self, columns: Iterable[str]) -> "Contract":
+        """The contract of some columns."""
+        return replace(self, schema=pa.schema([self.schema.field(name) for name in columns]))
 
     def conform(self, table: pa.Table, where: str, first: int = 0) -> pa.Table:
         """`table` with this contract's columns, order and types.
 
-        Raises `DataError` naming the column for a missing or extra column, and also the row for a value that does not
-        fit, text that is not UTF-8, or a null where none may be. `where` (a file, or a stage's words for its input)
-        begins the message; `first` is the number of the table's first row in it.
+        A column may differ in how its values are stored (a dictionary, wider numbers), not in what they are: numbers
+        are no text. Raises `DataError` naming the column for a missing, extra or repeated column or one of another
+        type, and also the row for a value that does not fit, text that is not UTF-8, or a null where none may be.
+        `where` (a file, or a stage's words for its input) begins the message; `first` is the number of the table's
+        first row in it.
         """
-        columns, wanted = set(table.column_names), set(self.schema.names)
+        self._check_columns(table.column_names, where)
+        columns = []
+        for wanted in self.schema:
+            raw = table.column(wanted.name)
+            column = raw if raw.type == wanted.type else self._cast(table, wanted, where, first)
+            problem = _problem(column, wanted, self.least.get(wanted.name))
+            if problem is not None:
+                raise self._refusal(table, wanted.name, problem, where, first)
+            columns.append(column)
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+    def check_name(self, table: pa.Table, values: Mapping[str, str], where: str, first: int = 0) -> None:
+        """`DataError` when a column of `in_name` differs from the file's name, whose parts are `values`."""
+        for name in self.in_name:
+            if name not in table.column_names:
+                continue
+            row = pc.index(pc.equal(table[name], values[name]), False).as_py()  # type: ignore[attr-defined]
+            if row >= 0:
+                what = f"is {table[name][row].as_py()!r}, but {values[name]!r} in the file's name,"
+                problem = Problem(row, what, "correct the row, or rename the file")
+                raise self._refusal(table, name, problem, where, first)
+
+    def _check_columns(self, names: list[str], where: str) -> None:
+        columns, wanted = set(names), set(self.schema.names)
         if missing := sorted(wanted - columns):
             raise DataError(
                 f"{where}: {self.name} lacks the column(s) {', '.join(missing)}; found {sorted(columns)};"
@@ -36,35 +69,37 @@ class Contract:
             )
         if extra := sorted(columns - wanted):
             raise DataError(f"{where}: {self.name} has unexpected column(s) {', '.join(extra)}; drop them")
-        conformed = []
-        for field in self.schema:
-            column = table.column(field.name)
-            try:
-                column = column if column.type == field.type else column.cast(field.type)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise DataError(
-                    f"{where}: {self.name}.{field.name} must be {field.type}, found {column.type}: {error}"
-                ) from None
-            if not field.nullable and column.null_count:
-                row = pc.index(pc.is_null(column), True).as_py()  # type: ignore[attr-defined]
-                raise DataError(
-                    f"{where}: {self.name}.{field.name} is null in {column.null_count} row(s), first in row"
-                    f" {self._row(table, row, first)}; give the rows a value or set them aside"
-                )
-            if field.type == pa.string() and (row := _no_text(column)) is not None:
-                raise DataError(
-                    f"{where}: {self.name}.{field.name} is not UTF-8 in row {self._row(table, row, first)};"
-                    " fix the row or set it aside"
-                )
-            conformed.append(column)
-        return pa.Table.from_arrays(conformed, schema=self.schema)
+        if len(names) > len(columns):
+            repeated = sorted(name for name in columns if names.count(name) > 1)
+            raise DataError(f"{where}: {self.name} has the column(s) {', '.join(repeated)} more than once; drop one")
+
+    def _cast(self, table: pa.Table, wanted: pa.Field, where: str, first: int) -> pa.ChunkedArray:
+        """A column as the type that the contract wants; `DataError` when its values are something else."""
+        column = table.column(wanted.name)
+        if not _same_kind(column.type, wanted.type):
+            raise DataError(
+                f"{where}: {self.name}.{wanted.name} must be {wanted.type}, found {column.type}; give the column that"
+                " type, or run the stage that writes the file again"
+            )
+        options = pc.CastOptions(wanted.type, allow_invalid_utf8=True)  # `_problem` looks for that, and finds the row
+        try:
+            return column.cast(options=options)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            row = next((row for row in range(len(column)) if not _casts(column[row : row + 1], options)), 0)
+            problem = Problem(row, f"must be {wanted.type}, found {column.type}: {error},", "correct the value")
+            raise self._refusal(table, wanted.name, problem, where, first) from None
+
+    def _refusal(self, table: pa.Table, column: str, problem: "Problem", where: str, first: int) -> DataError:
+        place = self._row(table, problem.row, first)
+        return DataError(f"{where}: {self.name}.{column} {problem.what} in row {place}; {problem.action}")
 
     def _row(self, table: pa.Table, row: int, first: int) -> str:
         """A row in words: its number, and its key where that can be read."""
-        key = table.column(self.key)[row : row + 1] if self.key in table.column_names else None
-        if key is None or key.null_count or _no_text(key) is not None:
-            return str(first + row)
-        return f"{first + row} ({key[0].as_py()!r})"
+        try:
+            key = table.column(self.key)[row].as_py() if self.key in table.column_names else None
+        except UnicodeDecodeError:
+            key = None
+        return str(first + row) if key is None else f"{first + row} ({key!r})"
 
     def check_order(self, keys: pa.ChunkedArray, previous: object, where: str) -> object:
         """Check that `keys` ascend strictly after `previous` (None at the start); returns the last key."""
@@ -80,21 +115,107 @@ class Contract:
 
     def _disorder(self, previous: object, key: object, where: str) -> DataError:
         problem = "occurs twice" if previous == key else f"comes after {previous!r}"
-        return DataError(f"{where}: {self.name}.{self.key} {key!r} {problem}; keys must be unique and sorted")
+        return DataError(
+            f"{where}: {self.name}.{self.key} {key!r} {problem}; keys must be unique and sorted: run the stage that"
+            " writes the file again"
+        )
 
 
-def _no_text(column: pa.ChunkedArray) -> int | None:
-    """The first row of a string column whose bytes are not UTF-8, which a parquet file does not rule out."""
+def _same_kind(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of one type are values of the other, stored in another way. A column of nulls fits any type."""
+    if pa.types.is_dictionary(found):
+        return _same_kind(found.value_type, wanted)
+    if pa.types.is_null(found):
+        return True
+    if _is_list(found) and _is_list(wanted):
+        return _same_kind(found.value_type, wanted.value_type)
+    if pa.types.is_struct(found) and pa.types.is_struct(wanted):
+        names = [[field.name for field in kind] for kind in (found, wanted)]
+        return names[0] == names[1] and all(map(_same_kind, *([f.type for f in kind] for kind in (found, wanted))))
+    return any(all(map(of_kind, (found, wanted))) for of_kind in (_is_text, _is_number, pa.types.is_boolean))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(of_kind(kind) for of_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return str(kind) in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _casts(values: pa.ChunkedArray, options: pc.CastOptions) -> bool:
+    try:
+        values.cast(options=options)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+class Problem(NamedTuple):
+    """The first row whose value may not be, what is wrong with it, and what to do."""
+
+    row: int
+    what: str
+    action: str
+
+
+def _problem(column: pa.ChunkedArray, wanted: pa.Field, least: int | None) -> Problem | None:
+    """What is wrong with a column of the right type; None when nothing is."""
+    if not wanted.nullable and column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()  # type: ignore[attr-defined]
+        return Problem(row, f"is null in {column.null_count} row(s), first", "give the rows a value or set them aside")
+    if least is not None:
+        row = pc.index(pc.less(column, least), True).as_py()  # type: ignore[attr-defined]
+        if row >= 0:
+            what = f"is {column[row].as_py()}, wanted {least} or more,"
+            return Problem(row, what, "correct the row or set it aside")
+    if pa.types.is_string(column.type):
+        wrong = _no_text(column)
+        if wrong is not None:
+            return Problem(wrong[0], "is not UTF-8", f"fix the row or set it aside ({wrong[1]})")
+    if pa.types.is_list(column.type):
+        return _problem_in_list(column)
+    return None
+
+
+def _problem_in_list(column: pa.ChunkedArray) -> Problem | None:
+    """`_problem` among the elements of lists, and the fields of structs in them: none may be null."""
+    parts = [pc.list_flatten(column)]  # type: ignore[attr-defined]
+    if pa.types.is_struct(parts[0].type):
+        parts += parts[0].flatten()
+    for part in parts:
+        problem = _problem(part, pa.field("", part.type, nullable=False), None)
+        if problem is not None:
+            row = pc.list_parent_indices(column)[problem.row].as_py()  # type: ignore[attr-defined]
+            return problem._replace(row=row, what=f"has an element that {problem.what}")
+    return None
+
+
+def _no_text(column: pa.ChunkedArray) -> tuple[int, str] | None:
+    """(the first row of a string column whose bytes are not UTF-8, why); a parquet file does not rule that out."""
     try:
         column.validate(full=True)
         return None
     except pa.ArrowInvalid:
-        for row, value in enumerate(column.cast(pa.binary()).to_pylist() if column.type == pa.string() else []):
+        for row, value in enumerate(column.cast(pa.binary()).to_pylist()):
             try:
                 (value or b"").decode()
-            except UnicodeDecodeError:
-                return row
+            except UnicodeDecodeError as error:
+                return row, _why(value, error)
         raise
+
+
+def _why(value: bytes, error: UnicodeDecodeError) -> str:
+    """What is wrong where UTF-8 ends: half a surrogate pair, as JavaScript and Java can write it, or another byte."""
+    wrong = value[error.start : error.start + 3]
+    try:
+        return f"half of a surrogate pair, U+{ord(wrong.decode('utf-8', 'surrogatepass')):04X}, at byte {error.start}"
+    except (UnicodeDecodeError, TypeError):
+        return f"{error.reason} at byte {error.start}"
 
 
 def _schema(**fields: object) -> pa.Schema:
@@ -120,6 +241,7 @@ SOURCE = Contract(
         revision=_s,  # commit of the hub dataset, or the content hash of a local file
     ),
     "row_id",
+    in_name=("source",),
 )
 
 # Rows that a stage removed, kept with the reason. `row` is the row as JSON, as far as it could be read.
@@ -138,9 +260,15 @@ ASSIGNMENT = Contract(
         y=(_f32,),
     ),
     "row_id",
+    {"cluster": -1},
 )
 
-CENTROID = Contract("cluster centroids", _schema(cluster=_i32, size=_i32, centroid=pa.list_(_f32)), "cluster")
+CENTROID = Contract(
+    "cluster centroids",
+    _schema(cluster=_i32, size=_i32, centroid=pa.list_(_f32)),
+    "cluster",
+    {"cluster": 0, "size": 0},
+)
 
 LABEL = Contract(
     "cluster labels",
@@ -155,6 +283,7 @@ LABEL = Contract(
         answer=_s,  # the model's words
     ),
     "cluster",
+    {"cluster": 0, "size": 0, "educational_score": 1},
 )
 
 TOPIC = Contract(
@@ -190,7 +319,7 @@ _PROMPT_FIELDS: dict[str, object] = {
     "template_hash": _s,
 }
 
-PROMPT = Contract("prompts", _schema(**_PROMPT_FIELDS), "prompt_id")
+PROMPT = Contract("prompts", _schema(**_PROMPT_FIELDS), "prompt_id", in_name=("source", "style"))
 
 _DOCUMENT_FIELDS: dict[str, object] = {
     "completion_id": _s,  # "<prompt_id>-<sample index>"
@@ -213,7 +342,13 @@ _DOCUMENT_FIELDS: dict[str, object] = {
 }
 
 # What generate, clean, dedup and decontaminate hand on: the published dataset's six columns first, then the lineage.
-DOCUMENT = Contract("documents", _schema(**_DOCUMENT_FIELDS), "completion_id")
+DOCUMENT = Contract(
+    "documents",
+    _schema(**_DOCUMENT_FIELDS),
+    "completion_id",
+    {"text_token_length": 0, "prompt_tokens": 0, "sample_index": 0},
+    in_name=("source", "style"),
+)
 
 # What a model wrote, by the completion store's key: what is needed to fill a store. DOCUMENT has these columns too.
 COMPLETION = Contract(
@@ -221,10 +356,13 @@ COMPLETION = Contract(
     _schema(**{"key": _s, **{n: _DOCUMENT_FIELDS[n] for n in (
         "text", "finish_reason", "text_token_length", "prompt_tokens", "engine")}}),
     "key",
+    {"text_token_length": 0, "prompt_tokens": 0},
 )  # fmt: skip
 
 # What a reasoning model thought before it wrote a document.
-THOUGHT = Contract("thoughts", _schema(completion_id=_s, thought=_s, thought_tokens=_i32), "completion_id")
+THOUGHT = Contract(
+    "thoughts", _schema(completion_id=_s, thought=_s, thought_tokens=_i32), "completion_id", {"thought_tokens": 0}
+)
 
 FAILED = Contract(
     "failed completions",
@@ -237,6 +375,27 @@ REMOVED = Contract(
     "removed documents",
     _schema(completion_id=_s, source=_s, style=_s, reason=_s, evidence=_s, text=_s),
     "completion_id",
+)
+
+# A document with a passage that is near to a benchmark item, and what the generation model says about it.
+PARAPHRASE = Contract(
+    "paraphrase candidates",
+    _schema(
+        pair_id=_s,  # "<completion_id> <item_id>"
+        completion_id=_s,
+        source=_s,
+        task=_s,
+        item_id=_s,
+        start=_i32,  # of the passage in the document's text, in characters
+        end=_i32,
+        passage=_s,
+        cosine=_f64,  # of the passage and the item, to four digits
+        verdict=(_s,),  # "yes" | "no"; null where the model gave no such answer
+        answer=(_s,),  # the model's words
+        failure=(_s,),  # why there is no answer
+        key=(_s,),  # the completion store's
+    ),
+    "pair_id",
 )
 
 # Every evaluation set in one shape; evaluation reads query, choices and gold, decontamination the rest and choices.
@@ -254,4 +413,5 @@ BENCHMARK = Contract(
         revision=_s,
     ),
     "item_id",
+    {"gold": 0},
 )

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from cosmopedia.errors import DataError, InternalError
 from cosmopedia.files import replacing
+from cosmopedia.tables.cell_files import in_name
 from cosmopedia.tables.contracts import Contract
 
 ROW_GROUP = 10_000  # rows; a group of 2 kB texts is about 20 MB in memory
@@ -77,7 +78,8 @@ class TableWriter:
 
 
 def table_of(rows: list[dict], contract: Contract, where: str) -> pa.Table:
-    """Rows as a table of the contract; `DataError` names the first row with a missing or extra column."""
+    """Rows as a table of the contract; `DataError` names the first row with a missing or extra column, or a value that
+    is no value of its column."""
     names = set(contract.schema.names)
     for row in rows:
         if row.keys() != names:
@@ -85,12 +87,24 @@ def table_of(rows: list[dict], contract: Contract, where: str) -> pa.Table:
                 f"{where}: a row of {contract.name} ({row.get(contract.key)!r}) has the columns {sorted(row)},"
                 f" wanted {sorted(names)}"
             )
-    columns = {name: [row[name] for row in rows] for name in contract.schema.names}
-    try:
-        arrays = [pa.array(columns[field.name], type=field.type) for field in contract.schema]
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
-        raise DataError(f"{where}: {contract.name}: {error}") from None
+    arrays = []
+    for field in contract.schema:
+        values = [row[field.name] for row in rows]
+        try:
+            arrays.append(pa.array(values, type=field.type))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError) as error:
+            wrong = next(number for number, value in enumerate(values) if not _is_value(value, field.type))
+            column = f"{contract.name}.{field.name}"
+            raise DataError(f"{where}: {column} of {rows[wrong].get(contract.key)!r}: {error}; correct it") from None
     return pa.Table.from_arrays(arrays, schema=contract.schema)
+
+
+def _is_value(value: object, kind: pa.DataType) -> bool:
+    try:
+        pa.array([value], type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, OverflowError):
+        return False
+    return True
 
 
 def write_table(path: Path | str, rows: Iterable[dict] | pa.Table, contract: Contract) -> int:
@@ -109,14 +123,15 @@ def read_batches(
     `DataError` for a file that is missing, no parquet file, or breaks the contract. Uniqueness and order are checked
     within each file, when the key is among `columns`.
     """
+    wanted = contract if columns is None else contract.narrow(columns)
     for path in paths:
         file = _open(Path(path), contract)
-        last, first = None, 0
+        last, first, names = None, 0, in_name(path)
         try:
             for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
                 table = pa.Table.from_batches([batch])
-                wanted = contract if columns is None else _narrow(contract, columns)
                 table = wanted.conform(table, str(path), first)
+                wanted.check_name(table, names, str(path), first)
                 first += table.num_rows
                 if contract.key in table.column_names:
                     last = contract.check_order(table.column(contract.key), last, str(path))
@@ -127,7 +142,7 @@ def read_batches(
 
 def read_table(path: Path | str, contract: Contract, columns: list[str] | None = None) -> pa.Table:
     """One file as a table, checked against its contract."""
-    schema = contract.schema if columns is None else _narrow(contract, columns).schema
+    schema = contract.schema if columns is None else contract.narrow(columns).schema
     return pa.concat_tables([schema.empty_table(), *read_batches([path], contract, columns, batch_rows=ROW_GROUP)])
 
 
@@ -148,10 +163,6 @@ def tables_in(folder: Path | str) -> list[Path]:
     if not paths:
         raise DataError(f"{folder} has no parquet file; run the stage that writes it (dvc repro), or dvc pull")
     return paths
-
-
-def _narrow(contract: Contract, columns: list[str]) -> Contract:
-    return Contract(contract.name, pa.schema([contract.schema.field(c) for c in columns]), contract.key)
 
 
 def _open(path: Path, contract: Contract) -> pq.ParquetFile:

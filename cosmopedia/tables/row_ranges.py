@@ -42,8 +42,7 @@ def read_range(
 
     Only the row groups that have rows of the range are read. `DataError` for a damaged file, and as `read_batches`.
     """
-    schema = pa.schema([contract.schema.field(name) for name in columns])
-    wanted, last = Contract(contract.name, schema, contract.key), None
+    wanted, last = contract.narrow(columns), None
     try:
         file = pq.ParquetFile(path, pre_buffer=False)
         groups, start, first = [], 0, 0

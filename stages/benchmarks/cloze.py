@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cosmopedia.errors import DataError
+from cosmopedia.text import half_pair
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,17 @@ class Fields:
 
 
 def checked(item: Cloze, place: str) -> Cloze:
-    """The item itself. `DataError` when a form has left a part of it without text, such as an ending "[header]"."""
+    """The item itself. `DataError` when a form has left a part of it without text, such as an ending "[header]", or a
+    part holds half of a surrogate pair."""
     parts = {"query": item.query, "question": item.question, "answer": item.answer}
     parts |= {f"choice {number}": choice for number, choice in enumerate(item.choices)}
     for name, text in parts.items():
         if not text.strip():
             raise DataError(f"{place}: {name} has no text left in the form of its task; fix or remove the row")
+    for name, text in (parts | item.other_forms).items():
+        half = half_pair(text)
+        if half is not None:
+            raise DataError(f"{place}: {name} holds half of a surrogate pair ({half}), no text; fix or remove the row")
     return item
 
 

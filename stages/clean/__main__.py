@@ -19,6 +19,7 @@ from cosmopedia.tables.row_counts import write_metrics
 from stages.clean.rules import CleanFilter, CleanParams, read_examples
 
 TOKENIZER = Path("models/generator/tokenizer.json")
+MB_PER_SECOND = 0.7  # of one worker: a thousand documents of 4 kB in 7 seconds
 
 
 def settings() -> CleanParams:
@@ -31,7 +32,7 @@ def main() -> str:
     params = settings()
     if not TOKENIZER.is_file():
         raise DataError(f"{TOKENIZER} is missing; run the generator stage, or dvc pull")
-    with CorpusRun("clean", "data/generate", "data/clean", load_compute().data) as run:
+    with CorpusRun("clean", "data/generate", "data/clean", load_compute().data, MB_PER_SECOND) as run:
         parts, examples = run.scratch / "removed", run.scratch / "examples"
         steps = [
             ReadCells(run.cells),

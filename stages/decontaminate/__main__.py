@@ -1,6 +1,7 @@
 """decontaminate: remove documents that contain benchmark items.
 
-In: data/dedup/<source>-<style>.parquet (DOCUMENT), data/benchmarks/<task>.parquet (BENCHMARK).
+In: data/dedup/<source>-<style>.parquet (DOCUMENT), data/benchmarks/<task>.parquet (BENCHMARK),
+data/paraphrases/pairs.parquet (PARAPHRASE).
 Out: data/decontaminate/<source>-<style>.parquet (DOCUMENT), data/decontaminate/removed/removed.parquet (REMOVED, with
 benchmark, item, form, detectors, shared n-gram, matched text and both ratios of every item found),
 metrics/decontaminate.json, and the article's table, contaminated documents and distinct items by source and benchmark,
@@ -24,6 +25,7 @@ from cosmopedia.tables.parquet import read_batches, tables_in
 from cosmopedia.tables.row_counts import write_metrics
 from stages.decontaminate.forms import Form, forms_of
 from stages.decontaminate.index import DETECTORS, RULES, DecontaminateParams, Index
+from stages.decontaminate.paraphrases import paraphrase_metrics, read_paraphrases
 from stages.decontaminate.pipeline import CountNgrams, RemoveContaminated, merged_counts
 from stages.decontaminate.report import (
     SHOWN,
@@ -86,6 +88,7 @@ def main() -> str:
         stats = run.run("decontaminate", [step], total=run.rows)
         metrics, _ = run.settle([parts])
         rows = merged_pairs(pairs)
+    paraphrases = read_paraphrases()
     table = contamination_table(rows, params.removing())
     by_source: dict[str, dict[str, dict[str, int]]] = {}
     for row in table:
@@ -98,6 +101,7 @@ def main() -> str:
         "detectors": side_by_side(rows, "detectors", DETECTORS),
         "forms": by_form(rows),
         "indexed_forms": index.by_form,
+        "paraphrases": paraphrase_metrics(paraphrases, {row["completion_id"] for row in rows if row["detectors"]}),
         "rules": side_by_side(rows, "rules", RULES),
         "contamination": by_source,
     }

@@ -53,6 +53,7 @@ class DecontaminateParams(Params):
     published: Literal["remove", "report"]  # what is done with documents that each detector finds
     forms: Literal["remove", "report"] | None
     tolerant: Literal["remove", "report"] | None
+    paraphrases: Literal["remove", "report"]  # with documents in which the stage paraphrases has found one
     ngram: int = Field(ge=2)  # words that a document and an item must share in a row
     shortest_item: int = Field(ge=1)  # words; shorter items are found only as whole documents
     min_block: int = Field(ge=0)  # characters; only longer matching blocks count

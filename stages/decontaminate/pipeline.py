@@ -19,6 +19,8 @@ from cosmopedia.corpus.pipeline import WriteCells, as_document, removal
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import TableWriter, read_batches
 from stages.decontaminate.index import Index
+from stages.decontaminate.paraphrases import EVIDENCE as PARAPHRASE_EVIDENCE
+from stages.decontaminate.paraphrases import read_paraphrases
 from stages.decontaminate.report import EVIDENCE, Row, contaminated_pairs
 
 BATCH = 128  # documents that are looked up together
@@ -57,7 +59,8 @@ class RemoveContaminated(WriteCells):
     """Cells without their contaminated documents, read and written as tables; a task notes in `notes` how far it is.
 
     The evidence of a removal names each item: task, form, detectors, n-gram, matched text, both ratios. What is
-    contaminated by any detector or ratio, removed or not, goes to `<pairs>/<rank>.jsonl`.
+    contaminated by any detector or ratio, removed or not, goes to `<pairs>/<rank>.jsonl`. Where paraphrases are to be
+    removed, a document that has only one of those is removed for that reason.
     """
 
     type = "FILTER"
@@ -69,6 +72,7 @@ class RemoveContaminated(WriteCells):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         index = Index.read(self.index)
+        paraphrases = read_paraphrases() if index.rule.paraphrases == "remove" else {}
         pairs: list[Row] = []
         done = 0
         with self.removed as removed:
@@ -76,10 +80,18 @@ class RemoveContaminated(WriteCells):
                 with TableWriter(self.out / cell.name, DOCUMENT) as kept:
                     for table in read_batches([cell], DOCUMENT):
                         contaminated = self._contaminated(index, table, pairs)
-                        kept.write_table(without(table, list(contaminated)))
-                        for number, items in contaminated.items():
-                            document = as_document(table.slice(number, 1).to_pylist()[0], cell)
-                            document.metadata.update(removal("contaminated", items=items))
+                        reasons = {place: ("contaminated", items) for place, items in contaminated.items()}
+                        for place, completion_id in enumerate(
+                            table["completion_id"].to_pylist() if paraphrases else []
+                        ):
+                            if completion_id in paraphrases and place not in reasons:
+                                rows = paraphrases[completion_id]
+                                items = [{name: row[name] for name in PARAPHRASE_EVIDENCE} for row in rows]
+                                reasons[place] = ("paraphrase", items)
+                        kept.write_table(without(table, list(reasons)))
+                        for place, (reason, items) in sorted(reasons.items()):
+                            document = as_document(table.slice(place, 1).to_pylist()[0], cell)
+                            document.metadata.update(removal(reason, items=items))
                             removed.write(document, rank)
                         done += table.num_rows
                         (self.notes / str(rank)).write_text(str(done))

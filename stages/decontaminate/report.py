@@ -133,6 +133,8 @@ def markdown(
         "## Contaminated documents by source and benchmark",
         "In brackets the distinct benchmark items that they hold.",
         _by_source(contamination_table(rows, rule.removing()), tasks),
+        "## Paraphrases",
+        _paraphrases(metrics["paraphrases"], rule.paraphrases),
         "## The two ratios of the published rule",
         _table(["by", "documents", "items", "documents by this one alone"], "lrrr", [
             [names[one], *by_rule[one].values(), by_rule[f"{one}_only"]["documents"]] for one in RULES
@@ -151,6 +153,17 @@ def markdown(
         ])] if common.first else []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _paraphrases(counts: dict[str, int], action: str) -> str:
+    """The section about what the stage paraphrases has found."""
+    if not counts["documents"]:
+        return "None: the stage `paraphrases` is off (`paraphrases.enabled`), or the model judged no pair to be one."
+    return (
+        f"The generation model finds paraphrases in {counts['documents']:,} documents, of {counts['items']:,} items;"
+        f" {counts['documents_of_detectors_too']:,} of these documents are found by a detector too. The others are"
+        f" {ACTIONS[action]}; `data/paraphrases/pairs.parquet` has the passages."
+    )
 
 
 def _by_source(table: list[dict[str, Any]], tasks: list[str]) -> str:

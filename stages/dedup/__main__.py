@@ -28,7 +28,8 @@ from stages.dedup.clusters import KEYS_PER_PART, Clusters, FindPairs
 from stages.dedup.index import Buckets, IndexDocuments, copied
 from stages.dedup.verify import MEMBERS_PER_PART, Members, VerifyClusters, WriteKept
 
-PARALLEL_FROM = 200_000  # rows; a process of its own imports for 2 s in each of six steps, 10,000 rows take 2.5 s
+# Measured with one process: 8 to 11. Twice that, since each of six steps waits for the imports of a further process.
+MB_PER_SECOND = 20
 
 
 class DedupParams(Params):
@@ -82,7 +83,7 @@ def main() -> str:
     """Deduplicate all cells; returns the summary line."""
     params = settings()
     buckets = Buckets(params.n_grams, params.buckets, params.hashes, params.seed, params.numbers_count)
-    with CorpusRun("dedup", "data/clean", "data/dedup", load_compute().data, PARALLEL_FROM) as run:
+    with CorpusRun("dedup", "data/clean", "data/dedup", load_compute().data, MB_PER_SECOND) as run:
         index = IndexDocuments(run.cells, buckets, params.max_extract_copy, run.scratch, run.arrays.notes("index"))
         stats = run.run("index", [index], total=run.rows)
         near = find_duplicates(run, params)

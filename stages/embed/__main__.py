@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cosmopedia.corpus.encoder import find_model
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
@@ -22,7 +23,7 @@ from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter
 from cosmopedia.tables.row_counts import write_metrics
 from cosmopedia.tables.row_ranges import checked_rows, read_parts, tasks_for, total
-from stages.embed.encoder import EmbedTexts, find_model
+from stages.embed.texts import EmbedTexts
 
 WEB, OUT = Path("data/sources/web.parquet"), Path("data/embed")
 

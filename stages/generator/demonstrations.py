@@ -7,6 +7,7 @@ from cosmopedia.errors import DataError
 from cosmopedia.pins import split_pin
 from cosmopedia.records import read_records
 from cosmopedia.rng import draw_u64
+from cosmopedia.text import half_pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,6 +54,11 @@ def read_demonstrations(path: str) -> list[Demonstration]:
             if not isinstance(value, str) or not value.strip():
                 got = repr(value)[:60] if key in record.values else "no such key"
                 raise DataError(f"{record.place}: wanted a text under {key!r}, got {got}; fix the line or remove it")
+            half = half_pair(value)
+            if half is not None:
+                raise DataError(
+                    f"{record.place}: {key!r} holds half of a surrogate pair ({half}); fix the line or remove it"
+                )
         rows.append(Demonstration(record.place, record.values["prompt"], record.values["text"]))
     if not rows:
         raise DataError(f"{path} has no demonstrations; wanted rows with prompt and text")

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.text import read_text, without_controls
+from cosmopedia.generation.template import read_template
+from cosmopedia.text import without_controls
 
 TEMPLATE = Path("curation/label.txt")
-SLOTS = {"count", "examples"}
 LONGEST_TOPIC = 80  # characters; the prompt asks for five words
 
 _FORM = re.compile(
@@ -29,21 +28,8 @@ class Answer:
 
 
 def read_label_template(path: Path = TEMPLATE) -> Template:
-    """The labelling template, without its leading # lines. `ConfigError` for a missing file or a wrong slot."""
-    try:
-        lines = read_text(path).splitlines()
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing; restore it with git") from None
-    while lines and lines[0].startswith("#"):
-        lines.pop(0)
-    template = Template("\n".join(lines).strip())
-    slots = set(template.get_identifiers()) if template.is_valid() else None
-    if slots is None or "examples" not in slots or slots - SLOTS:
-        raise ConfigError(
-            f"{path}: wanted $examples and, if you like, $count, and no other slot (a dollar sign is written $$);"
-            f" found {'a slot that does not parse' if slots is None else sorted(slots)}"
-        )
-    return template
+    """The labelling template. `ConfigError` for a missing file or a wrong slot."""
+    return read_template(path, {"examples"}, frozenset({"count"}))
 
 
 def labelling_prompt(texts: list[str], template: Template, example_chars: int) -> str:

@@ -9,8 +9,6 @@ from stages.label.answers import parse_answer
 from stages.label.clusters import ClusterExamples
 
 WORDS_IN_LABEL = 3  # keywords that stand in for a name
-# Failures that every run would see again.
-LASTING = {"too_long", "empty", "validation", "content_filter", "truncated_thought", "http_403"}
 
 
 def check_results(results: list[Completion | Failure]) -> None:
@@ -22,7 +20,7 @@ def check_results(results: list[Completion | Failure]) -> None:
         raise ConfigError(
             f"not one of {len(results)} labelling prompts fits the model; lower label.example_chars in the profile"
         )
-    failures = [r for r in results if isinstance(r, Failure) and r.reason not in LASTING]
+    failures = [r for r in results if isinstance(r, Failure) and not r.lasting]
     if failures:
         last = failures[-1]
         raise ClusterError(

@@ -135,7 +135,7 @@ def completions(prompts: list[tuple[str, str]], url: str) -> list[str]:
     sampling = check(section("generate.sampling"), Sampling, "generate.sampling")
     spec = check({"url": url}, EndpointSpec, "--endpoint")
     requests = PromptRequests(prompts, model, int(settings["seed"]), 1)
-    served = client.Identity(model.model, model.revision, model.max_length)
+    served = client.Identity(model.model, model.revision, model.max_length, model.loaded_from)
 
     async def ask() -> list[str]:
         async with client.session() as http:

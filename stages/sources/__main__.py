@@ -8,6 +8,7 @@ Run: python -m stages.sources web
 """
 
 import argparse
+import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from stages.sources.normalise import ReadingParams, SourceParams, checked, norma
 from stages.sources.reader import reader_of, sources
 
 OUT = Path("data/sources")
+DAMAGE = ("malformed", "unreadable")  # reasons that are about the file, not about what a row says
 
 
 def source_settings(source: str) -> tuple[SourceParams, Any]:
@@ -68,6 +70,7 @@ def main(source: str) -> str:
                 causes.setdefault(left_out["reason"], left_out["detail"])
         if params.dataset is not None and not counts.kept:
             raise DataError(nothing_kept(params.dataset, source, counts, causes))
+    warn_of_damage(source, counts, causes)
     metrics = {**counts.metrics(), "dataset": params.dataset, "revision": revision}
     metrics |= {"local": is_local(params.dataset or "."), "licence": params.licence}
     metrics |= {"control_characters": seen["control_characters"]}
@@ -75,6 +78,17 @@ def main(source: str) -> str:
         metrics["concepts"] = {name: concepts[name] for name in (*keep.concepts, "other")}
     write_metrics(f"metrics/sources/{source}.json", metrics)
     return summary(counts, params.dataset, seen["control_characters"], reading.control_characters) + unread
+
+
+def warn_of_damage(source: str, counts: RowCounts, causes: dict[str, str]) -> None:
+    """Say on stderr where the first record is that is no row of the source at all, if there is one."""
+    for reason in DAMAGE:
+        if counts.removed[reason]:
+            print(
+                f"sources {source}: warning: {counts.removed[reason]} {reason}, the first: {causes[reason]}; all of"
+                f" them are in {OUT}/rejected/{source}.parquet",
+                file=sys.stderr,
+            )
 
 
 def summary(counts: RowCounts, dataset: str | None, with_controls: int, control_characters: str) -> str:

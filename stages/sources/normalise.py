@@ -11,7 +11,7 @@ from pydantic import Field
 from cosmopedia.params import Params
 from cosmopedia.records import Record
 from cosmopedia.tables.row_counts import RowCounts
-from cosmopedia.text import has_controls, without_controls
+from cosmopedia.text import half_pair, has_controls, without_controls
 from stages.sources.duplicates import Fingerprints, fingerprint
 from stages.sources.reader import Reader, Rejected, SourceRow, reader_of
 
@@ -97,8 +97,11 @@ def normalise(
                     id_print = fingerprint(row_id)
                     content_print = fingerprint(row.title, row.text, context)
                     (row.url or "").encode()
-                except UnicodeEncodeError:
-                    row = Rejected("unreadable", f"{record.place}: half a surrogate pair, which is no text")
+                except UnicodeEncodeError as error:
+                    half = half_pair(str(error.object))
+                    row = Rejected(
+                        "unreadable", f"{record.place}: half of a surrogate pair ({half}), which is no text"
+                    )
                 else:
                     if id_print in ids:
                         row = Rejected("duplicate_id", row_id)
@@ -135,8 +138,8 @@ def _rejected(row_id: str, row: Rejected, record: Record) -> dict:
 
 def nothing_kept(dataset: str, source: str, counts: RowCounts, causes: dict[str, str]) -> str:
     """The message for a dataset that gave no row: why most rows were left out, and the first of those in detail."""
+    if not counts.rows_in:
+        return f"{dataset} holds no record; give sources.{source} a dataset that has some, or null to leave it out"
     message = f"{dataset}: not one of {counts.rows_in} rows could be used for {source}"
-    if not counts.removed:
-        return message
     reason, count = counts.removed.most_common(1)[0]
     return f"{message}; {count} {reason}, the first: {causes[reason]}; correct sources.{source} or the dataset"

@@ -23,16 +23,20 @@ from cosmopedia.files import write_text
 from cosmopedia.lineage import hash_file, hash_files
 from cosmopedia.params import Params, load
 from cosmopedia.tables.row_counts import write_metrics
-from stages.tokenize_corpus.shards import GROUPS, SPLITS, check_shards, copy_tokenizer, write_shards
+from stages.tokenize_corpus.fidelity import Counts
+from stages.tokenize_corpus.shards import GROUPS, SPLITS, check_shards, write_shards
+from stages.tokenize_corpus.tokenizer_files import copy_tokenizer
 
 
 class TokenizeCorpusParams(Params):
-    """Which tokenizer, and how the corpus is split and laid out."""
+    """Which tokenizer, how the corpus is split and laid out, and how much of it may be lost."""
 
     tokenizer: str  # "generator", a folder or tokenizer.json, or a hub id@revision
     seed: int  # of the split and of both shuffles
     validation_fraction: float = Field(ge=0, lt=1)  # of documents
     shard_tokens: int = Field(ge=1)  # a shard ends with the document that reaches this many
+    max_unknown: float = Field(ge=0, le=1)  # share of tokens
+    max_changed: float = Field(ge=0, le=1)  # share of documents that their tokens do not give back
 
 
 def by_group(counts: Counter[tuple[str, ...]]) -> dict[str, dict[str, int]]:
@@ -53,17 +57,16 @@ def main() -> str:
     """Tokenise the corpus; returns the summary line."""
     params = settings()
     with CorpusRun("tokenize_corpus", "data/decontaminate", "data/tokenize_corpus", load_compute().data) as run:
-        files = copy_tokenizer(params.tokenizer, run.out)
+        files = copy_tokenizer(params.tokenizer, run.out, run.scratch)
         splits: dict[str, dict[str, int]] = {}
-        counts: Counter[tuple[str, ...]] = Counter()
+        counts = Counts()
         for split in SPLITS:
-            counts.update(
-                write_shards(run, split, files, params.seed, params.validation_fraction, params.shard_tokens)
-            )
+            counts.add(write_shards(run, split, files, params.seed, params.validation_fraction, params.shard_tokens))
             tokens, documents = check_shards(run.out / split, files.token_bytes)
             splits[split] = {"tokens": tokens, "documents": documents}
         if sum(split["documents"] for split in splits.values()) != run.rows or splits["train"]["documents"] == 0:
             raise DataError(f"data/decontaminate: {run.rows} documents gave {splits}; training needs at least one")
+        counts.check(params.tokenizer, params.max_unknown, params.max_changed)
         shards = [path for split in SPLITS for path in (run.out / split).glob("*.ds*") if path.suffix != ".metadata"]
         corpus = {
             "tokens": sum(split["tokens"] for split in splits.values()),
@@ -81,7 +84,8 @@ def main() -> str:
         }
         write_text(run.out / "corpus.json", json.dumps(corpus, indent=2) + "\n")
     measured = {name: value for name, value in corpus.items() if name != "shards"}
-    write_metrics("metrics/tokenize_corpus.json", {**measured, "tokens_by": by_group(counts)})
+    measured |= {**counts.metrics(), "tokens_by": by_group(counts.tokens)}
+    write_metrics("metrics/tokenize_corpus.json", measured)
     return (
         f"{splits['train']['tokens']} tokens of {splits['train']['documents']} documents to train on,"
         f" {splits['validation']['tokens']} of {splits['validation']['documents']} to validate"

@@ -4,11 +4,7 @@ One task per cell and split tokenises and shuffles its documents; datatrove's me
 random. The number of tasks follows the cells, not the compute file, because it decides where a document lands.
 """
 
-import json
-import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -19,19 +15,19 @@ import pyarrow.parquet as pq
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.tokens.merger import DocumentTokenizerMerger
-from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer
-from tokenizers import Tokenizer
+from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells
-from cosmopedia.errors import ConfigError, DataError, InternalError
-from cosmopedia.lineage import content_revision
-from cosmopedia.pins import all_files, check_pin, split_pin
+from cosmopedia.errors import DataError, InternalError
 from cosmopedia.rng import draw_unit
+from stages.tokenize_corpus.fidelity import Counts, DocumentNotes, read_counts
+from stages.tokenize_corpus.pieces import Piece, PieceTokenizer
+from stages.tokenize_corpus.tokenizer_files import TokenizerFiles
 
 SPLITS = ("train", "validation")
 GROUPS = ("source", "style", "audience")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 ROW_GROUP = 10_000  # documents in one row group of documents.parquet
+AT_ONCE = 500_000  # characters that are encoded together
 
 CELL_DOCUMENTS = pa.schema([("completion_id", pa.string()), ("tokens", pa.uint32())])
 DOCUMENTS = pa.schema(  # in the order of the shards; `shard` is the number that a shard's name begins with
@@ -42,17 +38,6 @@ DOCUMENTS = pa.schema(  # in the order of the shards; `shard` is the number that
         pa.field("tokens", pa.uint32(), nullable=False),  # with its end-of-text token
     ]
 )
-
-
-@dataclass(frozen=True)
-class TokenizerFiles:
-    """A tokenizer in the stage's folder: its file, its end-of-text token, and the size of its numbers."""
-
-    path: Path
-    eos_token: str
-    eos: int
-    vocab_size: int  # greatest id + 1
-    token_bytes: int  # 2 or 4, by datatrove's rule
 
 
 def is_validation(seed: int, completion_id: str, fraction: float) -> bool:
@@ -73,8 +58,7 @@ class SplitFilter(PipelineStep):
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         for document in cast(Iterator[Document], data):
             if not document.text:
-                cell = document.metadata["cell"]
-                raise DataError(f"{cell}: {document.id!r} has no text; the clean stage removes such rows")
+                raise DataError(f"{_named(document)} has no text; the clean stage removes such rows")
             if is_validation(self.seed, document.id, self.fraction) == (self.split == "validation"):
                 yield document
 
@@ -93,51 +77,92 @@ class RecordedDraws:
 
 
 class CellTokenizer(DocumentTokenizer):
-    """datatrove's DocumentTokenizer, which also notes what it wrote.
+    """datatrove's DocumentTokenizer, which encodes plain text piece by piece and also notes what it wrote.
 
-    `<counts>/<rank>.json`: tokens by source, style and audience; `<documents>/<rank>.parquet`: the completion ids in
-    the order of the cell's shuffled tokens. The ids of one cell are in memory, as datatrove's document ends are. The
-    whole text is tokenised as text: a special token that a model wrote out does not become one, and truncation or
-    padding that was saved with the tokenizer is off.
+    `<counts>/<rank>.json`: the cell's Counts; `<documents>/<rank>.parquet`: the completion ids in the order of the
+    cell's shuffled tokens. The ids of one cell are in memory, as datatrove's document ends are.
     """
 
     def __init__(self, output_folder: Path, files: TokenizerFiles, seed: int, counts: Path, documents: Path):
-        super().__init__(
-            str(output_folder),
-            str(files.path),
-            eos_token=files.eos_token,
-            batch_size=1000,
-            seed=seed,
-            save_filename="cell",
-        )
-        self.counts, self.documents = counts, documents
+        super().__init__(str(output_folder), str(files.path), seed=seed, save_filename="cell")
+        self.files, self.counts, self.documents = files, counts, documents
         self.rand = RecordedDraws(seed)
-        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._counts = Counts()
         self._ids: list[str] = []
         self._lengths: list[int] = []
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        tokenizer = cast(Tokenizer, super().tokenizer)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+    def encoder(self) -> PieceTokenizer:
+        """What a task encodes with; loaded in the task."""
+        return PieceTokenizer(self.files.plain)
 
-    def get_loss_values(self, document: Document, encoded: Any) -> None:
-        """datatrove's hook, called for every document with its tokens."""
-        self._counts[tuple(document.metadata[group] for group in GROUPS)] += len(encoded.ids)
+    @cached_property
+    def token_size(self) -> int:
+        """Bytes per token. datatrove's own rule counts the tokens, but a vocabulary may have gaps."""
+        return self.files.token_bytes
+
+    def write_unshuffled(self, data: Any, filename: str) -> TokenizedFile:
+        """datatrove's step before the shuffle: all documents in their order, each with an end-of-text token."""
+        file = TokenizedFile(
+            self.output_folder,
+            filename,
+            tokenizer_name_or_path=self.tokenizer_name_or_path,
+            save_final_metadata=True,
+            token_size=self.token_size,
+        )
+        notes = DocumentNotes(self.files.plain, self._counts)
+        for batch in batches(self._pieces(data)):
+            encoded = self.encoder.encode([piece.text for _, piece in batch])
+            read_back = self.encoder.decode(encoded)
+            for (document, piece), ids, read in zip(batch, encoded, read_back, strict=True):
+                notes.add(_named(document), piece, ids, read)
+                if not piece.last:
+                    file.write_bytes(self._bytes(ids), doc_ends=[])  # none ends here
+                    continue
+                before = len(file)
+                file.write_bytes(self._bytes([*ids, self.files.eos]))
+                self._note(document, len(file) - before)
+        file.close()
+        return file
+
+    def _pieces(self, documents: Iterator[Document]) -> Iterator[tuple[Document, Piece]]:
+        for document in documents:
+            for piece in self.encoder.pieces(_named(document), document.text):
+                yield document, piece
+
+    def _note(self, document: Document, tokens: int) -> None:
         self._ids.append(document.id)
-        self._lengths.append(len(encoded.ids))
-        self.stat_update("counted")
+        self._lengths.append(tokens)
+        self._counts.tokens[tuple(document.metadata[group] for group in GROUPS)] += tokens
+
+    def _bytes(self, ids: list[int]) -> bytes:
+        return np.array(ids, dtype=f"<u{self.token_size}").tobytes()
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         super().run(data, rank, world_size)
-        rows = [[*group, tokens] for group, tokens in sorted(self._counts.items())]
-        (self.counts / f"{rank:05d}.json").write_text(json.dumps(rows))
+        self._counts.write(self.counts / f"{rank:05d}.json")
         if self._ids:
             table = pa.table([self._ids, self._lengths], schema=CELL_DOCUMENTS).take(pa.array(self.rand.order))
             pq.write_table(table, self.documents / f"{rank:05d}.parquet", row_group_size=ROW_GROUP)
+
+
+def _named(document: Document) -> str:
+    """A document's place, for messages."""
+    return f"{document.metadata['cell']}: {document.id!r}"
+
+
+def batches(pieces: Iterable[tuple[Document, Piece]]) -> Iterator[list[tuple[Document, Piece]]]:
+    """Pieces that are encoded together: up to `AT_ONCE` characters, and the piece that passes them."""
+    batch: list[tuple[Document, Piece]] = []
+    characters = 0
+    for document, piece in pieces:
+        batch.append((document, piece))
+        characters += len(piece.text)
+        if characters >= AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 class CellMerger(DocumentTokenizerMerger):
@@ -159,68 +184,12 @@ class CellMerger(DocumentTokenizerMerger):
         return ordering
 
 
-def copy_tokenizer(source: str, folder: Path) -> TokenizerFiles:
-    """Bring a tokenizer into a folder: "generator", a folder, a tokenizer.json, or a hub id ("id@revision").
-
-    Its end-of-text token is the one that tokenizer_config.json names.
-    """
-    for path in find_tokenizer("models/generator" if source == "generator" else source):
-        shutil.copyfile(path, folder / path.name)
-    config = folder / "tokenizer_config.json"
-    try:
-        entry = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token") if config.is_file() else None
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise DataError(f"tokenizer {source}: not readable ({error}); give a fast tokenizer's files") from None
-    eos_token = entry.get("content") if isinstance(entry, dict) else entry
-    eos = tokenizer.token_to_id(eos_token) if isinstance(eos_token, str) else None
-    if eos is None:
-        raise DataError(f"tokenizer {source}: tokenizer_config.json names no eos_token of its vocabulary ({entry!r})")
-    size = max(tokenizer.get_vocab().values()) + 1
-    token_bytes = 2 if tokenizer.get_vocab_size() <= 2**16 else 4
-    return TokenizerFiles(folder / "tokenizer.json", cast(str, eos_token), eos, size, token_bytes)
-
-
-def find_tokenizer(source: str) -> list[Path]:
-    """The files of a tokenizer: those of a folder, of the folder of a tokenizer.json, or of a hub repository."""
-    name, pin = split_pin(source)
-    path = Path(name)
-    if path.exists():
-        check_pin(name, pin, content_revision(all_files(name)))
-        return _tokenizer_files(path)
-    if source.startswith((".", "/")) or source.endswith(".json") or source.startswith("models/"):
-        raise DataError(
-            f"tokenizer {source} is missing; run the stage that writes it, or set tokenize_corpus.tokenizer"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from cosmopedia.records import resolve_revision
-
-    hub_id, _, revision = source.partition("@")
-    commit = resolve_revision("model", hub_id, revision or None)
-    try:
-        snapshot = snapshot_download(hub_id, revision=commit, allow_patterns=list(TOKENIZER_FILES))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {source} is not available from the hub ({type(error).__name__})") from None
-    return _tokenizer_files(Path(snapshot))
-
-
-def _tokenizer_files(path: Path) -> list[Path]:
-    folder = path.parent if path.is_file() else path
-    if not (folder / "tokenizer.json").is_file():
-        raise DataError(
-            f"{folder}/tokenizer.json is missing; run the generator stage, or set tokenize_corpus.tokenizer"
-        )
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-
-
 def write_shards(
     run: CorpusRun, split: str, files: TokenizerFiles, seed: int, fraction: float, shard_tokens: int
-) -> Counter[tuple[str, ...]]:
+) -> Counts:
     """Tokenise one split into `<out>/<split>/NNN_<split>.ds` (+ `.index`, `.metadata`) and `documents.parquet`.
 
-    Returns tokens by (source, style, audience).
+    Returns what was counted.
     """
     cells, counts, documents = (run.scratch / f"{split}-{kind}" for kind in ("cells", "counts", "documents"))
     target, order = run.out / split, run.scratch / f"{split}-order.npy"
@@ -243,11 +212,7 @@ def write_shards(
     for metadata in target.glob("*.metadata"):  # its first line must name a folder that holds the tokenizer
         _, *rest = metadata.read_text(encoding="utf-8").split("\n")
         metadata.write_text("\n".join([f"{run.out}|{files.token_bytes}", *rest]), encoding="utf-8")
-    totals: Counter[tuple[str, ...]] = Counter()
-    for part in sorted(counts.glob("*.json")):
-        for *group, tokens in json.loads(part.read_text()):
-            totals[tuple(group)] += tokens
-    return totals
+    return read_counts(sorted(counts.glob("*.json")))
 
 
 def write_documents_table(folder: Path, cells: list[Path], order: np.ndarray) -> None:

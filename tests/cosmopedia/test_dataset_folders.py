@@ -1,6 +1,7 @@
 """A folder of data is read whole, or what is not read is named or refused; the hub's layouts give the hub's rows."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +28,15 @@ def fill(folder: Path, *names: str) -> Path:
 
 def texts(folder: Path, subset: str | None = None, split: str | None = None) -> list[str]:
     return [record.values["text"] for record in read_records(str(folder), subset, split, None)[0]]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    fill(tmp_path / "pages", "a.jsonl")
+    os.mkfifo(tmp_path / "pages/b.jsonl")
+    with pytest.raises(DataError, match=r"b\.jsonl is neither a file nor a folder"):
+        dataset_files(str(tmp_path / "pages"))
+    with pytest.raises(ConfigError, match=r"b\.jsonl is neither a file nor a folder"):
+        dataset_files(str(tmp_path / "pages/b.jsonl"))
 
 
 def card(folder: Path, text: str) -> None:

@@ -192,3 +192,18 @@ def test_nan_is_what_is_missing(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl", lines)[0].values == {"id": None, "score": None, "text": "a"}
     pq.write_table(pa.table({"id": [float("nan"), 1.0]}), tmp_path / "a.parquet")
     assert [r.values for r in file_records(tmp_path / "a.parquet", LIMIT)] == [{"id": None}, {"id": 1.0}]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: more than one column is named text; rename or drop one"):
+        list(file_records(tmp_path / "a.parquet", LIMIT))
+    with pytest.raises(DataError, match=r"a\.csv: more than one column is named text"):
+        read(tmp_path / "a.csv", b"text,id,text\na,1,b\n")
+    assert [r.problem for r in read(tmp_path / "b.csv", b"text,,\na,,\n")] == [None]  # as a spreadsheet leaves them
+
+
+def test_a_time_zone_that_nobody_knows_is_a_bad_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"at": pa.array([1], pa.timestamp("us", "Mars/Base"))}), tmp_path / "a.parquet")
+    assert [r.problem for r in file_records(tmp_path / "a.parquet", LIMIT)] == ["unknown time zone 'Mars/Base'"]

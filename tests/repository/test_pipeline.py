@@ -21,10 +21,8 @@ from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the 
 ROOT = Path(__file__).parents[2]
 DVC = str(Path(sys.executable).parent / "dvc")
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
-AFTER_A_TEMPLATE = {
-    "prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus", "train", "export",
-    "evaluate", "report",
-}  # fmt: skip
+TO_THE_TOKENS = {"prompts", "pilot", "generate", "clean", "dedup", "paraphrases", "decontaminate", "tokenize_corpus"}
+AFTER_THE_TOKENS = {"train", "export", "evaluate", "report"}
 REDUCED = {
     "prompts.per_cell": 3,
     "generator.train.text_epochs": 0,
@@ -183,7 +181,7 @@ def test_another_checkout_gives_the_same_bytes_on_slurm(
     cluster = yaml.load((other / "compute/local.yaml").read_text(encoding="utf-8"))
     resources = {"time": "20", "cpus": 2}
     cluster["serving"] |= {"launcher": "slurm", "instances": 2, "slurm": resources, "startup_timeout_s": 240}
-    cluster["data"] |= {"executor": "slurm", "tasks": 2, "workers": 2, "slurm": resources}
+    cluster["data"] |= {"executor": "slurm", "tasks": 2, "workers": 1, "slurm": resources}
     with (other / "compute/test.yaml").open("w", encoding="utf-8") as stream:
         yaml.dump(cluster, stream)
     monkeypatch.setenv("COSMO_COMPUTE", "test")
@@ -210,7 +208,7 @@ def test_another_checkout_gives_the_same_bytes_on_slurm(
     assert here.equals(there)
     shutil.rmtree(other / "data/generate")  # two servers have other batches, which move the last digits of a model
     shutil.copytree(folder / "data/generate", other / "data/generate")
-    run("-s clean", "-s dedup", "-s decontaminate", "-s tokenize_corpus")
+    run("-s clean", "-s dedup", "-s paraphrases", "-s decontaminate", "-s tokenize_corpus")
     assert slurm.jobs() == []
     compare("data/clean/**/*.parquet", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
 
@@ -224,8 +222,16 @@ def test_an_edited_template_reruns_only_what_depends_on_it(repro: tuple[Path, Pa
     template.write_text(text.replace("practical tutorial", "handy tutorial"), encoding="utf-8")
     changed = set(re.findall(r"^(\w+)(?:@\w+)?:$", dvc(folder, store, "status"), re.MULTILINE))
     assert changed == {"prompts"}  # DVC names what follows once the prompts have changed
-    output = dvc(folder, store, "repro")
-    assert stages_run(output) == AFTER_A_TEMPLATE
+    output = dvc(folder, store, "repro", "tokenize_corpus")
+    assert stages_run(output) == TO_THE_TOKENS
+    assert re.search(r"^train:$", dvc(folder, store, "status"), re.MULTILINE)
+    dag = dvc(folder, store, "dag", "--mermaid").replace('"', "")
+    names = dict(re.findall(r"(node\d+)\[(\w+)\]", dag))
+    arrows = re.findall(r"(node\d+)-->(node\d+)", dag)
+    reached = {"train"}
+    for _ in names:
+        reached |= {names[to] for start, to in arrows if names.get(start) in reached}
+    assert reached == AFTER_THE_TOKENS
     record = json.loads((store / "runs/generate.json").read_text(encoding="utf-8"))
     pilot = json.loads((store / "runs/pilot.json").read_text(encoding="utf-8"))
     assert record["sent"] + pilot["sent"] == cell.height < record["from_store"]

@@ -7,10 +7,11 @@ from pathlib import Path
 import yaml
 
 from cosmopedia.rng import content_hash
-from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT
+from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT, PARAPHRASE
 from cosmopedia.tables.parquet import write_table
 
 ROOT = Path(__file__).parents[2]
+PAIRS = Path("data/paraphrases/pairs.parquet")
 
 
 def document(**overrides: object) -> dict:
@@ -80,8 +81,11 @@ def repository(
 ) -> None:
     """Give a folder one stage's parameters (params.yaml and the rehearsal profile, with `changes`) and a compute file.
 
-    A change goes to the file that has the leaf, so that a test cannot invent one.
+    A change goes to the file that has the leaf, so that a test cannot invent one. decontaminate gets a table without
+    paraphrases, unless there is one.
     """
+    if section == "decontaminate" and not (folder / PAIRS).exists():
+        write_table(folder / PAIRS, [], PARAPHRASE)
     (folder / "profiles").mkdir(exist_ok=True)
     (folder / "compute").mkdir(exist_ok=True)
     left = dict(changes)

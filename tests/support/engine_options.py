@@ -55,7 +55,11 @@ def serving(example: str, **changes: Any) -> GpuJobs:
 
 
 def fleet(serving: GpuJobs, quantisation: str | None = None) -> SlurmFleet:
-    return SlurmFleet("generate", GenerationModel(Path("models/x"), "org/name", "main", quantisation, 400), serving)
+    return SlurmFleet(
+        "generate",
+        GenerationModel(Path("models/x"), "org/name", "main", quantisation, 400, "org/name", "main"),
+        serving,
+    )
 
 
 def write_fakes(folder: Path) -> dict[str, str]:

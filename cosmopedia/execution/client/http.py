@@ -235,10 +235,13 @@ async def _get(http: aiohttp.ClientSession, url: str, headers: dict[str, str]) -
 
 
 class Identity:
-    """The model that an endpoint must serve, and the context in tokens (prompt and completion) that it must take."""
+    """The model that an endpoint must serve, and the context in tokens (prompt and completion) that it must take.
 
-    def __init__(self, model: str, revision: str, max_length: int):
-        self.model, self.revision, self.max_length = model, revision, max_length
+    TGI calls a model by the path that it was loaded from.
+    """
+
+    def __init__(self, model: str, revision: str, max_length: int, loaded_from: str | None = None):
+        self.model, self.revision, self.max_length, self.loaded_from = model, revision, max_length, loaded_from
 
     def check_length(self, url: str, length: object) -> None:
         """`WrongServer` when the server's context is shorter: it would refuse prompts or cut completions."""
@@ -252,7 +255,7 @@ class Identity:
         self, url: str, names: set[str], revision: str | None, served_as: str | None, headers: dict[str, str]
     ) -> None:
         """`WrongServer` when the server names another model. Revisions shorter than a commit hash are branches."""
-        expected = {name for name in (self.model, served_as) if name}
+        expected = {name for name in (self.model, self.loaded_from, served_as) if name}
         differs = revision and min(len(revision), len(self.revision)) >= 40 and revision != self.revision
         if not names & expected or differs:
             served = server_words(" / ".join(sorted(names)) + (f" at {revision}" if revision else ""), headers)

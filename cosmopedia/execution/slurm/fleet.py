@@ -281,6 +281,8 @@ def _server(model: GenerationModel, serving: CpuJobs | GpuJobs) -> dict[str, Any
         "ports": Shell(f"--ports {serving.ports.first} {serving.ports.last}" if serving.ports else ""),
         "model": model.model,
         "revision": model.revision,
+        "loaded_from": model.loaded_from,
+        "pinned": model.pinned,
         "max_length": model.max_length,
         "quantisation": model.quantisation,
         "gpus": serving.gpus,

@@ -89,7 +89,7 @@ def decisions(folder: Path, stage: str) -> dict[str, object]:
 
 @pytest.fixture
 def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     byte_tokenizer(empty_folder / "models/generator")
     return empty_folder
 

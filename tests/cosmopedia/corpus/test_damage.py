@@ -32,7 +32,7 @@ def essay(number: int) -> str:
 @pytest.fixture
 def corpus(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three cells for each of the stages, with duplicates and texts to remove, run as three tasks."""
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 4)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     byte_tokenizer(empty_folder / "models/generator")
     for folder, _ in STAGES.values():
         for n, cell in enumerate(("openstax-college", "web-blogpost", "wikihow-article")):
@@ -45,8 +45,13 @@ def corpus(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return empty_folder
 
 
+def settings(folder: Path, stage: str) -> None:
+    """Three tasks; the essays are in no language, and a stage that removes every document stops."""
+    repository(folder, stage, cluster_tasks=3, **({"language": None} if stage == "clean" else {}))
+
+
 def run(folder: Path, stage: str) -> None:
-    repository(folder, stage, cluster_tasks=3)
+    settings(folder, stage)
     STAGES[stage][1].main()
 
 
@@ -120,7 +125,7 @@ KILLED = """
 import os, signal, sys
 from cosmopedia.corpus import pipeline as cells
 from cosmopedia.execution.executors import LocalExecutor
-cells.ROWS_PER_TASK, whole, left = 4, LocalExecutor._run_for_rank, int(sys.argv[2])
+cells.WORTH_SECONDS, whole, left = 0, LocalExecutor._run_for_rank, int(sys.argv[2])
 def counted(self, *arguments):
     global left
     left -= 1
@@ -136,7 +141,7 @@ def kill(folder: Path, stage: str, task: int) -> None:
     """Run a stage in another process, and kill it (-9) before the task of that number."""
     deps = {name: {"deps": [inputs]} for name, (inputs, _) in STAGES.items()}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": deps}), encoding="utf-8")
-    repository(folder, stage, cluster_tasks=3)
+    settings(folder, stage)
     done = subprocess.run(
         [sys.executable, "-c", KILLED, stage, str(task)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -120,7 +120,7 @@ def test_a_server_that_dies_costs_no_time_and_gets_everything_later(
             began = time.monotonic()
             for step in range(1, 101):
                 run.metrics({"loss": float(step)}, step=step)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5  # a request that waits takes 250
             deadline = time.monotonic() + 20
             while not (complaint := capfd.readouterr().err) and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -139,7 +139,7 @@ def test_a_server_that_dies_costs_no_time_and_gets_everything_later(
     try:
         with pytest.raises(KeyboardInterrupt):
             interrupted()
-        assert time.monotonic() - stopped < 1
+        assert time.monotonic() - stopped < 5
     finally:
         signal.signal(signal.SIGTERM, before)
     complaint = capfd.readouterr()
@@ -178,7 +178,7 @@ def test_a_server_that_never_answers_delays_neither_start_nor_end(
         with pytest.raises(RuntimeError), Run("train", {}) as run:
             run.metrics({"loss": 1.0}, step=1)
             raise RuntimeError
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5
     (spool,) = (folder / ".store/mlflow").glob("train-*.jsonl")
     assert f"the rest waits in {spool.relative_to(folder)}" in capfd.readouterr().err
 

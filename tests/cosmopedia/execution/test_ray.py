@@ -30,7 +30,7 @@ def corpus(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         said = [" ".join(f"w{(n % 9) * 100 + k}" for k in range(60)) for n in range(10)]
         rows = [document(text=f"{cell} {words}.", completion_id=f"{position}{n}-0") for n, words in enumerate(said)]
         write_documents(empty_folder / f"data/generate/{cell}.parquet", rows)
-    monkeypatch.setattr(cells, "ROWS_PER_TASK", 1)
+    monkeypatch.setattr(cells, "WORTH_SECONDS", 0)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return empty_folder

@@ -118,7 +118,12 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_stage_ends_with_a_dvc_that_is_killed_and_a_second_one_waits_its_turn(empty_folder: Path) -> None:
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_a_stage_ends_with_a_dvc_that_is_killed_and_a_second_one_waits_its_turn(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    """dash stays between DVC and the stage, bash does not."""
+    monkeypatch.setenv("SHELL", shell)
     process = under_dvc(empty_folder, 120)
     pid = int((empty_folder / "pid").read_text())
     second = start(empty_folder, sys.executable, "slow.py")

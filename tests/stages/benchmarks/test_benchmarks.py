@@ -177,6 +177,12 @@ def test_an_item_that_its_form_leaves_without_text_is_named(change: dict, named:
         items_of("hellaswag", [Record("file:3", RECORDS["hellaswag"] | change)], "sha256:0")
 
 
+@pytest.mark.parametrize("change", [{"goal": "open a jar \ud83d"}, {"sol2": "\udc00"}])
+def test_half_of_a_surrogate_pair_is_named_with_its_line(change: dict):
+    with pytest.raises(DataError, match=r"^file:3: .*half of a surrogate pair \(U\+D[8C][30][D0]\), no text; fix or"):
+        items_of("piqa", [Record("file:3", RECORDS["piqa"] | change)], "sha256:0")
+
+
 @pytest.mark.parametrize("task", FORMS)
 def test_a_missing_column_is_named(task: str):
     for column in RECORDS[task].keys() - UNREAD - ({"answer"} if task == "mmlu_pro" else set()):

@@ -392,7 +392,7 @@ def test_the_bytes_do_not_depend_on_tasks(generated: Path, monkeypatch: pytest.M
     repository(generated, "clean")
     main()
     alone = bytes_of(generated / "data/clean")
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     repository(generated, "clean", cluster_tasks=3)
     main()
     assert bytes_of(generated / "data/clean") == alone

@@ -30,6 +30,7 @@ from tests.support.documents import ROOT, bytes_of, document, repository, write_
 
 # The published rule alone.
 RULE = DecontaminateParams(
+    paraphrases="report",
     published="remove", forms=None, tolerant=None, normalisation="published",
     ngram=10, shortest_item=5, min_block=5, max_ratio=0.5, ratio="plain", window=0.5, common_ngram=None,
     shortest_form=7, gap=5, tolerant_ngram=4, tolerant_shortest=7, tolerant_ratio=0.6, tolerant_chance=2,
@@ -363,11 +364,11 @@ def outputs(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_bytes_do_not_depend_on_tasks(deduplicated: Path, monkeypatch: pytest.MonkeyPatch):
     for common in (None, 1):
-        monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 5000)
+        monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 1 << 30)
         repository(deduplicated, "decontaminate", common_ngram=common)
         main()
         alone = outputs(deduplicated)
-        monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
+        monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
         repository(deduplicated, "decontaminate", cluster_tasks=3, common_ngram=common)
         main()
         assert outputs(deduplicated) == alone
@@ -510,4 +511,5 @@ def test_a_new_benchmark_reruns_nothing_that_generates():
         if name not in reached and set(s["deps"]) & {out for one in reached for out in outs[one]}
     }:
         reached |= more
-    assert reached == {"benchmarks", "decontaminate", "tokenize_corpus", "train", "export", "evaluate", "report"}
+    checks = {"benchmarks", "paraphrases", "decontaminate"}
+    assert reached == checks | {"tokenize_corpus", "train", "export", "evaluate", "report"}

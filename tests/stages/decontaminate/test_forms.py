@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosmopedia.params import read_yaml
-from cosmopedia.tables.contracts import REMOVED
-from cosmopedia.tables.parquet import read_rows
+from cosmopedia.tables.contracts import PARAPHRASE, REMOVED
+from cosmopedia.tables.parquet import read_rows, write_table
 from stages.decontaminate.__main__ import main
 from stages.decontaminate.forms import forms_of
 from stages.decontaminate.index import Index
 from tests.stages.decontaminate.test_decontaminate import ALL, FILLER, RULE
-from tests.support.documents import document, repository, write_documents, write_items
+from tests.support.documents import PAIRS, document, repository, write_documents, write_items
 
 PREFER = "A cow would prefer"
 LONG = (
@@ -258,3 +258,44 @@ def test_each_detector_is_counted_apart_and_removes_or_reports(tmp_path: Path, m
     assert {(one["form"], *one["detectors"]) for one in evidence()} >= {("question", "tolerant")}
     metrics = stage(tmp_path, texts, published="report", forms=None, tolerant=None)
     assert metrics["rows_removed"] == 0 and metrics["detectors"]["published"]["documents"] == 1
+
+
+def judged(text: str, verdict: str | None) -> dict:
+    """A pair that the stage paraphrases has judged."""
+    completion_id = document(text=text)["completion_id"]
+    row = dict.fromkeys(PARAPHRASE.schema.names) | {"pair_id": f"{completion_id} t/9", "completion_id": completion_id}
+    row |= {"source": "web", "task": "t", "item_id": "t/9", "start": 0, "end": 4, "passage": text[:4], "cosine": 0.7}
+    return row | {"verdict": verdict}
+
+
+def test_paraphrases_are_reported_or_removed_apart_from_the_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COSMO_COMPUTE", raising=False)
+    texts = [
+        FILLER,
+        f"{FILLER} {LONG} 12",
+        "A text in other words.",
+        "A text that was judged no.",
+        "One without verdict.",
+    ]
+    pairs = [judged(text, verdict) for text, verdict in zip(texts[1:], ["yes", "yes", "no", None], strict=True)]
+    write_table(tmp_path / PAIRS, pairs, PARAPHRASE)
+    reported = stage(tmp_path, texts)
+    counts = {"documents": 2, "items": 1, "documents_of_detectors_too": 1}
+    assert reported["removed"] == {"contaminated": 1} and reported["paraphrases"] == counts
+    report = Path("metrics/decontaminate.md").read_text()
+    assert "paraphrases in 2 documents, of 1 items; 1 of these" in report and "The others are kept;" in report
+
+    metrics = stage(tmp_path, texts, paraphrases="remove")
+    assert metrics["removed"] == {"contaminated": 1, "paraphrase": 1} and metrics["rows_kept"] == 3
+    assert metrics["paraphrases"] == counts and metrics["detectors"] == reported["detectors"]
+    assert metrics["contamination"] == reported["contamination"]
+    rows = read_rows(["data/decontaminate/removed/removed.parquet"], REMOVED)
+    (removed,) = [row for row in rows if row["reason"] == "paraphrase"]
+    assert removed["text"] == "A text in other words."
+    assert json.loads(removed["evidence"])["items"] == [
+        {"task": "t", "item_id": "t/9", "cosine": 0.7, "passage": "A te"}
+    ]
+    write_table(tmp_path / PAIRS, [], PARAPHRASE)
+    stage(tmp_path, texts)
+    assert "None: the stage `paraphrases` is off" in Path("metrics/decontaminate.md").read_text()

@@ -105,7 +105,7 @@ def test_the_bytes_do_not_depend_on_tasks(cleaned: Path, monkeypatch: pytest.Mon
     repository(cleaned, "dedup")
     main()
     alone = bytes_of(cleaned / "data/dedup")
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     for tasks in (2, 4):
         repository(cleaned, "dedup", cluster_tasks=tasks)
         main()
@@ -117,8 +117,7 @@ def test_the_bytes_do_not_depend_on_workers(cleaned: Path, monkeypatch: pytest.M
     repository(cleaned, "dedup")
     main()
     alone = bytes_of(cleaned / "data/dedup")
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
-    monkeypatch.setattr("stages.dedup.__main__.PARALLEL_FROM", 0)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     repository(cleaned, "dedup", cluster_tasks=3, cluster_workers=2)
     main()
     assert bytes_of(cleaned / "data/dedup") == alone

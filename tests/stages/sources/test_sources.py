@@ -296,6 +296,29 @@ def test_the_summary_names_what_was_not_read_and_what_is_too_long(empty_folder: 
     assert detail == ["pages/a.jsonl:2: longer than 1 MB (sources.reading.max_record_mb)"]
 
 
+def test_half_of_a_surrogate_pair_is_named_with_its_line(empty_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    half = json.dumps({"id": "p2", "text": PAGE["text"] + " \ud83d"}) + "\n"
+    jsonl(empty_folder / "pages.jsonl", [PAGE, half, {**PAGE, "id": "\udc00", "text": "Other. " + PAGE["text"]}])
+    repository(empty_folder, "web", dataset="pages.jsonl")
+    assert sources.main("web") == "1 rows from pages.jsonl; left out: 2 unreadable"
+    warning = "2 unreadable, the first: pages.jsonl:2: half of a surrogate pair (U+D83D), which is no text; all"
+    assert warning in capsys.readouterr().err
+    detail = pq.read_table("data/sources/rejected/web.parquet")["detail"].to_pylist()
+    assert detail[1] == "pages.jsonl:3: half of a surrogate pair (U+DC00), which is no text"
+
+
+def test_a_dataset_without_a_record_is_refused(empty_folder: Path) -> None:
+    (empty_folder / "pages.jsonl").write_text(" \n\n")
+    repository(empty_folder, "web", dataset="pages.jsonl")
+    with pytest.raises(DataError, match=r"^pages\.jsonl holds no record; give sources\.web a dataset that has some"):
+        sources.main("web")
+
+
+def test_an_id_that_is_a_list_is_malformed_and_no_duplicate(tmp_path: Path) -> None:
+    rows = [{**PAGE, "id": ["a"], "text": f"{n} {PAGE['text']}"} for n in range(3)]
+    assert run("web", jsonl(tmp_path / "a.jsonl", [PAGE, *rows]))[2].removed == {"malformed": 3}
+
+
 NAMELESS = {
     "khanacademy": ("empty", {"title": "C", "subunits": [
         {"title": "U", "subunits": [{"title": "S", "lessons": [" "]}]}]}),

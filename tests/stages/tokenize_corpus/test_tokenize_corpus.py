@@ -94,7 +94,7 @@ def test_the_counts_balance(corpus: Path):
 def test_the_bytes_do_not_depend_on_tasks_and_hold_no_foreign_path(corpus: Path, monkeypatch: pytest.MonkeyPatch):
     tokenise(corpus)
     alone = bytes_of(corpus / "data/tokenize_corpus")
-    monkeypatch.setattr("cosmopedia.corpus.pipeline.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("cosmopedia.corpus.pipeline.WORTH_SECONDS", 0)
     tokenise(corpus, tasks=3)
     assert bytes_of(corpus / "data/tokenize_corpus") == alone
     assert alone["train/000_train.ds.metadata"].startswith(b"data/tokenize_corpus|2\n")

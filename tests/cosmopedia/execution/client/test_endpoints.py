@@ -51,7 +51,17 @@ def test_an_openai_answer_is_read_whole_or_not_at_all() -> None:
     assert api.answer(stopped, {}).finish_reason == "stop_sequence"
     cut = {"choices": [{"text": "a", "finish_reason": "length"}], "usage": {**usage, "completion_tokens": 19}}
     aborted = {"choices": [{"text": "a", "finish_reason": "abort"}], "usage": usage}
-    for bad in (cut, aborted, {"choices": [], "usage": usage}, {"choices": [{"text": "x"}]}, [], None, {"error": "x"}):
+    half = {"choices": [{"text": "a \ud83d", "finish_reason": "stop"}], "usage": usage}
+    for bad in (
+        cut,
+        aborted,
+        half,
+        {"choices": [], "usage": usage},
+        {"choices": [{"text": "x"}]},
+        [],
+        None,
+        {"error": "x"},
+    ):
         with pytest.raises(MalformedAnswer):
             api.answer(bad, {})
 

@@ -59,7 +59,7 @@ def checkout(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_documents(folder / f"data/generate/{cell}.parquet", rows)
     deps = {"clean": ["data/generate", "models/generator/tokenizer.json"], "dedup": ["data/clean"]}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {name: {"deps": deps[name]} for name in deps}}))
-    monkeypatch.setattr(cells, "ROWS_PER_TASK", 10)
+    monkeypatch.setattr(cells, "WORTH_SECONDS", 0)
     return folder
 
 
@@ -266,7 +266,7 @@ def test_after_a_killed_driver_only_the_tasks_that_were_not_done_run(
     monkeypatch.setenv("FAIL_TIMES", "0")
     (failing / "site/wait").touch()
     settings(failing, "clean", "slurm", workers=3)
-    code = "from cosmopedia.corpus import pipeline\npipeline.ROWS_PER_TASK = 10\n"
+    code = "from cosmopedia.corpus import pipeline\npipeline.WORTH_SECONDS = 0\n"
     code += "from stages.clean.__main__ import main\nmain()"
     driver = subprocess.Popen([sys.executable, "-c", code])
     work, end = failing / ".store/work/clean", time.monotonic() + 60

@@ -430,7 +430,7 @@ def test_names_and_paths_reach_the_shell_as_they_are(folder: Path, engine: str, 
     content = yaml.safe_load((ROOT / "compute/slurm-h100.yaml").read_text())["serving"]
     content |= {"engine": engine, "container": None, "arguments": ["--x=$(touch pwned) 'a' \"b\"; echo"]}
     name, quantisation = "org/we$(touch pwned)ird 'name'", "fp8; rm -rf x"
-    model = GenerationModel(folder / "a b", name, "main", quantisation, 400)
+    model = GenerationModel(folder / "a b", name, "main", quantisation, 400, name, "main")
     script = SlurmFleet("generate", model, GpuJobs.model_validate(content)).script()
     command = {"vllm": "vllm", "tgi": "text-generation-launcher"}[engine]
     script = script.replace(f"exec  {command}", "exec printf '%s\\n'")

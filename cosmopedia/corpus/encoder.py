@@ -15,18 +15,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.lineage import content_revision
 from cosmopedia.pins import check_pin, is_local
 from cosmopedia.records import resolve_revision
-from cosmopedia.tables.contracts import EMBEDDING, SOURCE
-from cosmopedia.tables.row_ranges import RowRangeStep
-from cosmopedia.tables.vectors import table_of_vectors
 
 PACKAGE = "package:"
-NOTE_EVERY = 100  # texts between two notes of a task's progress
 ACCELERATOR_BATCH = 256  # texts
 
 
@@ -76,6 +71,14 @@ class Encoder:
         self._model.max_seq_length = self.max_tokens = max_tokens
         self._model.eval()
 
+    @classmethod
+    def at(cls, model: str, resolved: str, max_tokens: int) -> "Encoder":
+        """The model of which `find_model` has given the revision. `DataError` when this machine has another one."""
+        encoder = cls(model, resolved, max_tokens)
+        if encoder.revision != resolved:
+            raise DataError(f"{model} is {encoder.revision} here, wanted {resolved}; install the same one")
+        return encoder
+
     def _config(self) -> Any:
         transformer: Any = self._model[0]
         return getattr(getattr(transformer, "auto_model", None), "config", None)
@@ -103,36 +106,3 @@ class Encoder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._pool.shutdown(cancel_futures=True)
         self._torch.set_num_threads(self._threads)
-
-
-class EmbedTexts(RowRangeStep):
-    """A vector for each SOURCE row of a range; counts the texts of `max_tokens` tokens as `full`.
-
-    `revision` is the resolved one (of `find_model`), so that tasks on other machines cannot take another model;
-    `DataError` when they would.
-    """
-
-    name = "embed"
-    reads, columns, writes = SOURCE, ("row_id", "text"), EMBEDDING
-
-    def __init__(self, source: Path, parts: Path, notes: Path, model: str, revision: str, max_tokens: int):
-        super().__init__(source, parts, notes)
-        self.model, self.revision, self.max_tokens = model, revision, max_tokens
-
-    def tables(self, batches: Iterator[pa.Table], note: Path) -> Iterator[pa.Table]:
-        done = 0
-        with Encoder(self.model, self.revision, self.max_tokens) as encoder:
-            if encoder.revision != self.revision:
-                raise DataError(
-                    f"{self.model} is {encoder.revision} here, wanted {self.revision}; install the same one"
-                )
-            for batch in batches:
-                blocks = []
-                for block, full in encoder.encode(batch["text"].to_pylist()):
-                    blocks.append(block)
-                    self.stat_update("full", value=full)
-                    if (done + len(block)) // NOTE_EVERY > done // NOTE_EVERY:
-                        note.write_text(str(done + len(block)))
-                    done += len(block)
-                yield table_of_vectors(batch["row_id"], np.concatenate(blocks))
-        note.write_text(str(done))

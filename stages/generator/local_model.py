@@ -1,0 +1,80 @@
+"""A generator that is already here: a folder of safetensors, a GGUF file, or an installed package that carries one.
+
+Clusters without the internet have nothing else. The model is named by its last folder or file, and its revision is the
+hash of its files, so that a model that was moved gives the same completions' keys.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from cosmopedia.errors import ConfigError
+from cosmopedia.lineage import content_revision
+from cosmopedia.pins import all_files, check_pin, is_local
+
+PACKAGE = "package:"
+
+
+class LocalModel(NamedTuple):
+    """A model's files, its name and its revision."""
+
+    name: str
+    revision: str
+    folder: Path  # of the safetensors, or of `gguf`
+    gguf: Path | None
+
+
+def is_here(model: str) -> bool:
+    """Whether `generator.model` names a package, a file or a folder, and no hub id."""
+    return model.startswith(PACKAGE) or is_local(model)
+
+
+def find_local(model: str, pin: str | None) -> LocalModel:
+    """The model that a path or `package:<import name>` leads to. `ConfigError` when there is none, more than one, or
+    another one than `pin` says."""
+    if model.startswith(PACKAGE):
+        folder = _package_folder(model.removeprefix(PACKAGE))
+    else:
+        folder = Path(model)
+        if not folder.exists():
+            raise ConfigError(f"generator.model: {model} does not exist; correct the path, or name a hub id")
+    found = [folder] if folder.is_file() else sorted(folder.glob("*.gguf"))
+    if not any(folder.glob("*.safetensors")) and len(found) == 1 and found[0].suffix == ".gguf":
+        files = found if model.startswith(PACKAGE) else all_files(model)
+        local = LocalModel(found[0].stem, content_revision(files), found[0].parent, found[0])
+    else:
+        _check_folder(model, folder, found)
+        local = LocalModel(folder.resolve().name, content_revision(all_files(model)), folder, None)
+    if not model.startswith(PACKAGE):  # the lock file pins those
+        check_pin(model, pin, local.revision)
+    return local
+
+
+def _package_folder(name: str) -> Path:
+    """Where a package lies. It is not imported: one that carries a model for another program would want that."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"generator.model: no package {name} is installed; run make setup, or name a folder or hub id"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _check_folder(model: str, folder: Path, ggufs: list[Path]) -> None:
+    """`ConfigError` when a folder of safetensors is not whole, or is something else."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        needed = (
+            set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
+        )
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{index} does not list the files of weights ({error}); copy the model again") from None
+    shards = {path.name for path in folder.glob("*.safetensors")}
+    needed |= {"config.json", "tokenizer.json", *([] if needed or shards else ["model.safetensors"])}
+    if missing := sorted(name for name in needed if not (folder / name).is_file()):
+        several = f" ({len(ggufs)} GGUF files are here: name one of them)" if len(ggufs) > 1 else ""
+        raise ConfigError(
+            f"generator.model: {model} has no {', '.join(missing[:3])}{several}; wanted is a model's folder with"
+            " safetensors, config.json and tokenizer.json, or a GGUF file"
+        )
