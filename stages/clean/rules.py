@@ -13,12 +13,12 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from pydantic import Field, model_validator
 
+from cosmopedia.corpus.chat import Chat, ChatParams
 from cosmopedia.corpus.pipeline import removal
+from cosmopedia.corpus.sentences import to_last_sentence
 from cosmopedia.text import has_controls, without_controls
-from stages.clean.chat import Chat, ChatParams
 from stages.clean.language import LanguageRule, foreign
 from stages.clean.repetition import RepetitionLimits, repetition
-from stages.clean.sentences import to_last_sentence
 
 TEXT_CONTROLS = frozenset("\t\n\r")
 EXAMPLES = 3  # of what a pattern matched, kept for the metrics

@@ -2,10 +2,11 @@
 
 In: data/prompts/<cell>.parquet, models/generator/. Its requests are among generate's, with the same keys, so that
 nothing is paid for twice.
-Out: metrics/pilot.json (opening phrases, truncation, refusals, diversity, per cell), data/pilot/completions.parquet
-(COMPLETION), data/pilot/gate.json (what generate depends on; the same bytes whenever the gate opens, so that a new
-measurement alone reruns nothing).
-Contract: with `gate: stop` a cell that exceeds a threshold ends the pipeline here, naming the cell and the opening.
+Out: metrics/pilot.json (per cell: shares of texts that refuse, repeat, copy, begin or end alike, ..., with examples;
+diversity), data/pilot/completions.parquet (COMPLETION), data/pilot/gate.json (what generate depends on; the same bytes
+whenever the gate opens, so that a new measurement alone reruns nothing).
+Contract: with `gate: stop` a cell that exceeds a threshold ends the pipeline here, naming the cell, the share, an
+example and what to do. Cells with few texts are measured together with the other small ones of their source.
 Run: python -m stages.pilot
 """
 
@@ -14,8 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 
+from cosmopedia.corpus.chat import Chat, ChatParams
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
@@ -24,16 +26,20 @@ from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.params import Params, load
-from cosmopedia.patterns import compiled
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
+from cosmopedia.tables.cell_files import source_and_style
 from cosmopedia.tables.parquet import tables_in
 from cosmopedia.tables.row_counts import write_metrics
 from stages.pilot.gate import Thresholds, stopped, table, violations
 from stages.pilot.measures import measure
-from stages.pilot.prompt_draw import draw_prompts
+from stages.pilot.prompt_draw import DrawnPrompt, draw_prompts
+from stages.pilot.shares import Refusals, TextRules
 
 PROMPTS, METRICS = Path("data/prompts"), Path("metrics/pilot.json")
+ALL = "(all cells)"
+Result = Completion | Failure
+Tried = tuple[str, Result]  # a prompt and what came of it
 GATE, COMPLETIONS = Path("data/pilot/gate.json"), Path("data/pilot/completions.parquet")
 
 
@@ -43,16 +49,8 @@ class PilotParams(Params):
     per_cell: int = Field(ge=1)
     gate: Literal["warn", "stop"]
     seed: int
-    opening_words: int = Field(ge=1)
-    refusals: list[str]
+    rules: TextRules
     thresholds: Thresholds
-
-    @field_validator("refusals")
-    @classmethod
-    def _compiles(cls, patterns: list[str]) -> list[str]:
-        for pattern in patterns:
-            compiled(pattern)
-        return patterns
 
 
 class SampledFrom(Params):
@@ -64,28 +62,51 @@ class SampledFrom(Params):
     sampling: Sampling
 
 
-def settings() -> tuple[PilotParams, SampledFrom]:
-    """The stage's params and those of generate that it shares."""
-    return load("pilot", PilotParams), load("generate", SampledFrom)
+class CleanChat(ChatParams):
+    """What pilot reads of clean's section: by which forms a text is a refusal."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def settings() -> tuple[PilotParams, SampledFrom, CleanChat]:
+    """The stage's params, and those of generate and clean that it shares."""
+    return load("pilot", PilotParams), load("generate", SampledFrom), load("clean", CleanChat)
+
+
+def by_cell(drawn: list[DrawnPrompt], results: list[Result]) -> dict[str, list[Tried]]:
+    """The prompts of each cell with their results."""
+    cells = defaultdict[str, list[Tried]](list)
+    for one, result in zip(drawn, results, strict=True):
+        cells[one.cell].append((one.prompt, result))
+    return cells
+
+
+def pools(cells: dict[str, list[Tried]], min_texts: int) -> dict[str, list[Tried]]:
+    """All cells together, and those of a source that are too small to be judged alone."""
+    small = defaultdict[str, list[Tried]](list)
+    for cell, tried in cells.items():
+        if len(tried) < min_texts:
+            small[f"({source_and_style(cell)[0]}, small cells)"] += tried
+    return {ALL: [one for tried in cells.values() for one in tried], **small}
 
 
 def main() -> str:
-    (params, generation), model = settings(), GenerationModel.read()
+    (params, generation, clean), model = settings(), GenerationModel.read()
     drawn = draw_prompts(tables_in(PROMPTS), params.seed, params.per_cell)
     requests = PromptRequests([(one.prompt_id, one.prompt) for one in drawn], model, generation.seed, samples=1)
     with CompletionStore() as store:
         run = complete("pilot", requests, model, generation.sampling, store, Send(), earlier_completions)
     run.write_record()
-    write_completions(COMPLETIONS, (result for _, result in run.results))
+    results = [result for _, result in run.results]
+    write_completions(COMPLETIONS, results)
 
-    cells: dict[str, list[Completion | Failure]] = defaultdict(list)
-    for one, (_, result) in zip(drawn, run.results, strict=True):
-        cells[one.cell].append(result)
-    figures = {cell: measure(some, params.opening_words, params.refusals) for cell, some in cells.items()}
-    overall = measure([one for some in cells.values() for one in some], params.opening_words, params.refusals)
-    exceeded = [v for cell, figure in figures.items() for v in violations(cell, figure, params.thresholds)]
-    exceeded += violations("(all cells)", overall, params.thresholds)
-    write_metrics(METRICS, {**overall, "violations": len(exceeded), "cells": figures})
+    refusals, cells = Refusals(params.rules.refusal, Chat(clean)), by_cell(drawn, results)
+    together = pools(cells, params.thresholds.min_texts)
+    figures = {name: measure(tried, params.rules, refusals) for name, tried in {**cells, **together}.items()}
+    exceeded = [v for name, figure in figures.items() for v in violations(name, figure, params.thresholds)]
+    pooled = {name: figures.pop(name) for name in together}
+    overall = pooled.pop(ALL)
+    write_metrics(METRICS, {**overall, "violations": len(exceeded), "cells": figures, "pools": pooled})
 
     GATE.unlink(missing_ok=True)
     if exceeded:
@@ -95,7 +116,7 @@ def main() -> str:
     write_text(GATE, json.dumps({"passed": True}) + "\n")
     verdict = f"{len(exceeded)} warnings (the gate only warns)" if exceeded else "every cell within the thresholds"
     return (
-        f"{overall['completions']} completions in {len(figures)} cells, {run.sent} sent, {run.cached} from the store;"
+        f"{overall['completions']} completions in {len(cells)} cells, {run.sent} sent, {run.cached} from the store;"
         f" {verdict}"
     )
 

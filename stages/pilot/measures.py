@@ -1,24 +1,19 @@
-"""What the pilot measures of a cell's completions: openings, truncation, refusals, diversity, lengths."""
+"""What the pilot measures of a cell's completions: shares of texts (stages/pilot/shares.py), diversity, lengths."""
 
-import re
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import zstandard
 
 from cosmopedia.generation.requests import Completion, Failure
-from cosmopedia.patterns import Pattern
+from stages.pilot.shares import Refusals, TextRules, Written, first_words, shares
 
 OPENINGS_SHOWN = 3
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
 BIGRAMS = 10_000  # of a cell, for distinct-2: from this size on the figure does not fall with the pilot's size
 WINDOW_LOG = 15  # zstd looks back 32 kB, so that the compression ratio does not grow with it either
-
-
-def opening(text: str, words: int) -> str:
-    """The first words, lower case, without punctuation: "have you ever"."""
-    return " ".join(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower())[:words])
 
 
 def distinct_2(texts: list[str]) -> float:
@@ -41,29 +36,26 @@ def quantiles(lengths: list[int]) -> dict[str, int]:
     return {name: ranked[round(q * (len(ranked) - 1))] for name, q in QUANTILES.items()} if ranked else {}
 
 
-def measure(results: list[Completion | Failure], opening_words: int, refusals: list[str]) -> dict[str, Any]:
-    """A cell's figures; shares are of its completions, `failed_share` of its requests.
-
-    `refusals` are regular expressions that are searched for anywhere in a text, case ignored.
-    """
-    completions = [result for result in results if isinstance(result, Completion)]
-    texts = [completion.text for completion in completions]
-    count = max(len(completions), 1)
-    openings = Counter(opening(text, opening_words) for text in texts)
-    frequent = sorted(openings.items(), key=lambda item: (-item[1], item[0]))[:OPENINGS_SHOWN]
-    patterns = [Pattern("pilot.refusals", pattern) for pattern in refusals]
-    refused = sum(any(pattern.search(text) is not None for pattern in patterns) for text in texts)
+def measure(tried: Sequence[tuple[str, Completion | Failure]], rules: TextRules, refusals: Refusals) -> dict[str, Any]:
+    """The figures of a cell's (prompt, result); shares are of its completions, `failed_share` of its requests."""
+    answered = [(prompt, result) for prompt, result in tried if isinstance(result, Completion)]
+    texts = [Written(result.text, prompt, result.finish_reason != "length") for prompt, result in answered]
+    tokens = [result.tokens for _, result in answered]
+    count = max(len(texts), 1)
+    counted = Counter(first_words(text.text, rules.opening_words) for text in texts)
+    frequent = sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:OPENINGS_SHOWN]
+    found = shares(texts, rules, refusals)
     return {
-        "requests": len(results),
-        "completions": len(completions),
-        "failed_share": (len(results) - len(completions)) / max(len(results), 1),
+        "requests": len(tried),
+        "completions": len(texts),
+        "failed_share": (len(tried) - len(texts)) / max(len(tried), 1),
         "opening_share": frequent[0][1] / count if frequent else 0.0,
         "opening": frequent[0][0] if frequent else "",
-        "openings": [{"opening": words, "share": number / count} for words, number in frequent],
-        "truncated_share": sum(completion.finish_reason == "length" for completion in completions) / count,
-        "refused_share": refused / count,
-        "distinct_2": distinct_2(texts),
-        "compression_ratio": compression_ratio(texts) if texts else 1.0,
-        "mean_tokens": sum(completion.tokens for completion in completions) / count,
-        "tokens": quantiles([completion.tokens for completion in completions]),
+        "openings": [{"opening": opening, "share": number / count} for opening, number in frequent],
+        **{f"{name}_share": finding.share for name, finding in found.items()},
+        "examples": {name: finding.example for name, finding in found.items() if finding.example},
+        "distinct_2": distinct_2([text.text for text in texts]),
+        "compression_ratio": compression_ratio([text.text for text in texts]) if texts else 1.0,
+        "mean_tokens": sum(tokens) / count,
+        "tokens": quantiles(tokens),
     }

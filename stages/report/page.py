@@ -76,6 +76,9 @@ def render_run(profile: str) -> str:
     )
 
 
+PILOT_SHARES = (  # of the pilot's measures, as the page's table has them
+    "opening", "openings", "closings", "refused", "short", "repeated", "copied", "unfinished", "truncated",
+)  # fmt: skip
 SECTIONS = [
     ("documents", "Completions to corpus"),
     ("seeds", "Seeds and topics"),
@@ -196,7 +199,8 @@ def pilot(facts: Facts) -> list[list[str]]:
             cell,
             number(m.get("completions")),
             m.get("opening") or DASH,
-            *(share(m.get(name)) for name in ("opening_share", "truncated_share", "refused_share")),
+            *(share(m.get(f"{name}_share")) for name in PILOT_SHARES),
+            f"{m.get('examples', {}).get('name', '')} {share(m.get('name_share'))}".strip(),
             *(number(m.get(name), 3) for name in ("distinct_2", "compression_ratio")),
         ]
         for cell, m in facts.metrics["pilot"].get("cells", {}).items()

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import regex
 
+from cosmopedia.corpus.chat import CLOSING_CHARS, Chat, ChatParams
+from cosmopedia.corpus.sentences import to_last_sentence
 from cosmopedia.errors import ConfigError
 from cosmopedia.params import read_yaml
 from cosmopedia.patterns import Pattern, compiled
-from stages.clean.chat import CLOSING_CHARS, Chat, ChatParams
 from stages.clean.language import prose
-from stages.clean.sentences import to_last_sentence
 from tests.support.documents import ROOT
 
 METHODS = {"compile", "search", "match", "fullmatch", "sub", "findall", "finditer", "split"}
@@ -118,7 +118,7 @@ def seconds(apply: Any, text: str) -> float:
 
 def test_the_patterns_are_found() -> None:
     assert len(PATTERNS) > 90
-    assert {"params.clean.openings.hello.pattern", "params.pilot.refusals.0"} <= PATTERNS.keys()
+    assert {"params.clean.openings.hello.pattern", "params.clean.refusals.refusal"} <= PATTERNS.keys()
 
 
 @pytest.mark.slow

@@ -63,14 +63,14 @@ def write_model(folder: Path, max_length: int = 400) -> None:
 
 
 def write_settings(folder: Path, endpoints: list[str], **changes: object) -> None:
-    """The repository's own params of pilot and generate; `changes` replace leaves by dotted name.
+    """The repository's own params of pilot, clean and generate; `changes` replace leaves by dotted name.
 
     With endpoints the compute file has an external engine; without, it starts servers itself.
     """
     left = dict(changes)
     for name in ("params.yaml", "profiles/rehearsal.yaml"):
         content = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
-        kept = {key: content[key] for key in ("profile", "pilot", "generate") if key in content}
+        kept = {key: content[key] for key in ("profile", "pilot", "clean", "generate") if key in content}
         for dotted in list(left):
             *path, leaf = dotted.split(".")
             node = kept

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate
 
+from cosmopedia.corpus.sentences import to_last_sentence
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.params import check, read_yaml
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
@@ -13,7 +14,6 @@ from stages.clean.__main__ import main
 from stages.clean.language import foreign
 from stages.clean.repetition import TOKEN, RepetitionLimits, most_duplicate_characters, repetition
 from stages.clean.rules import Cleaned, CleanParams, Removed, clean
-from stages.clean.sentences import to_last_sentence
 from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 from tests.support.stage_folders import files_of, on_scratch
 

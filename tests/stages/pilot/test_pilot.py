@@ -6,17 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from cosmopedia.corpus.chat import Chat
 from cosmopedia.errors import DataError
 from cosmopedia.generation.requests import Completion, Failure
-from cosmopedia.params import load
+from cosmopedia.params import read_yaml
 from cosmopedia.rng import draw_u64
 from stages.generate import __main__ as generate
 from stages.pilot import __main__ as pilot
 from stages.pilot.measures import measure
 from stages.pilot.prompt_draw import draw_prompts
+from stages.pilot.shares import Refusals
+from tests.support.documents import ROOT
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import prompt_row, write_model, write_prompts, write_settings
 
+JUDGED = {"pilot.thresholds.min_texts": 8}  # cells of 8 texts are judged
 GATE = Path("data/pilot/gate.json")
 
 
@@ -32,8 +36,9 @@ def completion(text: str, finish_reason: str = "eos_token", tokens: int = 10) ->
 
 
 def measured(*results: Completion | Failure) -> dict:
-    params = load("pilot", pilot.PilotParams)
-    return measure(list(results), params.opening_words, params.refusals)
+    params, _, clean = pilot.settings()
+    refusals = Refusals(params.rules.refusal, Chat(clean))
+    return measure([("", result) for result in results], params.rules, refusals)
 
 
 def test_openings_are_compared_without_case_and_punctuation(folder: Path) -> None:
@@ -102,7 +107,7 @@ def script(prompt: str, n: int) -> object:
 
 def test_a_gate_that_stops_names_the_cell_and_the_opening(folder: Path, capsys: pytest.CaptureFixture) -> None:
     write_prompts(folder, {"web-blogpost": 12, "wikihow-wikihow": 12})
-    thresholds = {"pilot.per_cell": 8, "pilot.gate": "stop", "pilot.opening_words": 1}
+    thresholds = {"pilot.per_cell": 8, "pilot.gate": "stop", "pilot.rules.opening_words": 1, **JUDGED}
     with FakeTgi(script) as server:
         write_settings(folder, [server.url], **thresholds)
         with pytest.raises(DataError, match=r"web-blogpost: truncated_share 1 \(limit 0\.25\)") as stopped:
@@ -113,6 +118,9 @@ def test_a_gate_that_stops_names_the_cell_and_the_opening(folder: Path, capsys: 
         "web-blogpost",
         "wikihow-wikihow",
     }
+    assert "in 8 of 8: raise generate.sampling.max_new_tokens" in str(
+        stopped.value
+    )  # the example is before, the advice behind
     assert "web-blogpost     opening_share" in capsys.readouterr().out
 
 
@@ -121,7 +129,7 @@ def test_a_gate_that_warns_lets_through_with_the_same_bytes(folder: Path) -> Non
     gates = []
     with FakeTgi(script) as server:
         for words in (1, 3):
-            write_settings(folder, [server.url], **{"pilot.per_cell": 8, "pilot.opening_words": words})
+            write_settings(folder, [server.url], **{"pilot.per_cell": 8, "pilot.rules.opening_words": words, **JUDGED})
             assert "warnings (the gate only warns)" in pilot.main()
             gates.append(GATE.read_bytes())
             shutil.rmtree(".store")  # the second pilot finds what the first has paid for in its own out
@@ -134,6 +142,23 @@ def test_a_fault_seen_too_few_times_is_chance(folder: Path) -> None:
     with FakeTgi(script) as server:
         write_settings(folder, [server.url], **{"pilot.per_cell": 2, "pilot.gate": "stop"})
         assert "every cell within the thresholds" in pilot.main()
+
+
+def test_small_cells_of_a_source_are_judged_together(folder: Path) -> None:
+    write_prompts(folder, {"web-blogpost": 3, "web-textbook_academic": 3, "web-wikihow": 3, "wikihow-wikihow": 3})
+    with FakeTgi(script) as server:
+        write_settings(folder, [server.url], **{"pilot.per_cell": 3, "pilot.gate": "stop", **JUDGED})
+        with pytest.raises(DataError, match=r"\(web, small cells\): truncated_share 1 ") as stopped:
+            pilot.main()
+    assert "(wikihow, small cells)" not in str(stopped.value) and "web-blogpost:" not in str(stopped.value)
+    figures = json.loads(Path("metrics/pilot.json").read_text())
+    assert figures["pools"]["(web, small cells)"]["completions"] == 9 and len(figures["cells"]) == 4
+
+
+def test_a_pilot_of_any_profile_can_be_judged() -> None:
+    limits = read_yaml(ROOT / "params.yaml")["pilot"]["thresholds"]
+    for profile in (ROOT / "profiles").glob("*.yaml"):
+        assert read_yaml(profile)["pilot"]["per_cell"] >= limits["min_texts"] > limits["min_seen"], profile.name
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 """Where a text that was cut at max_new_tokens can end: after its last full sentence, list item, verse, or block.
+And whether a text ends in such an end.
 
 Sentences are spaCy's (rules, no model). Code, formulae and tables are blocks that stay whole or go whole.
 """
@@ -63,6 +64,25 @@ def to_last_sentence(text: str, language: str = "en") -> str:
         if end:
             return text[: block.start + end]
     return ""
+
+
+def is_finished(text: str) -> bool:
+    """Does a text end in an end? By its last marks alone: "Dr." passes for one, and spaCy is not needed.
+
+    A last list item or verse may go without a mark, unless others of its paragraph have one.
+    """
+    found = blocks(text)
+    if not found or found[-1].kind != "prose":
+        return bool(found) and found[-1].whole
+    *before, last = text[found[-1].start : found[-1].end].split("\n")
+    if _marked(last):
+        return True
+    form = ITEM.match(last) is not None or _is_verse([*before, last])
+    return form and not any(map(_marked, before))
+
+
+def _marked(line: str) -> bool:
+    return line.rstrip("".join(CLOSERS) + " ")[-1:] in MARKS
 
 
 def blocks(text: str) -> list[Block]:
