@@ -11,7 +11,7 @@ from cosmopedia.errors import ConfigError
 from cosmopedia.execution.settings import check_settings_once
 from cosmopedia.records import read_records
 from stages.generator.demonstrations import read_demonstrations
-from stages.tokenize_corpus.shards import find_tokenizer
+from stages.tokenize_corpus.tokenizer_files import find_tokenizer
 from tests.support.command_line import cosmo
 from tests.support.prompt_rows import write_model
 

@@ -22,6 +22,7 @@ from stages.clean import __main__ as clean
 from stages.decontaminate import __main__ as decontaminate
 from stages.dedup import __main__ as dedup
 from stages.generate import __main__ as generate
+from stages.paraphrases import __main__ as paraphrases
 from stages.pilot import __main__ as pilot
 from stages.prompts import __main__ as prompts
 from stages.prompts import exact_duplicates, near_duplicates, writing
@@ -147,8 +148,9 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
         texts = [". ".join(passage(int(i[:16], 16), 80)) for i in rows["completion_id"]]
         rows = rows.with_columns(pl.Series("text", texts), finish_reason=pl.lit("eos_token"), text_token_length=80)
         write_table(path, pa.Table.from_pylist(rows.to_dicts()), DOCUMENT)
+    shutil.copytree(ROOT / "curation", folder / "curation")
     write_items(folder / "data/benchmarks", "arc", [("Which gas do plants take in by day?", "carbon dioxide")])
-    for stage in (clean, dedup, decontaminate, tokenize_corpus):
+    for stage in (clean, dedup, paraphrases, decontaminate, tokenize_corpus):
         stage.main()
     files = sorted(Path("data/decontaminate").glob("*.parquet"))
     metrics = {path.stem: json.loads(path.read_text()) for path in sorted(Path("metrics").glob("*.json"))}
