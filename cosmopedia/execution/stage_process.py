@@ -63,9 +63,11 @@ def end_with_dvc() -> None:
     if sys.platform != "linux":
         return
     pid = os.getppid()
-    while pid > 1 and b"\0DVC_STAGE=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
-        pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-    if pid == 1:  # DVC has died already
+    while pid > 1 and b"\0DVC_STAGE=" in b"\0" + _of_process(pid, "environ"):
+        pid = int(_of_process(pid, "stat").rpartition(b")")[2].split()[1])
+    if pid == 1 and b"dvc" not in _of_process(
+        pid, "cmdline"
+    ):  # of a container it may be DVC; else DVC has died already
         sys.exit(128 + signal.SIGTERM)
     dvc = os.pidfd_open(pid)  # readable once the process has ended
 
@@ -74,6 +76,16 @@ def end_with_dvc() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="watch-dvc", daemon=True).start()
+
+
+def _of_process(pid: int, name: str) -> bytes:
+    """A file of /proc about a process; empty if that is another user's. This process ends when that one is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except PermissionError:
+        return b""
+    except (FileNotFoundError, ProcessLookupError):
+        sys.exit(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from cosmopedia.params import Params, load
 from cosmopedia.records import resolve_revision
 from cosmopedia.tables.row_counts import write_metrics
 from stages.generator.gguf import write_model
-from stages.generator.local_model import find_local, is_here
+from stages.generator.local_model import find_local, is_here, locate
 from stages.generator.tiny_llama import TinyLlama, train
 
 OUT, PLOT = Path("models/generator"), Path("metrics/plots/generator_loss.csv")
@@ -59,7 +59,9 @@ def save_tokenizer(model: str, out: Path, **pinned: str) -> None:
 def settings() -> GeneratorParams:
     """The stage's params."""
     params = load("generator", GeneratorParams)
-    if params.train is None and params.revision is None and not is_here(params.model):
+    if params.train is None and is_here(params.model):
+        locate(params.model)
+    elif params.train is None and params.revision is None:
         raise ConfigError(
             f"generator: {params.model} is taken for a hub id, which needs a revision; or give `train`, or a path"
         )

@@ -30,9 +30,11 @@ def is_here(model: str) -> bool:
     return model.startswith(PACKAGE) or is_local(model)
 
 
-def find_local(model: str, pin: str | None) -> LocalModel:
-    """The model that a path or `package:<import name>` leads to. `ConfigError` when there is none, more than one, or
-    another one than `pin` says."""
+def locate(model: str) -> tuple[Path, Path | None]:
+    """The folder that a path or `package:<import name>` leads to, and the GGUF file in it where that is the model.
+
+    `ConfigError` when there is no model, more than one, or not a whole one; a package must carry a GGUF file.
+    """
     if model.startswith(PACKAGE):
         folder = _package_folder(model.removeprefix(PACKAGE))
     else:
@@ -41,14 +43,22 @@ def find_local(model: str, pin: str | None) -> LocalModel:
             raise ConfigError(f"generator.model: {model} does not exist; correct the path, or name a hub id")
     found = [folder] if folder.is_file() else sorted(folder.glob("*.gguf"))
     if not any(folder.glob("*.safetensors")) and len(found) == 1 and found[0].suffix == ".gguf":
-        files = found if model.startswith(PACKAGE) else all_files(model)
-        local = LocalModel(found[0].stem, content_revision(files), found[0].parent, found[0])
-    else:
-        _check_folder(model, folder, found)
-        local = LocalModel(folder.resolve().name, content_revision(all_files(model)), folder, None)
-    if not model.startswith(PACKAGE):  # the lock file pins those
-        check_pin(model, pin, local.revision)
-    return local
+        return found[0].parent, found[0]
+    if model.startswith(PACKAGE):
+        raise ConfigError(f"generator.model: {model} carries {len(found)} GGUF files, and one is wanted; name a path")
+    _check_folder(model, folder, found)
+    return folder, None
+
+
+def find_local(model: str, pin: str | None) -> LocalModel:
+    """The model that a path or package leads to, its files hashed. `ConfigError` when it is not what `pin` says."""
+    folder, gguf = locate(model)
+    name = gguf.stem if gguf else folder.resolve().name
+    packaged = gguf is not None and model.startswith(PACKAGE)
+    revision = content_revision([gguf] if gguf and packaged else all_files(model))
+    if not packaged:  # the lock file pins those
+        check_pin(model, pin, revision)
+    return LocalModel(name, revision, folder, gguf)
 
 
 def _package_folder(name: str) -> Path:

@@ -15,7 +15,7 @@ import pytest
 from cosmopedia.errors import ConfigError
 from cosmopedia.generation.model import GenerationModel
 from stages.generator.gguf import CUTS, fields_of, tokenizer_of
-from stages.generator.local_model import find_local, is_here
+from stages.generator.local_model import find_local, is_here, locate
 from tests.support.prompt_rows import ROOT
 from tests.support.tiny_llama import write_model, write_tokenizer
 
@@ -183,10 +183,12 @@ def test_what_is_no_whole_model_is_refused_by_name(tmp_path: Path, monkeypatch: 
         "two": "2 GGUF files are here: name one",
         "half": "has no model-00002-of-00002.safetensors",
         "package:no_such_package": "no package no_such_package is installed",
+        "package:json": "package:json carries 0 GGUF files",
     }.items():
         assert is_here(model)
-        with pytest.raises(ConfigError, match=wanted):
-            find_local(model, None)
+        for find in (locate, lambda model: find_local(model, None)):
+            with pytest.raises(ConfigError, match=wanted):
+                find(model)
     with pytest.raises(ConfigError, match="is no GGUF file, or is cut short"):
         fields_of(Path("two/a.gguf"))
     with pytest.raises(ConfigError, match="kind llama / smollm; byte-level ones"):
