@@ -275,12 +275,15 @@ LABEL = Contract(
     _schema(
         cluster=_i32,
         size=_i32,
-        label=_s,
-        label_source=_s,  # "model" | "keywords": the answer did not parse, so the c-TF-IDF keywords are used
-        educational_score=(pa.int8(),),  # 1-10, null when the answer did not parse
+        label=_s,  # unique: a name that two clusters share has a keyword behind it in the smaller one
+        label_source=_s,  # "model" | "keywords": no answer was usable, so the c-TF-IDF keywords are used
+        topic=(_s,),  # the name as the model gave it, null without one
+        educational_score=(pa.int8(),),  # 1-10, the median of `scores`; null when no answer was usable
+        scores=pa.list_(pa.int8()),  # of the usable answers, in the order of the draws
+        draws=_i32,  # times that the model was shown examples
         keywords=pa.list_(_s),  # c-TF-IDF, best first
-        examples=pa.list_(_s),  # row ids shown to the model
-        answer=_s,  # the model's words
+        examples=pa.list_(_s),  # row ids shown to the model when it gave the name
+        answer=_s,  # the model's words then
     ),
     "cluster",
     {"cluster": 0, "size": 0, "educational_score": 1},

@@ -1,4 +1,4 @@
-"""What the model is shown of each cluster: examples, and the keywords that stand in for a label."""
+"""What the model is shown of each cluster: examples and keywords, which stand in for a label that it does not give."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class ClusterExamples:
     """Clusters by number: their rows, the texts that the model sees, their keywords."""
 
     rows: dict[int, list[str]]  # row ids
-    examples: dict[int, list[str]]  # row ids
+    draws: dict[int, list[list[str]]]  # of row ids, one list of examples per draw
     texts: dict[str, str]  # of the examples, by row id
     keywords: dict[int, list[str]]
 
@@ -31,11 +31,8 @@ def read_clusters() -> dict[int, list[str]]:
     return dict(rows.group_by("cluster").agg(pl.col("row_id").sort()).sort("cluster").iter_rows())
 
 
-def read_documents(
-    examples: dict[int, list[str]], counted: dict[int, list[str]]
-) -> tuple[dict[str, str], dict[int, Counter[str]]]:
-    """(texts of the `examples` rows; for each cluster, in how many of its `counted` rows a word occurs)."""
-    shown = {row_id for ids in examples.values() for row_id in ids}
+def read_documents(shown: set[str], counted: dict[int, list[str]]) -> tuple[dict[str, str], dict[int, Counter[str]]]:
+    """(texts of the `shown` rows; for each cluster, in how many of its `counted` rows a word occurs)."""
     cluster_of = {row_id: cluster for cluster, ids in counted.items() for row_id in ids}
     stop_words, texts = english_stop_words(), {}
     counts: dict[int, Counter[str]] = defaultdict(Counter)
@@ -50,11 +47,15 @@ def read_documents(
     return texts, counts
 
 
-def draw_examples(seed: int, examples: int, keyword_count: int, keyword_documents: int) -> ClusterExamples:
-    """`examples` texts of each cluster, and `keyword_count` words counted in `keyword_documents` of its rows."""
+def draw_examples(seed: int, examples: int, draws: int, keyword_count: int, keyword_documents: int) -> ClusterExamples:
+    """`draws` times `examples` texts of each cluster, and `keyword_count` words of `keyword_documents` of its rows."""
     rows = read_clusters()
-    drawn = {cluster: draw_sample(seed, "label", ids, examples) for cluster, ids in rows.items()}
+    purposes = ["label", *(f"label {n}" for n in range(1, draws))]
+    drawn = {
+        cluster: [draw_sample(seed, purpose, ids, examples) for purpose in purposes] for cluster, ids in rows.items()
+    }
     counted = {cluster: draw_sample(seed, "keywords", ids, keyword_documents) for cluster, ids in rows.items()}
-    texts, counts = read_documents(drawn, counted)
+    shown = {row_id for lists in drawn.values() for ids in lists for row_id in ids}
+    texts, counts = read_documents(shown, counted)
     best = keywords(counts, {cluster: len(ids) for cluster, ids in counted.items()}, keyword_count)
     return ClusterExamples(rows, drawn, texts, best)

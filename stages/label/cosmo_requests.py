@@ -2,11 +2,13 @@
 
 from cosmopedia.generation.complete import StageRequests
 from cosmopedia.generation.model import GenerationModel
-from stages.label.__main__ import labelling_requests, settings
+from stages.label.__main__ import Labelling, settings
 
 
 def stage_requests() -> StageRequests:
-    """The requests of the clusters as they are now."""
+    """The requests of the clusters as they are now, those of further draws included."""
     params, model = settings(), GenerationModel.read()
-    _, requests = labelling_requests(params, model)
-    return StageRequests("label", requests, model, params.sampling)
+    labelling = Labelling(params, model)
+    draws = range(max(params.draws, params.max_draws))
+    requests = labelling.requests((cluster, draw) for cluster in labelling.clusters.rows for draw in draws)
+    return StageRequests("label", requests, model, labelling.sampling)

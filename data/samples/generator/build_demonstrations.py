@@ -54,7 +54,7 @@ def web_rows() -> list[dict]:
         texts = {page["id"]: page["text"] for page in members}
         for turn in range(LABELS_PER_TOPIC):
             shown = draw_sample(SEED, f"label {turn}", texts, 10)
-            prompt = labelling_prompt([texts[i] for i in shown], label, LABEL_CHARS)
+            prompt = labelling_prompt([texts[i] for i in shown], [], label, LABEL_CHARS)
             rows.append({"prompt": prompt, "text": expected_answer(name, score)})
         if score == 1:
             continue

@@ -6,7 +6,6 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,13 +14,16 @@ from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution import sending
 from cosmopedia.execution.budget import Budget, forecast, read_rate, refuse, spent, write_rate
 from cosmopedia.execution.status import status_files
+from cosmopedia.generation.complete import StageRequests
+from cosmopedia.generation.model import GenerationModel
+from cosmopedia.generation.requests import Sampling
 from stages.generate import __main__ as generate
 from stages.label import cosmo_requests
 from tests.support.command_line import cosmo
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import MODEL, write_model, write_prompts, write_settings
 
-NAMING = SimpleNamespace(sampling=None)
+NAMING = Sampling(temperature=1, top_p=1, top_k=None, repetition_penalty=None, max_new_tokens=8)
 
 
 @pytest.fixture
@@ -125,8 +127,8 @@ def test_what_nothing_refers_to_is_named_and_then_removed(folder: Path, monkeypa
     def command(*words: str) -> str:
         return cosmo(store_app, *words)
 
-    monkeypatch.setattr(cosmo_requests, "labelling_requests", lambda *_: ({}, []))  # no clusters to label here
-    monkeypatch.setattr(cosmo_requests, "settings", lambda: NAMING)
+    nothing = StageRequests("label", [], GenerationModel.read(), NAMING)  # no clusters to label here
+    monkeypatch.setattr(cosmo_requests, "stage_requests", lambda: nothing)
     with FakeTgi() as server:
         write_settings(folder, [server.url])
         generate.main()
