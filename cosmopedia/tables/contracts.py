@@ -294,9 +294,11 @@ TOPIC = Contract(
     _schema(
         cluster=_i32,
         topic=_s,
+        label=_s,  # the cluster's own
         decision=_s,  # "keep" | "drop"
         reason=_s,
-        decided_by=_s,  # "label" | "keywords" (curation/topics.yaml) | "score" (no reviewed entry matched)
+        decided_by=_s,  # "cluster" | "label" | "keywords" (curation/topics.yaml) | "score" (no reviewed entry matched)
+        mixed=pa.bool_(),  # parts of it were reviewed with another decision: each row has that of its own part
         size=_i32,
         educational_score=(pa.int8(),),
     ),

@@ -18,13 +18,12 @@ from cosmopedia.text import without_controls
 TEMPLATE = Path("curation/label.txt")
 LONGEST_TOPIC, MOST_WORDS = 80, 8  # characters, words; the prompt asks for five words
 
-# A topic of one to four words in title case, as subjects are written. None begins with "The": small models begin so,
-# and then find no subject. Servers know different dialects of regular expressions: no look-ahead, no \b.
-_WORD = r"([A-Z][a-z]{1,14}('s)?(-[A-Za-z][a-z]{1,14})?|[A-Z]{2,4}|[A-Z]\+\+)"
-_FIRST = (
-    r"([A-SU-Z][a-z]{2,14}('s)?(-[A-Za-z][a-z]{1,14})?|T[a-gi-z][a-z]{1,14}|Th[a-df-z][a-z]{1,14}|[A-Z]{2,4}|C\+\+)"
-)
-GRAMMAR = rf"Topic: {_FIRST}( (and |of |in |for |& )?{_WORD}){{0,3}}\. Educational value rating: (10|[1-9])\."
+# A topic of one to three words in title case, as subjects are written. None begins with "The", and none has capitals
+# or marks inside: small models begin so, and then find no subject. Servers know different dialects of regular
+# expressions: no look-ahead, no \b.
+_WORD = "[A-Z][a-z]{2,13}"
+_FIRST = "([A-SU-Z][a-z]{2,13}|T[a-gi-z][a-z]{1,12}|Th[a-df-z][a-z]{1,11})"
+GRAMMAR = rf"Topic: {_FIRST}( (and |of |in )?{_WORD}){{0,2}}\. Educational value rating: (10|[1-9])\."
 
 _THOUGHT = re.compile(r"<(think(?:ing)?|reasoning)>.*?</\1>", re.IGNORECASE | re.DOTALL)
 _THOUGHT_TAG = re.compile(r"<(/?)(?:think(?:ing)?|reasoning)>", re.IGNORECASE)
@@ -201,7 +200,8 @@ def _topic(value: str) -> str | None:
     words = topic.casefold().split()
     if len(topic) > LONGEST_TOPIC or len(words) > MOST_WORDS or _NO_TOPIC.fullmatch(topic):
         return None
-    repeated = len(words) > 1 and len(set(words)) == 1
+    long = [word for word in words if len(word) > 3]
+    repeated = len(set(long)) < len(long) or (len(words) > 1 and len(set(words)) == 1)
     return topic if re.search(r"[^\W\d_]", topic) and not repeated else None
 
 

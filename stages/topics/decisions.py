@@ -1,26 +1,33 @@
-"""Reviewed topic decisions, curation/topics.yaml: checked on reading, matched to clusters, applied to rows."""
+"""Reviewed topic decisions, curation/topics.yaml: checked on reading, matched to clusters, applied to rows.
+
+An entry decides a cluster that follows one of its reviewed clusters (stages/topics/reviewed.py), else one that the
+model's label or its keywords name.
+"""
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from cosmopedia.corpus.keywords import words
 from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params, check, read_yaml
 from cosmopedia.tables.row_counts import RowCounts
+from stages.topics.reviewed import REVIEWED, Overlap, ReviewedCluster
 
 CURATION = Path("curation/topics.yaml")
 COMPARED = 20  # a cluster's best keywords that are compared with an entry's
 
 
 class TopicsParams(Params):
-    """What happens to clusters that nobody has reviewed."""
+    """When an entry decides a cluster, and what happens to clusters that nobody has reviewed."""
 
     min_keyword_matches: int = Field(ge=1)
+    min_agreement: float = Field(ge=0.5, le=1)
     min_score: int = Field(ge=1, le=10)
     unscored: Literal["keep", "drop"]
 
@@ -33,15 +40,19 @@ class Entry(Params):
     reason: str = Field(min_length=1)
     labels: list[str]  # other names that models give the topic
     keywords: list[str]  # words that tell it from other topics
+    clusters: list[str] = Field(default_factory=list)  # ids of reviewed clusters, in curation/clusters.jsonl
+    score: float | None = None  # what the model gave when the entry was proposed
+    examples: list[str] = Field(default_factory=list)  # lines of its pages, for whoever reviews it
 
 
 @dataclass(frozen=True)
 class Match:
-    """The entry for a cluster and what decided it: "label" or "keywords"."""
+    """The entry for a cluster and what decided it: "cluster", "label" or "keywords"."""
 
     entry: Entry
     by: str
     contradicts_label: bool = False  # the label named another entry
+    mixed: bool = False  # its parts were reviewed with different decisions: its rows are decided one by one
 
 
 def fold(name: str) -> str:
@@ -52,8 +63,8 @@ def fold(name: str) -> str:
 def read_curation(path: Path = CURATION) -> list[Entry]:
     """The entries. `ConfigError` names the entry that is wrong.
 
-    Refused: a topic twice (with equal or opposite decisions), a name that two entries claim, an unknown decision, a
-    missing reason, a keyword that no text can match.
+    Refused: a topic twice (with equal or opposite decisions), a name or a cluster that two entries claim, an unknown
+    decision, a missing reason, a keyword that no text can match.
     """
     content = read_yaml(path)
     listed = content.get("topics")
@@ -61,7 +72,15 @@ def read_curation(path: Path = CURATION) -> list[Entry]:
         raise ConfigError(f"{path}: wanted one key, topics, with a list of entries; found {sorted(map(str, content))}")
     entries = [_entry(values, f"{path}: entry {number}") for number, values in enumerate(listed, 1)]
     seen: dict[str, Entry] = {}
+    owners: dict[str, Entry] = {}
     for entry in entries:
+        for cluster in dict.fromkeys(entry.clusters):
+            owner = owners.setdefault(cluster, entry)
+            if owner is not entry:
+                raise ConfigError(
+                    f"{path}: the cluster {cluster} is under {owner.topic!r} ({owner.decision}) and under"
+                    f" {entry.topic!r} ({entry.decision}); leave it under one of them"
+                )
         if (other := seen.get(fold(entry.topic))) and fold(other.topic) == fold(entry.topic):
             how = "twice" if other.decision == entry.decision else "both as keep and as drop"
             raise ConfigError(f"{path}: topic {entry.topic!r} is listed {how}; leave one of the two entries")
@@ -90,14 +109,50 @@ def _entry(values: object, where: str) -> Entry:
     return entry
 
 
+def match_reviewed(entries: list[Entry], overlap: Overlap, cluster: int, params: TopicsParams) -> Match | None:
+    """The entry whose reviewed cluster a cluster follows, or None for a new cluster.
+
+    It is mixed when less than `min_agreement` of its rows belong to reviewed clusters with one decision.
+    """
+    followed = overlap.follows(cluster)
+    if followed is None:
+        return None
+    owners = owners_of(entries)
+    drop = np.array([owners[name].decision == "drop" for name in overlap.ids])
+    dropped = overlap.counts[cluster][drop].sum() / overlap.counts[cluster].sum()
+    return Match(
+        owners[overlap.ids[followed]], "cluster", mixed=bool(max(dropped, 1 - dropped) < params.min_agreement)
+    )
+
+
+def owners_of(entries: list[Entry]) -> dict[str, Entry]:
+    """The entry of each reviewed cluster."""
+    return {cluster: entry for entry in entries for cluster in entry.clusters}
+
+
+def check_clusters(entries: list[Entry], reviewed: dict[str, ReviewedCluster]) -> None:
+    """`ConfigError` for a reviewed cluster that an entry names and that is not there."""
+    for name, entry in owners_of(entries).items():
+        if name not in reviewed:
+            raise ConfigError(
+                f"{CURATION}: {entry.topic!r} names the cluster {name}, which {REVIEWED} lacks; restore that file with"
+                " git, or remove the id"
+            )
+
+
+def named_by(entries: list[Entry], label: str | None) -> Entry | None:
+    """The entry that has a label among its names."""
+    return next((e for e in entries if label and fold(label) in map(fold, [e.topic, *e.labels])), None)
+
+
 def match(entries: list[Entry], label: str | None, keywords: list[str], min_matches: int) -> Match | None:
-    """The entry that a cluster belongs to, or None.
+    """The entry that a cluster's words name, or None.
 
     By the model's `label` (None if it gave none), else by keywords: at least `min_matches` of the cluster's best 20
     are in the entry, and in no other entry as many. When label and keywords name different entries, the keywords
     decide: they are the words of the texts, and a model can err.
     """
-    by_label = next((e for e in entries if label and fold(label) in map(fold, [e.topic, *e.labels])), None)
+    by_label = named_by(entries, label)
     best = set(keywords[:COMPARED])
     shared = Counter({n: len(best & set(entry.keywords)) for n, entry in enumerate(entries)})
     ranked = [(n, count) for n, count in shared.most_common(2) if count >= min_matches]
@@ -111,10 +166,16 @@ def match(entries: list[Entry], label: str | None, keywords: list[str], min_matc
     return Match(by_keywords, "keywords", contradicts_label=True)
 
 
-def decide(label: dict[str, Any], entries: list[Entry], params: TopicsParams) -> tuple[dict[str, Any], Match | None]:
+def decide(
+    label: dict[str, Any], entries: list[Entry], params: TopicsParams, overlap: Overlap | None = None
+) -> tuple[dict[str, Any], Match | None]:
     """(the TOPIC row of a LABEL row, the reviewed entry that decided it, if one did)."""
-    name = label["label"] if label["label_source"] == "model" else None
-    matched = match(entries, name, label["keywords"], params.min_keyword_matches)
+    matched = match_reviewed(entries, overlap, label["cluster"], params) if overlap else None
+    if matched:
+        named = named_by(entries, label["topic"])
+        matched = replace(matched, contradicts_label=named is not None and named is not matched.entry)
+    else:
+        matched = match(entries, label["topic"], label["keywords"], params.min_keyword_matches)
     score = label["educational_score"]
     if matched:
         topic, decision, reason = matched.entry.topic, matched.entry.decision, matched.entry.reason
@@ -128,9 +189,11 @@ def decide(label: dict[str, Any], entries: list[Entry], params: TopicsParams) ->
     row = {
         "cluster": label["cluster"],
         "topic": topic,
+        "label": label["label"],
         "decision": decision,
         "reason": reason,
         "decided_by": matched.by if matched else "score",
+        "mixed": matched is not None and matched.mixed,
         "size": label["size"],
         "educational_score": score,
     }
@@ -149,13 +212,18 @@ def removal(row: dict[str, Any], topic: dict[str, Any] | None) -> dict[str, Any]
     return {"row_id": row["row_id"], "reason": reason, "detail": detail, "row": json.dumps(assignment)}
 
 
-def summary(counts: RowCounts, topics: list[dict[str, Any]], matches: list[Match | None]) -> dict[str, Any]:
-    """The stage's metrics."""
+def topic_of_part(topic: dict[str, Any], entry: Entry) -> dict[str, Any]:
+    """The TOPIC row of a mixed cluster, for its rows that belong to a reviewed cluster of `entry`."""
+    return topic | {"topic": entry.topic, "decision": entry.decision, "reason": entry.reason}
+
+
+def summary(
+    counts: RowCounts, rows_of: Counter[str], topics: list[dict[str, Any]], matches: list[Match | None]
+) -> dict[str, Any]:
+    """The stage's metrics; `rows_of` counts the rows of each topic, kept or not."""
     kept = {t["topic"] for t in topics if t["decision"] == "keep"}
     dropped = {t["topic"] for t in topics if t["decision"] == "drop"}
-    decided, rows_of = Counter(t["decided_by"] for t in topics), Counter()
-    for topic in topics:
-        rows_of[topic["topic"]] += topic["size"]
+    decided = Counter(t["decided_by"] for t in topics)
     return {
         **counts.metrics(),
         "clusters": len(topics),
@@ -163,7 +231,7 @@ def summary(counts: RowCounts, topics: list[dict[str, Any]], matches: list[Match
         "clusters_dropped": sum(t["decision"] == "drop" for t in topics),
         "topics_kept": len(kept),
         "topics_dropped": len(dropped),
-        "decided_by": {by: decided[by] for by in ("label", "keywords", "score")},
+        "decided_by": {by: decided[by] for by in ("cluster", "label", "keywords", "score")},
         "labels_contradicted": sum(m is not None and m.contradicts_label for m in matches),
         "rows_by_topic": [{"topic": topic, "rows": rows} for topic, rows in sorted(rows_of.items())],
         "dropped": sorted(dropped - kept),

@@ -30,7 +30,7 @@ ENTRIES = [
         "keywords": ["bet", "odds", "casino", "star"],
     },
 ]
-PARAMS = {"min_keyword_matches": 2, "min_score": 4, "unscored": "keep"}
+PARAMS = {"min_agreement": 0.95, "min_keyword_matches": 2, "min_score": 4, "unscored": "keep"}
 SIZES = {0: 5, 1: 4, 2: 3, 3: 2, 4: 1, -1: 2}
 
 
@@ -69,6 +69,9 @@ def label_row(cluster: int, name: str, score: int | None, keywords: list[str]) -
         "size": SIZES[cluster],
         "label": name,
         "label_source": "keywords" if score is None else "model",
+        "topic": None if score is None else name,
+        "scores": [] if score is None else [score],
+        "draws": 1,
         "educational_score": score,
         "keywords": keywords,
         "examples": [],
@@ -104,7 +107,7 @@ def test_each_cluster_is_decided_and_each_row_is_accounted_for(folder: Path) -> 
     }
     metrics = json.loads(Path("metrics/topics.json").read_text())
     assert metrics["rows_in"] == metrics["rows_kept"] + metrics["rows_removed"] == 17
-    assert metrics["decided_by"] == {"label": 1, "keywords": 1, "score": 3}
+    assert metrics["decided_by"] == {"cluster": 0, "label": 1, "keywords": 1, "score": 3}
     assert metrics["dropped"] == ["Car Adverts", "Gambling"]
     outputs = sorted(Path("data/topics").glob("*.parquet"))
     first = hash_files(outputs)
