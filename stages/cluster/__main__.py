@@ -1,8 +1,7 @@
 """cluster: groups of web rows that are alike.
 
 In: data/embed/vectors.parquet.
-Out: data/cluster/assignments.parquet (ASSIGNMENT), data/cluster/centroids.parquet (CENTROID), metrics/cluster.json,
-metrics/plots/clusters.png (the sample's map).
+Out: data/cluster/assignments.parquet (ASSIGNMENT), data/cluster/centroids.parquet (CENTROID), metrics/cluster.json.
 Contract: neither the number of tasks nor the order of rows changes a byte. UMAP and HDBSCAN see a sample drawn by row
 id, in this process; every other row, and what HDBSCAN called noise, goes to the nearest centroid if that is similar
 enough, else to cluster -1, in as many tasks as the compute file says.
@@ -23,11 +22,10 @@ from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, write_table
 from cosmopedia.tables.row_counts import RowCounts, write_metrics
 from cosmopedia.tables.row_ranges import checked_rows, read_parts, tasks_for
-from stages.cluster.map import draw_map
 from stages.cluster.sample import ClusterParams, read_sample, summary
 from stages.cluster.umap_hdbscan import AssignRows, find_groups
 
-VECTORS, OUT, FIGURE = Path("data/embed/vectors.parquet"), Path("data/cluster"), Path("metrics/plots/clusters.png")
+VECTORS, OUT = Path("data/embed/vectors.parquet"), Path("data/cluster")
 ROWS_PER_TASK = 5000  # fewer rows than this are not worth a task of their own
 
 
@@ -72,7 +70,6 @@ def main() -> str:
         for number, (size, centroid) in enumerate(zip(sizes, groups.centroids, strict=True))
     ]
     write_table(OUT / "centroids.parquet", centroids, CENTROID)
-    draw_map(FIGURE, groups.positions, groups.clusters)
     write_metrics("metrics/cluster.json", summary(groups, sizes, counts, min_cluster_size))
     return f"{len(sizes)} clusters hold {counts.kept} of {counts.rows_in} rows, {counts.removed['noise']} are noise"
 

@@ -66,7 +66,7 @@ class Labelling:
         for cluster, draw in draws:
             texts = [self.clusters.texts[row_id] for row_id in self.clusters.draws[cluster][draw]]
             keywords = self.clusters.keywords[cluster][:shown]
-            prompt = labelling_prompt(texts, keywords, self.template, self.params.example_chars)
+            prompt = labelling_prompt(texts, keywords, self.template, self.params.example_chars, self.params.grammar)
             prompts.append((f"cluster-{cluster}" + (f"-{draw}" if draw else ""), prompt))
         return PromptRequests(prompts, self.model, self.params.seed, samples=1)
 

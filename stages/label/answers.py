@@ -18,11 +18,16 @@ from cosmopedia.text import without_controls
 TEMPLATE = Path("curation/label.txt")
 LONGEST_TOPIC, MOST_WORDS = 80, 8  # characters, words; the prompt asks for five words
 
-# A topic of one to three words in title case, as subjects are written. None begins with "The", and none has capitals
-# or marks inside: small models begin so, and then find no subject. Servers know different dialects of regular
-# expressions: no look-ahead, no \b.
+FORM = "Answer with one line in this form, and nothing else:\nTopic: the_topic. Educational value rating: score."
+
+# A topic of one to three words in title case, as subjects are written. It does not begin with "The", "How" or "What",
+# and has no capitals or marks inside: small models begin so, and then find no subject. Servers know different dialects
+# of regular expressions: no look-ahead, no \b.
 _WORD = "[A-Z][a-z]{2,13}"
-_FIRST = "([A-SU-Z][a-z]{2,13}|T[a-gi-z][a-z]{1,12}|Th[a-df-z][a-z]{1,11})"
+_FIRST = (
+    "([A-GI-SUVX-Z][a-z]{2,13}|H[aeiuy][a-z]{1,12}|Ho[a-vx-z][a-z]{0,11}|T[a-gi-z][a-z]{1,12}|Th[a-df-z][a-z]{0,11}"
+    "|W[a-gi-z][a-z]{1,12})"
+)
 GRAMMAR = rf"Topic: {_FIRST}( (and |of |in )?{_WORD}){{0,2}}\. Educational value rating: (10|[1-9])\."
 
 _THOUGHT = re.compile(r"<(think(?:ing)?|reasoning)>.*?</\1>", re.IGNORECASE | re.DOTALL)
@@ -84,13 +89,17 @@ def read_label_template(path: Path = TEMPLATE) -> Template:
     return read_template(path, {"examples"}, frozenset({"count", "keywords"}))
 
 
-def labelling_prompt(texts: list[str], keywords: list[str], template: Template, example_chars: int) -> str:
+def labelling_prompt(
+    texts: list[str], keywords: list[str], template: Template, example_chars: int, grammar: bool
+) -> str:
     """The prompt for one cluster's example texts and its best keywords, before any chat template.
 
-    Each text is on one line, cut to `example_chars` characters at the end of a word.
+    Each text is on one line, cut to `example_chars` characters at the end of a word. Without a grammar the form of the
+    answer is asked for; with one it need not be, and a small model answers with the form's own words.
     """
     numbered = "\n".join(f"{n}. {excerpt(text, example_chars)}" for n, text in enumerate(texts, 1))
-    return template.substitute(count=len(texts), examples=numbered, keywords=", ".join(keywords))
+    prompt = template.substitute(count=len(texts), examples=numbered, keywords=", ".join(keywords))
+    return prompt if grammar else f"{prompt}\n{FORM}"
 
 
 def excerpt(text: str, chars: int) -> str:

@@ -1,7 +1,7 @@
 """report: headline numbers, figures, an HTML report, and the corpus with its dataset card.
 
 In: metrics/*.json, metrics/sources/*.json, metrics/plots/{prompts,contamination,train_loss}.csv,
-metrics/plots/clusters.png, data/decontaminate/*.parquet (DOCUMENT),
+metrics/plots/topics.png, data/decontaminate/*.parquet (DOCUMENT),
 data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED).
 Out: metrics/report.json (the numbers that `dvc metrics diff` and `dvc exp show` compare),
 metrics/plots/{removed,tokens}.csv, data/report/index.html (one file that needs no network), data/report/figures/*.svg,

@@ -12,7 +12,7 @@ from stages.report.run_record import environment_rows, generation_rows
 
 HERE, DASH = Path(__file__).parent, "–"
 RULES = ("plain", "window")  # decontamination's two ratios
-CLUSTERS = Path("metrics/plots/clusters.png")
+CLUSTERS = Path("metrics/plots/topics.png")
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 

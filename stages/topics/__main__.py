@@ -3,7 +3,8 @@
 In: data/label/labels.parquet, data/cluster/assignments.parquet, data/embed/vectors.parquet, curation/topics.yaml,
 curation/clusters.jsonl.
 Out: data/topics/topics.parquet (TOPIC), data/topics/web.parquet (TOPIC_OF_ROW: rows kept), data/topics/removed.parquet
-(REJECTED: noise, dropped_topic, low_score, unscored), metrics/topics.json.
+(REJECTED: noise, dropped_topic, low_score, unscored), metrics/topics.json, metrics/plots/topics.png (the sample's
+map with the topics' names), metrics/plots/topic_scores.png (sizes and scores as bars).
 Contract: rows in = rows kept + rows removed by reason. A decision follows its reviewed cluster through new
 clusterings; splits, merges and lost clusters are named.
 Run: python -m stages.topics
@@ -12,6 +13,8 @@ Run: python -m stages.topics
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cosmopedia.errors import DataError
 from cosmopedia.execution.stage_process import run_stage
@@ -33,10 +36,12 @@ from stages.topics.decisions import (
     summary,
     topic_of_part,
 )
+from stages.topics.figures import draw_bars, draw_map
 from stages.topics.reviewed import Overlap, overlap_with, read_reviewed
 
 LABELS, ASSIGNMENTS = Path("data/label/labels.parquet"), Path("data/cluster/assignments.parquet")
 OUT = Path("data/topics")
+MAP, BARS = Path("metrics/plots/topics.png"), Path("metrics/plots/topic_scores.png")
 
 
 def apply(
@@ -87,6 +92,20 @@ def decided(
     return [row for row, _ in pairs], [matched for _, matched in pairs], overlap
 
 
+def draw(topics: list[dict[str, Any]]) -> None:
+    """The figures: the sample's map and the bars."""
+    sample = [
+        (row["x"], row["y"], row["cluster"])
+        for table in read_batches([ASSIGNMENTS], ASSIGNMENT, ["row_id", "cluster", "x", "y"])
+        for row in table.to_pylist()
+        if row["x"] is not None
+    ]
+    places = np.array(sample, np.float64).reshape(-1, 3)
+    draw_map(MAP, places[:, :2], places[:, 2].astype(np.int32), topics)
+    scores = {row["cluster"]: row["scores"] for row in read_table(LABELS, LABEL, ["cluster", "scores"]).to_pylist()}
+    draw_bars(BARS, topics, scores)
+
+
 def main() -> str:
     """Decide each cluster, then place each row; returns the summary line."""
     params, entries = settings()
@@ -99,6 +118,7 @@ def main() -> str:
         print(f"topics: {sentence}", flush=True)
     metrics = summary(counts, rows_of, topics, matches) | listed
     write_metrics("metrics/topics.json", metrics)
+    draw(topics)
     reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
     return (
         f"{metrics['topics_kept']} topics kept, {metrics['topics_dropped']} dropped; {counts.kept} of"

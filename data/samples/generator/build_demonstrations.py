@@ -6,16 +6,17 @@ Run from the repository's root: python data/samples/generator/build_demonstratio
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
+from cosmopedia.corpus.keywords import english_stop_words, keywords, words
 from cosmopedia.rng import draw_sample, draw_u64
 from stages.label.answers import expected_answer, labelling_prompt, read_label_template
 from stages.prompts.templates import read_template
 from stages.sources.readers import OpenstaxFilter, Rejected, openstax
 
 HERE = Path(__file__).parents[1]  # data/samples
-SEED, EXTRACT_CHARS, LABEL_CHARS = 11, 320, 120
+SEED, EXTRACT_CHARS, LABEL_CHARS, LABEL_WORDS = 11, 320, 80, 10
 PAGES_PER_TOPIC, VERBATIM_REPEATS, LABELS_PER_TOPIC = 7, 3, 4  # few texts, learnt well, in a minute and a half
 WEB_STYLES = ["textbook_academic", "textbook_narrative", "blogpost"]
 SCORES = {
@@ -39,6 +40,17 @@ def cut(text: str, chars: int = EXTRACT_CHARS) -> str:
     return text if len(text) <= chars else text[: chars + 1].rsplit(maxsplit=1)[0]
 
 
+def topic_keywords(pages: dict[str, list[dict]]) -> dict[str, list[str]]:
+    """The best c-TF-IDF words of each topic, as the label stage shows them."""
+    stop_words, names = english_stop_words(), sorted(pages)
+    counts = {
+        number: Counter(word for page in pages[name] for word in words(page["text"], stop_words))
+        for number, name in enumerate(names)
+    }
+    best = keywords(counts, {number: len(pages[name]) for number, name in enumerate(names)}, LABEL_WORDS)
+    return {name: best[number] for number, name in enumerate(names)}
+
+
 def web_rows() -> list[dict]:
     """Passages as answers to the web templates, the extract from another passage of the same topic."""
     topics = json.loads((HERE / "web_topics.json").read_text(encoding="utf-8"))
@@ -48,13 +60,13 @@ def web_rows() -> list[dict]:
     for page in read("web/pages.jsonl"):
         if page["id"] in topics:
             pages[topics[page["id"]]].append(page)
-    rows, label = [], read_label_template()
+    rows, label, words_of = [], read_label_template(), topic_keywords(pages)
     for topic, members in sorted(pages.items()):
         name, score = SCORES[topic]
         texts = {page["id"]: page["text"] for page in members}
         for turn in range(LABELS_PER_TOPIC):
             shown = draw_sample(SEED, f"label {turn}", texts, 10)
-            prompt = labelling_prompt([texts[i] for i in shown], [], label, LABEL_CHARS)
+            prompt = labelling_prompt([texts[i] for i in shown], words_of[topic], label, LABEL_CHARS, grammar=True)
             rows.append({"prompt": prompt, "text": expected_answer(name, score)})
         if score == 1:
             continue

@@ -34,7 +34,7 @@ PARAMS = {
     "min_similarity": 0.5,
 }
 SETTINGS = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3}
-OUTPUTS = ["data/cluster/assignments.parquet", "data/cluster/centroids.parquet", "metrics/plots/clusters.png"]
+OUTPUTS = ["data/cluster/assignments.parquet", "data/cluster/centroids.parquet"]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """label: what the model is shown, which answers count, and what replaces an answer that does not."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,15 @@ from cosmopedia.lineage import hash_files
 from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, SOURCE
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.label import __main__ as label
-from stages.label.answers import Answer, excerpt, expected_answer, labelling_prompt, parse_answer, read_label_template
+from stages.label.answers import (
+    GRAMMAR,
+    Answer,
+    excerpt,
+    expected_answer,
+    labelling_prompt,
+    parse_answer,
+    read_label_template,
+)
 from stages.label.labels import check_results, make_unique
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import ROOT, write_model, write_settings
@@ -193,16 +202,21 @@ def test_a_row_without_its_text_is_named(folder: Path) -> None:
 
 def test_the_prompt_shows_each_text_on_one_line_cut_at_a_word() -> None:
     template = Template("$count texts:\n$examples\nName them.")
-    prompt = labelling_prompt(["one two\nthree four", "$examples and 5"], [], template, example_chars=13)
+    prompt = labelling_prompt(["one two\nthree four", "$examples and 5"], [], template, example_chars=13, grammar=True)
     assert prompt == "2 texts:\n1. one two three\n2. $examples and\nName them."
     assert excerpt("abcdefgh", 5) == "abcde" and excerpt("ab cd", 5) == "ab cd" and excerpt("ab cde", 5) == "ab"
 
 
 def test_the_shipped_template_asks_for_the_form_that_is_parsed() -> None:
-    prompt = labelling_prompt(["A text."], ["word"], read_label_template(ROOT / "curation/label.txt"), 100)
-    assert prompt.startswith("Below are 1 extracts") and "\n1. A text.\n" in prompt
+    prompt = labelling_prompt(
+        ["A text."], ["word"], read_label_template(ROOT / "curation/label.txt"), 100, grammar=False
+    )
+    assert prompt.startswith("1. A text.\n") and "commonest words are word." in prompt
     assert prompt.endswith(expected_answer("the_topic", 0).replace(" 0.", " score."))
     assert parse_answer(expected_answer("Home Repair", 7)) == Answer("Home Repair", 7)
+    assert re.fullmatch(GRAMMAR, expected_answer("Law and Government", 10))
+    for topic in ("The World", "How To Cook", "What Is Law", "AUDI", "law"):
+        assert not re.fullmatch(GRAMMAR, expected_answer(topic, 7))
 
 
 @pytest.mark.parametrize("text", ["Rate $score: $examples", "No slot", "$ $examples"])
