@@ -13,6 +13,7 @@ from cosmopedia.tables.contracts import ASSIGNMENT, SOURCE
 from cosmopedia.tables.parquet import read_batches, read_table
 
 ASSIGNMENTS, WEB = Path("data/cluster/assignments.parquet"), Path("data/sources/web.parquet")
+STEM = 6  # letters
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class ClusterExamples:
     draws: dict[int, list[list[str]]]  # of row ids, one list of examples per draw
     texts: dict[str, str]  # of the examples, by row id
     keywords: dict[int, list[str]]
+    stems: frozenset[str]  # of the words that were counted
+
+
+def stem(word: str) -> str:
+    """As much of a word as its forms share."""
+    return word.casefold()[:STEM]
 
 
 def read_clusters() -> dict[int, list[str]]:
@@ -58,4 +65,5 @@ def draw_examples(seed: int, examples: int, draws: int, keyword_count: int, keyw
     shown = {row_id for lists in drawn.values() for ids in lists for row_id in ids}
     texts, counts = read_documents(shown, counted)
     best = keywords(counts, {cluster: len(ids) for cluster, ids in counted.items()}, keyword_count)
-    return ClusterExamples(rows, drawn, texts, best)
+    stems = frozenset(stem(word) for counter in counts.values() for word in counter)
+    return ClusterExamples(rows, drawn, texts, best, stems)

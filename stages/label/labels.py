@@ -1,12 +1,14 @@
 """From the model's answers to the label table: names that are unique, scores with their spread."""
 
+import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.generation.requests import Completion, Failure
 from stages.label.answers import Answer, parse_answer
-from stages.label.clusters import ClusterExamples
+from stages.label.clusters import STEM, ClusterExamples, stem
 
 WORDS_IN_LABEL = 3  # keywords that stand in for a name
 
@@ -44,6 +46,20 @@ def answer_of(result: Result) -> Answer | None:
     return parse_answer(result.text) if isinstance(result, Completion) else None
 
 
+def without_invented_words(topic: str, stems: frozenset[str]) -> str:
+    """A topic cut before the first word that no page has, which small models make up: "Ancient Civilizations and
+    Theirbolics". The first word stays."""
+    words = topic.split()
+    for number, word in enumerate(words):
+        letters = re.sub(r"\W", "", word)
+        if number and letters.isalpha() and len(letters) > STEM and stem(letters) not in stems:
+            words = words[:number]
+            break
+    while len(words) > 1 and words[-1].casefold() in ("and", "of", "in", "for", "the", "&"):
+        words.pop()
+    return " ".join(words)
+
+
 def label_rows(clusters: ClusterExamples, results: dict[int, list[Result]]) -> list[dict[str, Any]]:
     """A LABEL row per cluster, from its draws' `results`; from its keywords where none of them is an answer.
 
@@ -52,7 +68,10 @@ def label_rows(clusters: ClusterExamples, results: dict[int, list[Result]]) -> l
     """
     rows = []
     for cluster, ids in clusters.rows.items():
-        answers = [answer_of(result) for result in results[cluster]]
+        answers = [
+            answer and replace(answer, topic=without_invented_words(answer.topic, clusters.stems))
+            for answer in map(answer_of, results[cluster])
+        ]
         names = Counter(answer.topic.casefold() for answer in answers if answer)
         best = names.most_common(1)[0][0] if names else None
         draw, topic = next(

@@ -131,7 +131,7 @@ def _free_place(
 
 
 def draw_bars(path: Path, topics: list[dict[str, Any]], scores: dict[int, list[int]]) -> None:
-    """Write a PNG with the size of each cluster and its score; `scores` are those of its draws, whose range is drawn."""
+    """Write a PNG with the size of each cluster and its score, with the range of its draws' `scores`."""
     rows = sorted(topics, key=lambda row: (-row["size"], row["cluster"]))
     shown = rows[:ROWS]
     figure, (sizes, marks) = _figure((9, 1.1 + 0.25 * len(shown)), 2)

@@ -26,7 +26,7 @@ from cosmopedia.text import read_text
 
 REVIEWED = Path("curation/clusters.jsonl")
 VECTORS, ASSIGNMENTS = Path("data/embed/vectors.parquet"), Path("data/cluster/assignments.parquet")
-SLACK = 0.1  # cosine by which a row may be nearer to its own cluster's centroid than to the reviewed one
+SLACK = 0.12  # cosine by which a row may be nearer to its own cluster's centroid than to the reviewed one
 FOLLOWS = 0.5  # share of a cluster's rows that must belong to reviewed clusters, for it to follow one
 PART = 0.2  # share of a cluster from which a part of it that went elsewhere is worth a person's look
 

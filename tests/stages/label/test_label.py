@@ -26,7 +26,7 @@ from stages.label.answers import (
     parse_answer,
     read_label_template,
 )
-from stages.label.labels import check_results, make_unique
+from stages.label.labels import check_results, make_unique, without_invented_words
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import ROOT, write_model, write_settings
 
@@ -153,6 +153,18 @@ def test_several_draws_give_the_commonest_name_and_the_spread_of_the_scores(
     assert sorted(moons["scores"]) == [4, 7, 9] and moons["educational_score"] == 7
     assert moons["label"].casefold() == "astronomy" and moons["draws"] == 3
     assert json.loads(Path("metrics/label.json").read_text())["mean_score_spread"] == 5
+
+
+def test_words_that_no_page_has_are_cut_off_a_topic() -> None:
+    stems = frozenset({"ancien", "civili", "musico", "astron"})
+    for said, kept in {
+        "Ancient Civilizations and Theirbolics": "Ancient Civilizations",
+        "Astrobiology": "Astrobiology",
+        "Ofslots": "Ofslots",
+        "Music and Musicology": "Music and Musicology",
+        "Law of the Sea": "Law of the Sea",
+    }.items():
+        assert without_invented_words(said, stems) == kept
 
 
 def test_labels_are_unique_and_say_what_tells_namesakes_apart() -> None:
