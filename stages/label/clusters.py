@@ -13,7 +13,7 @@ from cosmopedia.tables.contracts import ASSIGNMENT, SOURCE
 from cosmopedia.tables.parquet import read_batches, read_table
 
 ASSIGNMENTS, WEB = Path("data/cluster/assignments.parquet"), Path("data/sources/web.parquet")
-STEM = 6  # letters
+STEM = 5  # letters
 
 
 @dataclass(frozen=True)
