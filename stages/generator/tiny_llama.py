@@ -1,4 +1,4 @@
-"""The rehearsal's generator: a tiny Llama and its tokenizer, trained on demonstrations in a minute or two.
+"""The generator of the profile smoke: a tiny Llama and its tokenizer, trained on demonstrations in a minute.
 
 First on the texts alone, `<s>{text}</s>`, then on the demonstrations, `<s>[INST] {prompt} [/INST]{text}</s>`: a prompt
 is longer than its text, so this way the same minutes hold more passes over the texts. The loss counts only the texts'

@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[bytes, Callable[[Path], object]]] = {  # where it lies: 
         lambda root: read_label_template(root / "curation/label.txt").template,
     ),
     "curation/topics.yaml": (TOPIC, lambda root: read_curation(root / "curation/topics.yaml")),
-    "params.yaml": (b"profile: rehearsal\n", lambda root: read_yaml(root / "params.yaml")),
+    "params.yaml": (b"profile: smoke\n", lambda root: read_yaml(root / "params.yaml")),
     "token": (b"secret\n", lambda root: EndpointSpec(url="http://a", token_file=root / "token").token()),
 }
 

@@ -79,7 +79,7 @@ def write_items(folder: Path, task: str, pairs: Iterable[tuple[str, str]]) -> No
 def repository(
     folder: Path, section: str, cluster_tasks: int = 1, cluster_workers: int = 1, **changes: object
 ) -> None:
-    """Give a folder one stage's parameters (params.yaml and the rehearsal profile, with `changes`) and a compute file.
+    """Give a folder one stage's parameters (params.yaml and the smoke profile, with `changes`) and a compute file.
 
     A change goes to the file that has the leaf, so that a test cannot invent one. decontaminate gets a table without
     paraphrases, unless there is one.
@@ -89,10 +89,10 @@ def repository(
     (folder / "profiles").mkdir(exist_ok=True)
     (folder / "compute").mkdir(exist_ok=True)
     left = dict(changes)
-    for name in ("params.yaml", "profiles/rehearsal.yaml"):
+    for name in ("params.yaml", "profiles/smoke.yaml"):
         values = yaml.safe_load((ROOT / name).read_text(encoding="utf-8")).get(section) or {}
         values |= {key: left.pop(key) for key in list(left) if key in values}
-        head = {"profile": "rehearsal"} if name == "params.yaml" else {}
+        head = {"profile": "smoke"} if name == "params.yaml" else {}
         (folder / name).write_text(yaml.safe_dump({**head, section: values}), encoding="utf-8")
     assert not left, f"{section} has no parameter(s) {sorted(left)}"
     compute = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from cosmopedia.rng import content_hash
 from cosmopedia.tables.contracts import PROMPT
 from cosmopedia.tables.parquet import write_table
+from tests.support.own_params import OWN_PARAMS, own_params
 
 ROOT = Path(__file__).parents[2]
 MODEL = "fake-1b"
@@ -68,8 +69,8 @@ def write_settings(folder: Path, endpoints: list[str], **changes: object) -> Non
     With endpoints the compute file has an external engine; without, it starts servers itself.
     """
     left = dict(changes)
-    for name in ("params.yaml", "profiles/rehearsal.yaml"):
-        content = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    for name in OWN_PARAMS:
+        content = own_params(name)
         kept = {key: content[key] for key in ("profile", "pilot", "clean", "generate") if key in content}
         for dotted in list(left):
             *path, leaf = dotted.split(".")

@@ -1,4 +1,4 @@
-"""Make demonstrations.jsonl, the prompt-to-text pairs that the rehearsal's tiny generator learns from.
+"""Make demonstrations.jsonl, the prompt-to-text pairs that the tiny generator of the profile smoke learns from.
 
 Prompts are rendered from prompts/ and curation/label.txt, texts are the pieces and passages of this folder. The result
 is committed: the generator must not be trained again whenever somebody edits a template.

@@ -88,7 +88,7 @@ def test_a_bill_above_the_budget_is_refused(folder: Path) -> None:
 def test_generate_sends_nothing_above_the_budget_and_stops_when_it_is_spent(folder: Path) -> None:
     with FakeTgi(delay=0.05) as server:
         write_settings(folder, [server.url], **{"generate.max_tokens": 1000})
-        with pytest.raises(ConfigError, match=r"16,000 tokens, more than generate\.max_tokens = 1,000"):
+        with pytest.raises(ConfigError, match=r"4,800 tokens, more than generate\.max_tokens = 1,000"):
             generate.main()
         assert not server.asked
         write_settings(
@@ -107,7 +107,7 @@ def test_generate_sends_nothing_above_the_budget_and_stops_when_it_is_spent(fold
 def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTgi(delay=0.02) as server:
         write_settings(folder, [server.url], **{"serving.gpus": 4})
-        assert cosmo(store_app, "forecast").startswith("0 cached, 100 to generate, at most 16k tokens, no rate")
+        assert cosmo(store_app, "forecast").startswith("0 cached, 100 to generate, at most 4,800 tokens, no rate")
         generate.main()
         run = json.loads((folder / ".store/runs/generate.json").read_text())
         assert run["forecast"]["requests"] == run["actual"]["requests"] == run["sent"] == 100

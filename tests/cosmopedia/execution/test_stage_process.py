@@ -18,6 +18,7 @@ from cosmopedia.execution.lock_repair import is_whole
 from cosmopedia.execution.settings import check_settings_once, problems
 from cosmopedia.params import SafeLoader
 from tests.support.command_line import cosmo
+from tests.support.own_params import OWN_PARAMS, text_of
 from tests.support.prompt_rows import ROOT, write_settings
 
 SLOW = """
@@ -42,8 +43,8 @@ def checkout(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("dvc.yaml", "compute", "prompts", "curation", "stages"):
         (empty_folder / name).symlink_to(ROOT / name)
     (empty_folder / "profiles").mkdir()
-    for name in ("params.yaml", "profiles/rehearsal.yaml"):
-        (empty_folder / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    for name in OWN_PARAMS:
+        (empty_folder / name).write_text(text_of(name), encoding="utf-8")
     return empty_folder
 
 
@@ -57,7 +58,7 @@ def spoil(path: Path, old: str, new: str) -> None:
 def test_every_mistake_of_every_stage_is_found_before_anything_runs(checkout: Path) -> None:
     assert list(problems()) == []
     check_settings_once()
-    profile = checkout / "profiles/rehearsal.yaml"
+    profile = checkout / "profiles/smoke.yaml"
     spoil(profile, "  learning_rate: 2.0e-3", "  learning_rate: abc")
     spoil(profile, "  min_tokens: 24", "  min_tokens: many")
     spoil(profile, "batch_size: 64", "batch_size: 0.5")

@@ -57,7 +57,7 @@ def test_every_prompt_becomes_a_document_with_its_history(folder: Path) -> None:
         assert row["text"] == text_of(rendered, row["sampling_seed"])
         assert row["completion_id"] == f"{row['prompt_id']}-0" and row["prompt_tokens"] == 1 + len(rendered.split())
         assert (row["model"], row["model_revision"], row["engine"]) == (MODEL, "r1", "fake/3.0.0")
-        assert json.loads(row["sampling"])["max_new_tokens"] == 160
+        assert json.loads(row["sampling"])["max_new_tokens"] == 48
     assert len({row["sampling_seed"] for row in rows}) == 10
     metrics = json.loads(Path("metrics/generate.json").read_text())
     assert (metrics["requests"], metrics["completed"], metrics["failed"]) == (10, 10, 0)
@@ -154,7 +154,11 @@ def test_a_prompt_too_long_for_the_model_is_never_sent(folder: Path) -> None:
     long = prompt_row("web", "blogpost", 0, "word " * 240)
     write_prompts(folder, {"web-blogpost": [long, prompt_row("web", "blogpost", 1, "word " * 230)]})
     with FakeTgi() as server:
-        write_settings(folder, [server.url], **{"serving.max_failed_share": 0.5})
+        write_settings(
+            folder,
+            [server.url],
+            **{"serving.max_failed_share": 0.5, "generate.sampling.max_new_tokens": 160},
+        )
         generate.main()
         assert len(server.answered) == 5
     (row,) = failed()

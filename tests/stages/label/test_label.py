@@ -28,6 +28,7 @@ from stages.label.answers import (
 )
 from stages.label.labels import check_results, make_unique, without_invented_words
 from tests.support.fake_tgi import FakeTgi
+from tests.support.own_params import OWN_PARAMS, own_params
 from tests.support.prompt_rows import ROOT, write_model, write_settings
 
 LABELS = Path("data/label/labels.parquet")
@@ -63,9 +64,9 @@ def write_inputs(sizes: dict[int, int]) -> None:
 
 def write_label_settings(folder: Path, endpoints: list[str], **changes: object) -> None:
     write_settings(folder, endpoints)
-    for name in ("params.yaml", "profiles/rehearsal.yaml"):
+    for name in OWN_PARAMS:
         content = yaml.safe_load((folder / name).read_text())
-        content["label"] = yaml.safe_load((ROOT / name).read_text())["label"]
+        content["label"] = own_params(name)["label"]
         content["label"] |= {key: value for key, value in changes.items() if key in content["label"]}
         (folder / name).write_text(yaml.safe_dump(content))
 

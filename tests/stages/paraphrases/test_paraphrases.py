@@ -27,6 +27,7 @@ from stages.paraphrases.neighbours import nearest
 from stages.paraphrases.passages import passages, sentences
 from tests.support.documents import ROOT, document, write_documents, write_items
 from tests.support.fake_tgi import FakeTgi
+from tests.support.own_params import OWN_PARAMS, own_params
 from tests.support.prompt_rows import write_model, write_settings
 from tests.support.tiny_llama import write_model as write_weights
 from tests.support.tiny_llama import write_tokenizer
@@ -43,9 +44,9 @@ def write_repository(folder: Path, endpoints: list[str], **changes: object) -> N
     """The repository's own params of the stage, enabled, with a compute file."""
     write_settings(folder, endpoints)
     values: dict[str, object] = {"enabled": True, **changes}
-    for name in ("params.yaml", "profiles/rehearsal.yaml"):
+    for name in OWN_PARAMS:
         content = yaml.safe_load((folder / name).read_text())
-        own = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+        own = own_params(name)
         section = own["paraphrases"]
         content["paraphrases"] = section | {key: values.pop(key) for key in list(values) if key in section}
         content |= {"embed": own["embed"]} if "embed" in own else {}

@@ -31,6 +31,7 @@ from stages.report.facts import glance
 from stages.tokenize_corpus import __main__ as tokenize_corpus
 from tests.support.documents import byte_tokenizer, bytes_of, write_items
 from tests.support.fake_tgi import FakeTgi
+from tests.support.own_params import OWN_PARAMS, own_params
 from tests.support.prompt_rows import write_model
 from tests.support.prompt_sources import ODD, ROOT, passage, repository, source_rows, with_duplicates
 from tests.support.stage_folders import files_of, on_scratch
@@ -126,16 +127,14 @@ def test_every_stage_takes_the_files_of_a_cell_for_one_cell(
 
 
 def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
-    """(documents, metrics of all stages, files) of a small repository whose settings are the rehearsal's."""
+    """(documents, metrics of all stages, files) of a small repository with the smoke profile."""
     with FakeTgi() as server:
-        recipe = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-        profile = yaml.safe_load((ROOT / "profiles/rehearsal.yaml").read_text(encoding="utf-8"))
+        recipe, profile = map(own_params, OWN_PARAMS)
         cluster = yaml.safe_load((ROOT / "compute/endpoints.yaml").read_text(encoding="utf-8"))
         own = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
         recipe |= {"profile": "p", "prompts": own["prompts"]}
-        recipe["tokenize_corpus"]["tokenizer"] = "data/tokenizer"
         profile.pop("prompts")
-        profile["tokenize_corpus"].pop("tokenizer", None)
+        profile["tokenize_corpus"]["tokenizer"] = "data/tokenizer"
         cluster["serving"] |= {"endpoints": [server.url], "concurrency": 8}
         (folder / "compute").mkdir()
         for name, content in (("params", recipe), ("profiles/p", profile), ("compute/local", cluster)):

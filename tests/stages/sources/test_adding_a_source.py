@@ -12,6 +12,7 @@ import yaml
 
 from cosmopedia.cli.deps import write_deps
 from stages.prompts.cosmo_preview_prompts import preview
+from tests.support.own_params import text_of
 
 ROOT = Path(__file__).parents[3]
 READER = '''"""News: headline, body."""
@@ -51,8 +52,8 @@ def edit(path: Path, *keys: str, value: object) -> None:
 def test_a_new_source_is_a_reader_its_settings_and_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stages", "cosmopedia", "profiles", "prompts"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text(text_of("params.yaml"), encoding="utf-8")
     rows = [{"headline": f"Lava {n}", "body": f"In village {n} the lava came down the hill."} for n in range(3)]
     (tmp_path / "news.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in [*rows, {"headline": "a", "body": "b"}])
@@ -61,7 +62,7 @@ def test_a_new_source_is_a_reader_its_settings_and_a_template(tmp_path: Path, mo
     (tmp_path / "stages/sources/readers/news.py").write_text(READER)
     edit(tmp_path / "params.yaml", "sources", "news", value={"keep": {"min_words": 4}})
     dataset = {"dataset": "news.jsonl", "subset": None, "split": None, "revision": None, "limit": None, "licence": "x"}
-    edit(tmp_path / "profiles/rehearsal.yaml", "sources", "news", value=dataset)
+    edit(tmp_path / "profiles/smoke.yaml", "sources", "news", value=dataset)
     style = {"story": {"format": "story", "audience": "general", "share": 1.0}}
     edit(tmp_path / "params.yaml", "prompts", "styles", "cosmopedia", value={"news": style})
     (tmp_path / "prompts/news").mkdir()

@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import random
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -34,6 +33,7 @@ from stages.sources.normalise import ReadingParams, SourceParams, checked, norma
 from stages.sources.reader import reader_of
 from stages.sources.reader import sources as known_sources
 from stages.sources.readers.ultrachat import UltrachatFilter, concepts_of
+from tests.support.own_params import SMOKE, own_params, text_of
 
 ROOT = Path(__file__).parents[3]
 RECIPE = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["sources"]
@@ -188,11 +188,11 @@ def test_a_file_that_is_cut_off_or_damaged_is_named(tmp_path: Path, name: str) -
 
 def repository(folder: Path, source: str, **profile: object) -> None:
     """What `sources` reads, with other values in the profile's entry of one source."""
-    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / "params.yaml").write_text(text_of("params.yaml"), encoding="utf-8")
     (folder / "profiles").mkdir()
-    content = yaml.safe_load((ROOT / "profiles/rehearsal.yaml").read_text(encoding="utf-8"))
+    content = own_params(SMOKE)
     content["sources"][source] |= profile
-    (folder / "profiles/rehearsal.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (folder / SMOKE).write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
 def test_a_column_that_no_row_has_is_named_with_those_found(empty_folder: Path) -> None:

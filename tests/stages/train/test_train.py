@@ -135,7 +135,7 @@ def test_a_recipe_that_cannot_be_is_refused(changes: dict, message: str):
         recipe_of(**changes)
 
 
-@pytest.mark.parametrize("profile", ["rehearsal", "laptop", "cluster"])
+@pytest.mark.parametrize("profile", ["smoke", "rehearsal", "laptop", "cluster"])
 def test_every_profile_is_a_recipe(profile: str):
     recipe, scale = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", f"profiles/{profile}.yaml"))
     check(recipe["train"] | scale["train"], TrainParams, "train")

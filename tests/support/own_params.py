@@ -1,0 +1,21 @@
+"""The repository's own params with the profile smoke, for tests that change some of them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SMOKE = "profiles/smoke.yaml"
+OWN_PARAMS = ("params.yaml", SMOKE)
+
+
+def text_of(name: str) -> str:
+    """The text of one of OWN_PARAMS; params.yaml names the profile smoke."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return text.replace("profile: rehearsal", "profile: smoke", 1) if name == "params.yaml" else text
+
+
+def own_params(name: str) -> dict[str, Any]:
+    """The content of one of OWN_PARAMS."""
+    return yaml.safe_load(text_of(name))
