@@ -51,7 +51,10 @@ def main() -> str:
     clear_folder(OUT)
     rows = checked_rows(WEB, SOURCE)
     if rows == 0:
-        raise DataError(f"{WEB} has no rows, and topics are made from web rows; run the sources stage")
+        raise DataError(
+            f"{WEB} has no rows, and topics are made from web rows; metrics/sources/web.json says what was left out:"
+            " change sources.web, and run the sources stage"
+        )
     _, revision = find_model(params.model, params.revision)
     precision = resolve_precision(params.precision)  # here, so that all tasks have the same
     local = data.executor == "local"

@@ -32,8 +32,14 @@ PARAMS = {
     "min_cluster_fraction": 0.0025,
     "min_samples": 3,
     "min_similarity": 0.5,
+    "dimensions": 5,
+    "runs": 3,
+    "continue_from": None,
 }
-SETTINGS = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3}
+SETTINGS = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3} | {
+    "dimensions": 5,
+    "runs": 3,
+}
 OUTPUTS = ["data/cluster/assignments.parquet", "data/cluster/centroids.parquet", "metrics/plots/clusters.png"]
 
 
@@ -156,7 +162,9 @@ def test_a_row_joins_the_nearest_centroid_or_none(rows: tuple) -> None:
 
 def test_too_few_rows_and_no_cluster_say_what_to_change(rows: tuple) -> None:
     ids, vectors, truth = rows
-    with pytest.raises(DataError, match=r"10 rows cannot make clusters of at least 8; .*min_cluster_floor"):
+    with pytest.raises(
+        DataError, match=r"10 rows cannot make .* at least 8: at least 16 are needed.*min_cluster_floor"
+    ):
         find_groups(ids[:10], vectors[:10], **SETTINGS)
     with pytest.raises(DataError, match=r"no cluster of at least 45 among 90 rows; lower cluster.min_cluster_floor"):
         three = [n for n in range(120) if truth[n] < 3]  # 30 + 60 is no split into two clusters of 45
