@@ -14,8 +14,10 @@ def table_of_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
-    """The vectors of EMBEDDING rows, float32 [rows, dimensions]. `DataError` names a row whose vector has another length
-    or is not finite."""
+    """The vectors of EMBEDDING rows, float32 [rows, dimensions].
+
+    `DataError` names a row whose vector has another length or is not finite.
+    """
     column = table["embedding"].combine_chunks()
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
     odd = np.flatnonzero(lengths != lengths[0]) if len(lengths) else lengths

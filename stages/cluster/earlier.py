@@ -1,7 +1,8 @@
 """Going on from the clusters of an earlier run, so that topics keep their numbers when data are added.
 
 `cluster.continue_from` names a copy of an earlier data/cluster. Its centroids stay as they are; a sampled row that is
-as similar to the nearest of them as that cluster's own rows were belongs to it, and only the others are clustered.
+as similar to the nearest of them as that cluster's own rows were belongs to it. The sample is clustered all the same: a
+cluster that is mostly of other rows is a new one.
 """
 
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ def read_earlier(folder: Path, dimensions: int) -> Earlier:
     centroids = np.array([row["centroid"] for row in table], np.float32)
     if centroids.ndim != 2 or centroids.shape[1] != dimensions:
         raise DataError(
-            f"{folder / FILES[1]}: centroids of {centroids.shape[-1]} dimensions, but {dimensions} in data/embed; clusters"
-            " go on only with the same embed.model: set cluster.continue_from to null, or the model back"
+            f"{folder / FILES[1]}: centroids of {centroids.shape[-1]} dimensions, but {dimensions} in data/embed;"
+            " clusters go on only with the same embed.model: set cluster.continue_from to null, or the model back"
         )
     # A cluster without a sampled row takes none but copies of its centroid.
     return Earlier(centroids, np.array([least.get(row["cluster"], 1.0) for row in table]))

@@ -49,8 +49,8 @@ def read_sample(path: Path, seed: int, size: int) -> tuple[list[str], np.ndarray
         parts.append(vectors[positions])
         if vectors.shape[1] != parts[0].shape[1]:
             raise DataError(
-                f"{path}: vectors of {parts[0].shape[1]} dimensions, but {vectors.shape[1]} from {row_ids[0]} on; run the"
-                " embed stage again"
+                f"{path}: vectors of {parts[0].shape[1]} dimensions, but {vectors.shape[1]} from {row_ids[0]} on; run"
+                " the embed stage again"
             )
     return sampled_ids, np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 

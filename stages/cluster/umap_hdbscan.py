@@ -58,8 +58,9 @@ def find_groups(
 ) -> Groups:
     """Cluster the rows `ids` with their `vectors` (float32 [rows, dimensions]), in any order.
 
-    With `earlier` clusters, rows that are like these belong to them, and the others make new ones, numbered behind
-    them. The map is a projection of its own. `DataError` when the rows are too few, or no cluster is found.
+    With `earlier` clusters, rows that are like these belong to them; clusters that are mostly of other rows are new,
+    and numbered behind them. The map is a projection of its own. `DataError` when the rows are too few, or no cluster
+    is found.
     """
     if len(ids) < 2 * min_cluster_size:
         raise DataError(
@@ -71,19 +72,14 @@ def find_groups(
     with _one_thread():
         graph = neighbour_graph(vectors, n_neighbors, seed)
         positions = Layouts(vectors, graph, 2, min_dist, seed).layout(EPOCHS["map"], "map")
-        centroids = np.empty((0, vectors.shape[1]), np.float32)
-        clusters, similar = np.full(len(ids), -1), None
-        if earlier is not None:
-            centroids = earlier.centroids
-            clusters = earlier.members(similarities(vectors, centroids))
-            graph = None
-        rest = np.flatnonzero(clusters < 0)
-        if len(rest) >= 2 * min_cluster_size:
-            graph = neighbour_graph(vectors[rest], n_neighbors, seed) if graph is None else graph
-            layouts = Layouts(vectors[rest], graph, dimensions, min_dist, seed)
-            new, similar = consensus(vectors[rest], layouts, runs, min_cluster_size, min_samples)
-            clusters[rest] = np.where(new >= 0, new + len(centroids), -1)
-            centroids = np.concatenate([centroids, centroids_of(vectors[rest], new)])
+        layouts = Layouts(vectors, graph, dimensions, min_dist, seed)
+        clusters, similar = consensus(vectors, layouts, runs, min_cluster_size, min_samples)
+        centroids = centroids_of(vectors, clusters)
+    if earlier is not None:
+        members = earlier.members(similarities(vectors, earlier.centroids))
+        new = _by_size(_large(others(clusters, members), min_cluster_size))
+        centroids = np.concatenate([earlier.centroids, centroids_of(vectors, new)])
+        clusters = np.where(new >= 0, new + len(earlier.centroids), members)
     if not len(centroids):
         raise DataError(
             f"HDBSCAN found no cluster of at least {min_cluster_size} among {len(ids)} rows; lower"
@@ -98,8 +94,11 @@ def consensus(
     """(clusters [rows], mean adjusted Rand index of two runs): `runs` times UMAP (McInnes et al. 2018), from one graph
     of neighbours, and HDBSCAN (Campello et al. 2013); then what most of them agree on.
 
-    A row that is noise in most runs is -1; all are when no run finds a cluster.
+    A row that is noise in most runs is -1; all are when no run finds a cluster. Copies of one page are one cluster.
     """
+    one = np.zeros(len(vectors), np.int64)
+    if similarities(vectors, centroids_of(vectors, one)).min() >= SAME:  # HDBSCAN finds two clusters or none
+        return one, None
     min_samples = min(min_samples, len(vectors) - 1)
     positions = (layouts.layout(EPOCHS["clusters"], run) for run in range(runs))
     found = [_density_clusters(each, min_cluster_size, min_samples) for each in positions]
@@ -113,6 +112,14 @@ def consensus(
     if clusters.max() < 0:  # the runs agree on nothing: one of them, then
         clusters = found[0]
     return _by_size(merged(clusters, centroids_of(vectors, clusters))), agreement(whole)
+
+
+def others(clusters: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """`clusters` [rows] without those of which most rows have a cluster in `members` [rows]; the rows that have one
+    stay there, and are -1 here."""
+    inside = np.bincount(clusters[(clusters >= 0) & (members >= 0)], minlength=clusters.max() + 1)
+    new = inside * 2 < np.bincount(clusters[clusters >= 0], minlength=clusters.max() + 1)
+    return np.where((clusters >= 0) & (members < 0) & np.append(new, False)[clusters], clusters, -1)
 
 
 def centroids_of(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
