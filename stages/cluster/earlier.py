@@ -1,8 +1,8 @@
 """Going on from the clusters of an earlier run, so that topics keep their numbers when data are added.
 
 `cluster.continue_from` names a copy of an earlier data/cluster. Its centroids stay as they are; a sampled row that is
-as similar to the nearest of them as that cluster's own rows were belongs to it. The sample is clustered all the same: a
-cluster that is mostly of other rows is a new one.
+as similar to the nearest of them as that cluster's own rows were belongs to it. The sample is clustered all the same,
+and a cluster that is mostly of other rows is a new one.
 """
 
 from dataclasses import dataclass
