@@ -3,6 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
+from cosmopedia.errors import DataError
+
 
 def table_of_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:
     """EMBEDDING rows of `vectors` [rows, dimensions]."""
@@ -12,6 +14,23 @@ def table_of_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
-    """The vectors of EMBEDDING rows, float32 [rows, dimensions]."""
+    """The vectors of EMBEDDING rows, float32 [rows, dimensions].
+
+    `DataError` names a row whose vector has another length or is not finite.
+    """
     column = table["embedding"].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    odd = np.flatnonzero(lengths != lengths[0]) if len(lengths) else lengths
+    if len(odd):
+        raise DataError(
+            f"the vector of {table['row_id'][odd[0]]} has {lengths[odd[0]]} dimensions, that of"
+            f" {table['row_id'][0]} {lengths[0]}; run the embed stage again"
+        )
+    vectors = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        raise DataError(
+            f"the vector of {table['row_id'][wrong[0]]} has a number that is not finite (as {len(wrong) - 1} more of"
+            f" {len(vectors)} rows have); run the embed stage again"
+        )
+    return vectors

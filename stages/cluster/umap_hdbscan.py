@@ -1,4 +1,4 @@
-"""UMAP and HDBSCAN on a sample, centroids, and the nearest centroid for everything else.
+"""UMAP and HDBSCAN on a sample, several times; centroids, and the nearest centroid for everything else.
 
 Vectors have length 1, so a dot product is a cosine. Whatever decides a cluster is computed in an order fixed by row
 id, and similarities are rounded to six digits, far above the error of a float64 product: neither the rows' order nor
@@ -8,6 +8,7 @@ the size of a batch can change a result.
 import pickle
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,19 @@ import numpy as np
 import pyarrow as pa
 
 from cosmopedia.errors import DataError
+from cosmopedia.rng import draw_u64
 from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
 from cosmopedia.tables.row_ranges import RowRangeStep
 from cosmopedia.tables.vectors import vectors_of
+from stages.cluster.consensus import agree, agreement
+from stages.cluster.earlier import Earlier
 
 DIGITS = 6  # of similarities
 POSITION_DIGITS = 4  # of map positions
+EXACT_ROWS = 20_000  # up to which all pairs of rows are compared for their neighbours: 2 CPU s for 10,000
+BLOCK = 1024  # rows whose neighbours are sought at once
+EPOCHS = {"clusters": 100, "map": 200}  # of UMAP; what a run has too few of, the others make up for
+SAME = 0.98  # cosine of two centroids from which the clusters are one: copies of a page are no topics of their own
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Groups:
     clusters: np.ndarray  # int32 [rows]
     positions: np.ndarray  # float32 [rows, 2]: the map
     centroids: np.ndarray  # float32 [clusters, dimensions], length 1
+    agreement: float | None  # mean adjusted Rand index of two of the runs that made new clusters
 
 
 def find_groups(
@@ -43,31 +52,89 @@ def find_groups(
     min_dist: float,
     min_cluster_size: int,
     min_samples: int,
+    dimensions: int,
+    runs: int,
+    earlier: Earlier | None = None,
 ) -> Groups:
     """Cluster the rows `ids` with their `vectors` (float32 [rows, dimensions]), in any order.
 
-    UMAP to two dimensions (McInnes et al. 2018), then HDBSCAN (Campello et al. 2013) on the map. `DataError` when the
-    rows are too few, or no cluster is found.
+    With `earlier` clusters, rows that are like these belong to them; clusters that are mostly of other rows are new,
+    and numbered behind them. The map is a projection of its own. `DataError` when the rows are too few, or no cluster
+    is found.
     """
     if len(ids) < 2 * min_cluster_size:
         raise DataError(
-            f"{len(ids)} rows cannot make clusters of at least {min_cluster_size}; give the web source more rows,"
-            " or lower cluster.min_cluster_floor in the profile"
+            f"{len(ids)} rows cannot make clusters of at least {min_cluster_size}: at least {2 * min_cluster_size} are"
+            " needed, for two; give the web source more rows, or lower cluster.min_cluster_floor in the profile"
         )
     order = sorted(range(len(ids)), key=ids.__getitem__)
     ids, vectors = [ids[i] for i in order], vectors[order]
-    positions = _map(vectors, seed, min(n_neighbors, len(ids) - 1), min_dist)
-    density_clusters = _density_clusters(positions, min_cluster_size, min(min_samples, len(ids) - 1))
-    if density_clusters.max() < 0:
+    with _one_thread():
+        graph = neighbour_graph(vectors, n_neighbors, seed)
+        positions = Layouts(vectors, graph, 2, min_dist, seed).layout(EPOCHS["map"], "map")
+        layouts = Layouts(vectors, graph, dimensions, min_dist, seed)
+        clusters, similar = consensus(vectors, layouts, runs, min_cluster_size, min_samples)
+        centroids = centroids_of(vectors, clusters)
+    if earlier is not None:
+        members = earlier.members(similarities(vectors, earlier.centroids))
+        new = _by_size(_large(others(clusters, members), min_cluster_size))
+        centroids = np.concatenate([earlier.centroids, centroids_of(vectors, new)])
+        clusters = np.where(new >= 0, new + len(earlier.centroids), members)
+    if not len(centroids):
         raise DataError(
             f"HDBSCAN found no cluster of at least {min_cluster_size} among {len(ids)} rows; lower"
             " cluster.min_cluster_floor in the profile or cluster.min_cluster_fraction in params.yaml"
         )
-    clusters = _by_size(density_clusters)
-    sums = np.zeros((clusters.max() + 1, vectors.shape[1]))
+    return Groups(ids, clusters.astype(np.int32), positions, centroids, similar)
+
+
+def consensus(
+    vectors: np.ndarray, layouts: "Layouts", runs: int, min_cluster_size: int, min_samples: int
+) -> tuple[np.ndarray, float | None]:
+    """(clusters [rows], mean adjusted Rand index of two runs): `runs` times UMAP (McInnes et al. 2018), from one graph
+    of neighbours, and HDBSCAN (Campello et al. 2013); then what most of them agree on.
+
+    A row that is noise in most runs is -1; all are when no run finds a cluster. Copies of one page are one cluster.
+    """
+    one = np.zeros(len(vectors), np.int64)
+    if similarities(vectors, centroids_of(vectors, one)).min() >= SAME:  # HDBSCAN finds two clusters or none
+        return one, None
+    min_samples = min(min_samples, len(vectors) - 1)
+    positions = (layouts.layout(EPOCHS["clusters"], run) for run in range(runs))
+    found = [_density_clusters(each, min_cluster_size, min_samples) for each in positions]
+    noise = np.mean([labels < 0 for labels in found], axis=0) > 0.5
+    found = [labels for labels in found if labels.max() >= 0]
+    if not found:
+        return np.full(len(vectors), -1), None
+    # Noise goes to the nearest centroid before runs are compared: what HDBSCAN leaves out differs from run to run.
+    whole = np.stack([assign(vectors, centroids_of(vectors, labels), -1, labels)[0] for labels in found])
+    clusters = _large(np.where(noise, -1, agree(whole)), min_cluster_size)
+    if clusters.max() < 0:  # the runs agree on nothing: one of them, then
+        clusters = found[0]
+    return _by_size(merged(clusters, centroids_of(vectors, clusters))), agreement(whole)
+
+
+def others(clusters: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """`clusters` [rows] without those of which most rows have a cluster in `members` [rows]; the rows that have one
+    stay there, and are -1 here."""
+    inside = np.bincount(clusters[(clusters >= 0) & (members >= 0)], minlength=clusters.max() + 1)
+    new = inside * 2 < np.bincount(clusters[clusters >= 0], minlength=clusters.max() + 1)
+    return np.where((clusters >= 0) & (members < 0) & np.append(new, False)[clusters], clusters, -1)
+
+
+def centroids_of(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """The mean directions of the clusters, float32 [clusters, dimensions]."""
+    sums = np.zeros((clusters.max(initial=-1) + 1, vectors.shape[1]))
     np.add.at(sums, clusters[clusters >= 0], vectors[clusters >= 0].astype(np.float64))
-    centroids = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
-    return Groups(ids, clusters, positions, centroids)
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+
+
+def merged(clusters: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Clusters whose centroids are as good as equal become one."""
+    from scipy.sparse.csgraph import connected_components
+
+    _, number = connected_components(similarities(centroids, centroids) >= SAME, directed=False)
+    return np.where(clusters >= 0, number[clusters], -1)
 
 
 def similarities(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -132,18 +199,85 @@ class AssignRows(RowRangeStep):
             note.write_text(str(done))
 
 
-def _map(vectors: np.ndarray, seed: int, n_neighbors: int, min_dist: float) -> np.ndarray:
-    import umap
+def neighbour_graph(vectors: np.ndarray, n_neighbors: int, seed: int) -> Any:
+    """UMAP's fuzzy graph of the nearest neighbours by cosine, sparse [rows, rows]."""
+    from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
+
+    n_neighbors = min(n_neighbors, len(vectors) - 1)
+    _keep_compiled()
+    state = np.random.RandomState(draw_u64(seed, "neighbours") % 2**32)
+    if len(vectors) <= EXACT_ROWS:
+        indices, distances = nearest(vectors, n_neighbors)
+    else:
+        indices, distances, _ = nearest_neighbors(vectors, n_neighbors, "cosine", {}, True, state, n_jobs=1)
+    graph, _, _ = fuzzy_simplicial_set(vectors, n_neighbors, state, "cosine", {}, indices, distances)
+    return graph
+
+
+def nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` nearest rows of each row, itself first: (indices int32, distances float32) [rows, count]."""
+    indices = np.empty((len(vectors), count), np.int32)
+    distances = np.empty((len(vectors), count), np.float32)
+    for start in range(0, len(vectors), BLOCK):
+        rows = slice(start, start + BLOCK)
+        apart = 1 - vectors[rows] @ vectors.T
+        apart[np.arange(len(apart)), np.arange(start, start + len(apart))] = -1  # a row comes before its copies
+        near = np.argpartition(apart, count - 1, axis=1)[:, :count]
+        order = np.lexsort((near, np.take_along_axis(apart, near, axis=1)), axis=1)
+        indices[rows] = np.take_along_axis(near, order, axis=1)
+        distances[rows] = np.take_along_axis(apart, indices[rows], axis=1).clip(0)
+    return indices, distances
+
+
+class Layouts:
+    """UMAP layouts of one graph from one start, its spectral layout."""
+
+    def __init__(self, vectors: np.ndarray, graph: Any, dimensions: int, min_dist: float, seed: int):
+        from umap.spectral import spectral_layout
+        from umap.umap_ import find_ab_params
+
+        self.vectors, self.graph, self.dimensions, self.seed = vectors, graph, dimensions, seed
+        self.spread = find_ab_params(1.0, min_dist)
+        state = np.random.RandomState(draw_u64(seed, "start") % 2**32)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*[Ss]pectral.*")
+            start = spectral_layout(vectors, graph, dimensions, state, metric="cosine", metric_kwds={})
+        largest = np.abs(start).max() or 1.0
+        self.start = (start * (10 / largest) + state.normal(scale=1e-4, size=start.shape)).astype(np.float32)
+
+    def layout(self, epochs: int, run: object) -> np.ndarray:
+        """Positions float32 [rows, dimensions], rounded."""
+        from umap.umap_ import simplicial_set_embedding
+
+        state = np.random.RandomState(draw_u64(self.seed, "layout", run) % 2**32)
+        positions, _ = simplicial_set_embedding(
+            self.vectors,
+            self.graph.copy(),
+            n_components=self.dimensions,
+            initial_alpha=1.0,
+            a=self.spread[0],
+            b=self.spread[1],
+            gamma=1.0,
+            negative_sample_rate=5,
+            n_epochs=epochs,
+            init=self.start,
+            random_state=state,
+            metric="cosine",
+            metric_kwds={},
+            densmap=False,
+            densmap_kwds={},
+            output_dens=False,
+        )
+        return np.round(positions, POSITION_DIGITS).astype(np.float32)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the machine has."""
     from threadpoolctl import threadpool_limits
 
-    _keep_compiled()
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.filterwarnings("ignore", message=".*n_jobs value.*")
-        warnings.filterwarnings("ignore", message=".*[Ss]pectral.*")
-        reducer: Any = umap.UMAP(
-            n_components=2, n_neighbors=n_neighbors, min_dist=min_dist, metric="cosine", random_state=seed, n_jobs=1
-        )
-        return np.round(np.asarray(reducer.fit_transform(vectors)), POSITION_DIGITS).astype(np.float32)
+    with threadpool_limits(1):
+        yield
 
 
 def _keep_compiled() -> None:
@@ -166,6 +300,15 @@ def _density_clusters(positions: np.ndarray, min_cluster_size: int, min_samples:
         min_cluster_size=min_cluster_size, min_samples=min_samples, approx_min_span_tree=False, core_dist_n_jobs=1
     )
     return clusterer.fit_predict(positions.astype(np.float64))
+
+
+def _large(clusters: np.ndarray, min_cluster_size: int) -> np.ndarray:
+    """Clusters numbered anew, without those of fewer rows."""
+    names, sizes = np.unique(clusters[clusters >= 0], return_counts=True)
+    number = np.full(clusters.max() + 2, -1)
+    kept = names[sizes >= min_cluster_size]
+    number[kept] = np.arange(len(kept))
+    return number[clusters]
 
 
 def _by_size(clusters: np.ndarray) -> np.ndarray:

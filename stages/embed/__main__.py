@@ -3,16 +3,18 @@
 In: data/sources/web.parquet.
 Out: data/embed/vectors.parquet (EMBEDDING: vectors of length 1), metrics/embed.json.
 Contract: on a CPU a vector depends on its row's text and the model alone, not on the rows next to it, and the file
-has the same bytes for any number of tasks. Locally it is one task, whose threads use all cores; on Slurm and Ray there
-are `data.tasks`, and each loads the model.
+has the same bytes for any number of tasks. Locally the tasks run one after the other, and the threads of each use all
+cores (or all accelerators), so a run that was killed goes on behind its last whole task; on Slurm and Ray there are
+`data.tasks`, and each loads the model.
 Run: python -m stages.embed
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
-from cosmopedia.corpus.encoder import find_model
+from cosmopedia.corpus.encoder import find_model, resolve_precision
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
@@ -22,10 +24,11 @@ from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter
 from cosmopedia.tables.row_counts import write_metrics
-from cosmopedia.tables.row_ranges import checked_rows, read_parts, tasks_for, total
+from cosmopedia.tables.row_ranges import BATCH_ROWS, checked_rows, read_parts, tasks_for, total
 from stages.embed.texts import EmbedTexts
 
 WEB, OUT = Path("data/sources/web.parquet"), Path("data/embed")
+LOCAL_TASK = 4 * BATCH_ROWS  # rows between two points at which a local run can go on
 
 
 class EmbedParams(Params):
@@ -34,6 +37,7 @@ class EmbedParams(Params):
     model: str
     revision: str | None
     max_tokens: int = Field(ge=8)
+    precision: Literal["auto", "bf16", "fp32"]
 
 
 def settings() -> EmbedParams:
@@ -47,13 +51,18 @@ def main() -> str:
     clear_folder(OUT)
     rows = checked_rows(WEB, SOURCE)
     if rows == 0:
-        raise DataError(f"{WEB} has no rows, and topics are made from web rows; run the sources stage")
+        raise DataError(
+            f"{WEB} has no rows, and topics are made from web rows; metrics/sources/web.json says what was left out:"
+            " change sources.web, and run the sources stage"
+        )
     _, revision = find_model(params.model, params.revision)
-    tasks = 1 if data.executor == "local" else tasks_for(rows, data.tasks)  # here one process uses all cores
-    with DataTasks("embed", data, revision) as arrays:
-        parts = arrays.workdir / "parts"
-        step = EmbedTexts(WEB, parts, arrays.notes("embed"), params.model, revision, params.max_tokens)
-        stats = arrays.run("embed", [step], tasks, total=rows, unit="texts")
+    precision = resolve_precision(params.precision)  # here, so that all tasks have the same
+    local = data.executor == "local"
+    tasks = tasks_for(rows, -(-rows // LOCAL_TASK) if local else data.tasks)
+    with DataTasks("embed", data, revision, precision) as arrays:
+        parts, notes = arrays.workdir / "parts", arrays.notes("embed")
+        step = EmbedTexts(WEB, parts, notes, params.model, revision, params.max_tokens, precision)
+        stats = arrays.run("embed", [step], tasks, workers=1 if local else None, total=rows, unit="texts")
         arrays.check()
         dimensions = 0
         with TableWriter(OUT / "vectors.parquet", EMBEDDING) as writer:
@@ -68,6 +77,7 @@ def main() -> str:
             "rows_at_token_limit": total(stats, "full"),
             "model": params.model,
             "revision": revision,
+            "precision": precision,
         },
     )
     return f"{writer.rows} vectors of {dimensions} dimensions from {params.model} ({revision})"

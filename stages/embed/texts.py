@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cosmopedia.corpus.encoder import Encoder
+from cosmopedia.corpus.encoder import Encoder, Precision
+from cosmopedia.errors import DataError
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.row_ranges import RowRangeStep
 from cosmopedia.tables.vectors import table_of_vectors
@@ -24,13 +25,22 @@ class EmbedTexts(RowRangeStep):
     name = "embed"
     reads, columns, writes = SOURCE, ("row_id", "text"), EMBEDDING
 
-    def __init__(self, source: Path, parts: Path, notes: Path, model: str, revision: str, max_tokens: int):
+    def __init__(
+        self,
+        source: Path,
+        parts: Path,
+        notes: Path,
+        model: str,
+        revision: str,
+        max_tokens: int,
+        precision: Precision,
+    ):
         super().__init__(source, parts, notes)
-        self.model, self.revision, self.max_tokens = model, revision, max_tokens
+        self.model, self.revision, self.max_tokens, self.precision = model, revision, max_tokens, precision
 
     def tables(self, batches: Iterator[pa.Table], note: Path) -> Iterator[pa.Table]:
         done = 0
-        with Encoder.at(self.model, self.revision, self.max_tokens) as encoder:
+        with Encoder.at(self.model, self.revision, self.max_tokens, self.precision) as encoder:
             for batch in batches:
                 blocks = []
                 for block, full in encoder.encode(batch["text"].to_pylist()):
@@ -39,5 +49,13 @@ class EmbedTexts(RowRangeStep):
                     if (done + len(block)) // NOTE_EVERY > done // NOTE_EVERY:
                         note.write_text(str(done + len(block)))
                     done += len(block)
-                yield table_of_vectors(batch["row_id"], np.concatenate(blocks))
+                vectors = np.concatenate(blocks)
+                wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+                if len(wrong):
+                    raise DataError(
+                        f"{self.model} ({self.revision}, {self.precision}) gives no finite vector for"
+                        f" {batch['row_id'][wrong[0]]}, nor for {len(wrong) - 1} more of {len(vectors)} rows; its"
+                        " weights may be damaged: fetch the model again, or name another as embed.model"
+                    )
+                yield table_of_vectors(batch["row_id"], vectors)
         note.write_text(str(done))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from cosmopedia.errors import DataError
+from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.execution.local_pins import local_references
 from cosmopedia.lineage import hash_files
 from cosmopedia.rng import draw_sample
 from cosmopedia.tables import row_ranges
@@ -32,8 +34,14 @@ PARAMS = {
     "min_cluster_fraction": 0.0025,
     "min_samples": 3,
     "min_similarity": 0.5,
+    "dimensions": 5,
+    "runs": 3,
+    "continue_from": None,
 }
-SETTINGS = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3}
+SETTINGS = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3} | {
+    "dimensions": 5,
+    "runs": 3,
+}
 OUTPUTS = ["data/cluster/assignments.parquet", "data/cluster/centroids.parquet"]
 
 
@@ -156,8 +164,82 @@ def test_a_row_joins_the_nearest_centroid_or_none(rows: tuple) -> None:
 
 def test_too_few_rows_and_no_cluster_say_what_to_change(rows: tuple) -> None:
     ids, vectors, truth = rows
-    with pytest.raises(DataError, match=r"10 rows cannot make clusters of at least 8; .*min_cluster_floor"):
+    with pytest.raises(DataError, match=r"10 rows cannot .* at least 8: at least 16 are needed.*min_cluster_floor"):
         find_groups(ids[:10], vectors[:10], **SETTINGS)
     with pytest.raises(DataError, match=r"no cluster of at least 45 among 90 rows; lower cluster.min_cluster_floor"):
         three = [n for n in range(120) if truth[n] < 3]  # 30 + 60 is no split into two clusters of 45
         find_groups([ids[n] for n in three], vectors[three], **{**SETTINGS, "min_cluster_size": 45})
+
+
+def test_copies_of_one_page_are_one_cluster(rows: tuple) -> None:
+    _, vectors, truth = rows
+    copies = np.concatenate([np.repeat(vectors[:1], 60, axis=0), vectors[truth == 1]])
+    ids = [f"web/{n:03d}" for n in range(len(copies))]
+    found = find_groups(ids, copies, **SETTINGS)
+    assert len(set(found.clusters[:60].tolist())) == 1 and len(found.centroids) <= 3
+    groups = find_groups(ids[:60], copies[:60], **SETTINGS)  # nothing but copies
+    assert len(groups.centroids) == 1 and np.isfinite(groups.positions).all()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda vectors: [[float("nan")] * DIMENSIONS, *vectors[1:]], r"vector of web/000 .* not finite"),
+        (lambda vectors: [*vectors[:7], vectors[7][:-1], *vectors[8:]], r"vector of web/007 has 15 dimensions"),
+        (lambda vectors: [], r"0 rows cannot make clusters of at least 8: at least 16 are needed"),
+    ],
+)
+def test_vectors_that_are_none_are_a_sentence(folder: Path, rows: tuple, damage: Callable, message: str) -> None:
+    ids, vectors, _ = rows
+    damaged = damage(vectors.tolist())
+    table = pa.table({"row_id": ids[: len(damaged)], "embedding": pa.array(damaged, pa.list_(pa.float32()))})
+    with TableWriter("data/embed/vectors.parquet", EMBEDDING) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=message):
+        cluster.main()
+
+
+def test_a_vector_without_a_direction_is_noise(folder: Path, rows: tuple) -> None:
+    ids, vectors, _ = rows
+    write_vectors(ids, np.where(np.arange(len(ids))[:, None] < 20, 0, vectors).astype(np.float32), batch=1000)
+    cluster.main()
+    table = read_table(OUTPUTS[0], ASSIGNMENT, ["cluster", "in_sample"]).slice(0, 20).to_pylist()
+    assert all(row == {"cluster": -1, "in_sample": False} for row in table)
+
+
+def test_topics_keep_their_numbers_when_data_are_added(folder: Path, rows: tuple) -> None:
+    """Three groups first; then another seed, without some rows, and with a fourth group."""
+    ids, vectors, truth = rows
+    first = [n for n in range(120) if truth[n] in (0, 1, 3)]
+    write_vectors([ids[n] for n in first], vectors[first], batch=1000)
+    cluster.main()
+    before = {row["row_id"]: row["cluster"] for row in read_table(OUTPUTS[0], ASSIGNMENT).to_pylist()}
+    centroids = read_table(OUTPUTS[1], CENTROID).to_pylist()
+    shutil.copytree("data/cluster", "before")
+    later = [n for n in range(120) if n % 30]
+    write_vectors([ids[n] for n in later], vectors[later], batch=1000)
+    write_params(continue_from="before", seed=6)
+    assert cluster.main() == "4 clusters hold 116 of 116 rows, 0 are noise"
+    after = {row["row_id"]: row["cluster"] for row in read_table(OUTPUTS[0], ASSIGNMENT).to_pylist()}
+    assert all(after[ids[n]] == before[ids[n]] for n in later if truth[n] != 2)
+    assert {after[ids[n]] for n in later if truth[n] == 2} == {3}
+    kept = read_table(OUTPUTS[1], CENTROID).to_pylist()[:3]
+    assert [row["centroid"] for row in kept] == [row["centroid"] for row in centroids]
+    metrics = json.loads(Path("metrics/cluster.json").read_text())
+    assert (metrics["clusters"], metrics["clusters_continued"], metrics["clusters_left_empty"]) == (4, 3, 0)
+
+
+def test_earlier_clusters_that_cannot_be_had_are_named(folder: Path) -> None:
+    write_params(continue_from="data/cluster")
+    with pytest.raises(ConfigError, match=r"continue_from: data/cluster is what the stage itself writes.*; copy it"):
+        cluster.settings()
+    write_params(continue_from="nowhere")
+    with pytest.raises(ConfigError, match=r"continue_from: nowhere/assignments.parquet is missing; name a copy"):
+        cluster.settings()
+    write_params()
+    cluster.main()
+    shutil.copytree("data/cluster", "before")
+    write_params(continue_from="before@sha256:0123456789abcdef")
+    with pytest.raises(ConfigError, match=r"before is sha256:\w{16}, but the profile pins sha256:0123456789abcdef"):
+        cluster.settings()
+    assert [reference.path for reference in local_references({"cluster": {"continue_from": "before"}})] == ["before"]
