@@ -27,7 +27,7 @@ PACKED_ROWS = 64  # for which oneDNN chooses the weights' layout
 
 
 class Linear:
-    """y = x W' + b, with the weight in oneDNN's own layout where there is one: up to 1.6 times as fast for few rows."""
+    """y = x W' + b, the weight in oneDNN's own layout where there is one: up to 1.6 times as fast for few rows."""
 
     def __init__(self, weight: "torch.Tensor", bias: "torch.Tensor | None" = None):
         import torch
