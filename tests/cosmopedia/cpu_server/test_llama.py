@@ -47,7 +47,7 @@ def some_prompts(count: int, head: int = 70) -> list[list[int]]:
 
 
 def written(decoder: LlamaDecoder, prompts: list[list[int]], new: int) -> list[np.ndarray]:
-    """The logits of `new` greedy steps after each prompt; every prompt's texts end by themselves, in their own time."""
+    """The logits of `new` greedy steps after each prompt, which are done at different times."""
     first = decoder.count
     decoder.admit(prompts)
     logits: list[list[np.ndarray]] = [[] for _ in prompts]
