@@ -69,7 +69,7 @@ class Progress:
 
 
 def remaining_seconds(seconds: float, done: int, total: int, under_way: int) -> float | None:
-    """How much longer `total` units take when `done` took so long, half of `under_way` counted; None before the first."""
+    """How much longer `total` units take when `done` took so long and half of `under_way` counts; None at first."""
     if not done:
         return None
     spent = min(done + under_way / 2, total)
