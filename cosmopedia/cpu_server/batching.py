@@ -160,13 +160,15 @@ class DecodeWorker(threading.Thread):
                     self._join(self.joining)
                 self._leave()
                 if self.live:
-                    self._advance(self.decoder.step([request.tokens[-1] for request in self.live]), self.live, 0)
+                    numbers, logits = self.decoder.step([r.tokens[-1] if r.tokens else None for r in self.live])
+                    if numbers:
+                        self._advance(numbers, logits)
                     self._leave()
             except Exception as error:  # the batch is lost, the server is not; TGI answers such requests with 424
                 self._fail(f"{type(error).__name__}: {error}")
 
     def _join(self, requests: list[DecodeRequest]) -> None:
-        logits = self.decoder.admit([request.prompt for request in requests])
+        self.decoder.admit([request.prompt for request in requests])
         first = len(self.live)
         self.live, self.joining = [*self.live, *requests], []
         if len(self._seen) < len(self.live):
@@ -175,15 +177,15 @@ class DecodeWorker(threading.Thread):
         for number, request in enumerate(requests, first):
             self._seen[number] = False
             self._seen[number, request.prompt] = True
-        self._advance(logits, requests, first)
 
-    def _advance(self, logits: np.ndarray, requests: list[DecodeRequest], first: int) -> None:
-        """Choose one token for each of `requests`, which are the live ones from number `first` on."""
+    def _advance(self, numbers: list[int], logits: np.ndarray) -> None:
+        """Choose a token for each of the live requests with these numbers."""
+        requests = [self.live[number] for number in numbers]
         positions = [len(request.tokens) for request in requests]
-        seen = self._seen[first : first + len(requests)]
         sampling = [request.sampling for request in requests]
+        seen = self._seen[numbers] if any(p.repetition_penalty != 1.0 for p in sampling) else self._seen[:0]
         ids, logprobs = choose(logits, sampling, positions, seen, self._allowed(requests))
-        seen[np.arange(len(requests)), ids] = True
+        self._seen[numbers, ids] = True
         for request, token, logprob in zip(requests, ids.tolist(), logprobs.tolist(), strict=True):
             if request.error:
                 continue

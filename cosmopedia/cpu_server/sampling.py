@@ -17,6 +17,7 @@ from cosmopedia.hashing import GOLDEN, mix64
 
 LARGEST = np.float32(1e30)  # of a score: a penalty of any size and a temperature of LOWEST keep it a number
 LOWEST = 1e-6  # temperature; colder ones choose the same token
+CANDIDATES = 1024  # tokens among which top-p looks first
 KEPT_GRAMMARS = 64  # compiled ones; a run has few, and sends them often
 # as outlines has it, with which TGI compiles schemas; a small model would write free white space forever
 WHITESPACE = "[ ]?"
@@ -115,30 +116,40 @@ def choose(
     vocabulary], and is read only for sequences with a repetition penalty. `allowed` holds what the grammar of a
     sequence allows, bool [vocabulary], by the sequence's number.
     """
-    scores = logits.astype(np.float32, copy=True)
-    penalised = [i for i, p in enumerate(params) if p.repetition_penalty != 1.0]
-    if penalised:
-        penalty = _column([params[i].repetition_penalty for i in penalised])
-        plain = scores[penalised]
-        with np.errstate(over="ignore"):
-            lower = np.clip(np.where(plain > 0, plain / penalty, plain * penalty), -LARGEST, LARGEST)
-        scores[penalised] = np.where(seen[penalised], lower, plain)
-    for row, mask in (allowed or {}).items():
-        scores[row, ~mask] = -np.inf
-    drawn = [i for i, p in enumerate(params) if p.seed is not None]
-    if drawn:
-        rules = [params[i] for i in drawn]
-        scores[drawn] = _filtered(scores[drawn] / _column([max(p.temperature, LOWEST) for p in rules]), rules)
-    peaks = scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores - peaks)
-    totals = weights.sum(axis=-1, dtype=np.float64)
-    ids = scores.argmax(axis=-1)
-    if drawn:
-        cumulated = np.cumsum(weights[drawn], axis=-1, dtype=np.float64)
-        seeds = np.array([params[i].seed for i in drawn], dtype=np.uint64)
-        targets = uniform(seeds, np.array([positions[i] for i in drawn], dtype=np.uint64)) * cumulated[:, -1]
-        ids[drawn] = (cumulated > targets[:, None]).argmax(axis=-1)
-    return ids, scores[np.arange(len(ids)), ids] - peaks[:, 0] - np.log(totals)
+    ids = np.zeros(len(logits), dtype=np.int64)
+    logprobs = np.zeros(len(logits))
+    for row, (p, position) in enumerate(zip(params, positions, strict=True)):
+        scores = logits[row].astype(np.float32, copy=True)
+        if p.repetition_penalty != 1.0:
+            _penalise(scores, np.flatnonzero(seen[row]), np.float32(p.repetition_penalty))
+        if allowed and row in allowed:
+            scores[~allowed[row]] = -np.inf
+        ids[row], logprobs[row] = _choose_one(scores, p, position)
+    return ids, logprobs
+
+
+def _penalise(scores: np.ndarray, seen: np.ndarray, penalty: np.float32) -> None:
+    plain = scores[seen]
+    with np.errstate(over="ignore"):
+        scores[seen] = np.clip(np.where(plain > 0, plain / penalty, plain * penalty), -LARGEST, LARGEST)
+
+
+def _choose_one(scores: np.ndarray, p: SamplingParams, position: int) -> tuple[int, float]:
+    """(token id, log-probability) for one sequence's scores, float32 [vocabulary]."""
+    if p.seed is None:
+        best = int(scores.argmax())
+        return best, -float(np.log(np.exp(scores - scores[best]).sum(dtype=np.float64)))
+    scores = scores / np.float32(max(p.temperature, LOWEST))
+    lowest = _lowest(scores, p)
+    kept = None if lowest is None else np.flatnonzero(scores >= lowest)
+    if kept is not None:
+        scores = scores[kept]
+    cumulated = np.cumsum(np.exp(scores - scores.max()), dtype=np.float64)
+    total = cumulated[-1]
+    drawn = uniform(np.array([p.seed], dtype=np.uint64), np.array([position], dtype=np.uint64))[0] * total
+    place = int(np.searchsorted(cumulated, min(drawn, np.nextafter(total, 0.0)), side="right"))
+    logprob = float(scores[place] - scores.max()) - float(np.log(total))
+    return place if kept is None else int(kept[place]), logprob
 
 
 def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -147,31 +158,29 @@ def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return (mix64(mix64(seeds + GOLDEN) + (positions + np.uint64(1)) * GOLDEN) >> np.uint64(11)) / 2.0**53
 
 
-def _column(values: Sequence[float]) -> np.ndarray:
-    return np.array(values, dtype=np.float32)[:, None]
-
-
-def _filtered(scores: np.ndarray, params: Sequence[SamplingParams]) -> np.ndarray:
-    """The scores with -inf for tokens that top-k, then top-p rule out; ties at the border stay.
+def _lowest(scores: np.ndarray, p: SamplingParams) -> np.float32 | None:
+    """The lowest score that top-k, then top-p let through, ties included; None when they are off.
 
     Top-p keeps the smallest set, of what top-k has left, whose probability reaches p.
     """
-    rows = [i for i, p in enumerate(params) if p.top_k is not None or p.top_p < 1.0]
-    if not rows:
-        return scores
-    filtered, vocabulary = scores[rows], scores.shape[1]
-    limits = np.array([min(params[i].top_k or vocabulary, vocabulary) for i in rows])
-    widest = limits.max()
-    best = filtered
-    if widest < vocabulary:
-        best = np.partition(filtered, vocabulary - widest, axis=-1)[:, vocabulary - widest :]
-    rising = np.sort(best, axis=-1)
-    first = widest - limits
-    weights = np.exp(rising - rising[:, -1:])
-    weights[np.arange(widest) < first[:, None]] = 0.0
-    below = np.cumsum(weights, axis=-1, dtype=np.float64)
-    share = np.array([1.0 - params[i].top_p for i in rows]) * below[:, -1]
-    border = np.maximum(first, (below > share[:, None]).argmax(axis=-1))
-    lowest = rising[np.arange(len(rows)), border][:, None]
-    scores[rows] = np.where(filtered >= lowest, filtered, -np.inf).astype(np.float32)
-    return scores
+    vocabulary = len(scores)
+    most = min(p.top_k or vocabulary, vocabulary)
+    if p.top_p >= 1.0:
+        return None if most == vocabulary else _largest(scores, most)[0]
+    weights = np.exp(scores - scores.max())
+    # The set is nearly always small, and sorting the vocabulary is what takes long.
+    for count in (CANDIDATES, vocabulary):
+        best = np.sort(_largest(scores, min(most, count)))
+        likely = np.exp(best - best[-1])
+        rest = weights.sum(dtype=np.float64) - likely.sum(dtype=np.float64) if count < most == vocabulary else 0.0
+        below = max(rest, 0.0) + np.cumsum(likely, dtype=np.float64)
+        share = (1.0 - p.top_p) * below[-1]
+        if most <= count or (most == vocabulary and rest <= share):
+            break
+    return best[(below > share).argmax()]
+
+
+def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """The `count` largest, the lowest of them first."""
+    border = len(scores) - count
+    return np.partition(scores, border)[border:] if border else scores

@@ -16,7 +16,7 @@ from typing import Any
 from cosmopedia.execution.budget import Forecast
 from cosmopedia.execution.client.dispatcher import Dispatcher
 from cosmopedia.execution.mlflow_run import Run
-from cosmopedia.execution.progress import Progress
+from cosmopedia.execution.progress import Progress, remaining_seconds
 from cosmopedia.files import write_text
 from cosmopedia.lineage import store_root
 
@@ -47,6 +47,7 @@ class StatusWriter:
         self._every, self._since, self._recorded, self._shown = 1, 0, 0.0, 0
         self._recent: deque[tuple[float, int]] = deque()
         self._busy = self._watched = 0.0
+        self._sent: float | None = None  # when the first requests were seen on their way
         self._stopped = threading.Event()
         self._began, self._started_at = time.monotonic(), time.time()
         self._last = self._began
@@ -90,7 +91,8 @@ class StatusWriter:
             if len(self.series) > MAX_POINTS:
                 self.series, self._every = self.series[::2], self._every * 2
         self._write(status)
-        done = self.dispatcher.outcome.new + len(self.dispatcher.outcome.failures)
+        done = self.dispatcher.done
+        self.progress.waiting, self.progress.under_way = self._waiting(status, now), status["in_flight"]
         self.progress.advance(
             done - self._shown,
             **{"tokens/s": f"{status['tokens_per_second']:,.0f}", "cached": self.cached, "failed": status["failed"]},
@@ -99,6 +101,22 @@ class StatusWriter:
         if self.record is not None and now - self._recorded >= RECORD_SECONDS:
             self._recorded = now
             self._log(status)
+
+    def _waiting(self, status: dict[str, Any], now: float) -> str | None:
+        """What the run waits for until it has its first result; None from then on."""
+        if self.dispatcher.done:
+            return None
+        if not status["endpoints"]:
+            reason = status["expecting"] or "; ".join(self.dispatcher.pool.waiting_for.values())
+            return f"servers are starting ({now - self._began:.0f} s{f'; {reason}' if reason else ''})"
+        if not status["in_flight"]:
+            return "no request sent yet"
+        self._sent = self._sent or now
+        count = len(status["endpoints"])
+        return (
+            f"{status['in_flight']} requests sent to {count} server{'s' if count > 1 else ''}, no completion yet"
+            f" ({now - self._sent:.0f} s)"
+        )
 
     def status(self, state: str, now: float) -> dict[str, Any]:
         """Everything that is known, as it is in the status file. Rates are over the last 30 s."""
@@ -111,7 +129,7 @@ class StatusWriter:
         speed = (tokens - before) / (last - first) if last > first else 0.0
         done = outcome.new + len(outcome.failures)
         missing, seconds = self.plan.requests, now - self._began
-        left = (missing - done) * seconds / done if done else None
+        left = remaining_seconds(seconds, done, missing, dispatcher.in_flight)
         used = pool.utilisation()
         return {
             "stage": self.stage,

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from text_generation.errors import OverloadedError, ValidationError, parse_error
 from text_generation.types import Response
 
-from cosmopedia.cpu_server import app, decoding
+from cosmopedia.cpu_server import app, llama
 from cosmopedia.cpu_server.app import Server
 from cosmopedia.cpu_server.batching import Batcher, DecodeRequest
-from cosmopedia.cpu_server.decoding import LlamaDecoder, LlamaWeights, StaticDecoder
+from cosmopedia.cpu_server.decoding import Decoder, StaticDecoder
+from cosmopedia.cpu_server.llama import LlamaDecoder, LlamaWeights
 from cosmopedia.cpu_server.sampling import Grammars, SamplingParams, choose
 from stages.generator.demonstrations import Demonstration, train_tokenizer
 
@@ -145,10 +147,26 @@ def ids(response: Response) -> list[int]:
     return [token.id for token in response.details.tokens]
 
 
+def admitted(decoder: Decoder, prompts: list[list[int]]) -> list[np.ndarray]:
+    """The logits after prompts that join; the sequences that are there get no token meanwhile."""
+    first, logits = decoder.count, dict[int, np.ndarray]()
+    decoder.admit(prompts)
+    while len(logits) < len(prompts):
+        logits.update(zip(*decoder.step([None] * decoder.count), strict=True))
+    return [logits[number] for number in range(first, decoder.count)]
+
+
+def stepped(decoder: Decoder, tokens: list[int]) -> np.ndarray:
+    """The logits after one more token of each sequence."""
+    numbers, logits = decoder.step(tokens)
+    assert numbers == list(range(len(tokens)))
+    return logits
+
+
 def test_the_lean_forward_has_the_logits_of_transformers_while_sequences_join_and_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decoding, "GROWTH", 4)
+    monkeypatch.setattr(llama, "GROWTH", 4)
     model, prompts = tiny_llama_model(), [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [15]]
 
     def expected(sequence: list[int]) -> np.ndarray:
@@ -158,15 +176,17 @@ def test_the_lean_forward_has_the_logits_of_transformers_while_sequences_join_an
     decoder = LlamaDecoder(LlamaWeights(tiny_llama_model()), 3)
     for prompt in prompts:
         for length in range(1, len(prompt) + 1):
-            np.testing.assert_allclose(decoder.admit([prompt[:length]])[0], expected(prompt)[length - 1], atol=1e-4)
+            np.testing.assert_allclose(
+                admitted(decoder, [prompt[:length]])[0], expected(prompt)[length - 1], atol=1e-4
+            )
             decoder.drop(0)
     after = {tuple(sequence): expected([*sequence, 30, 31])[-2:] for sequence in (*prompts, [20, 21])}
-    np.testing.assert_allclose(decoder.admit(prompts), [expected(p)[-1] for p in prompts], atol=1e-4)
-    step = decoder.step([30, 30, 30])
+    np.testing.assert_allclose(admitted(decoder, prompts), [expected(p)[-1] for p in prompts], atol=1e-4)
+    step = stepped(decoder, [30, 30, 30])
     np.testing.assert_allclose(step, [after[tuple(p)][0] for p in prompts], atol=1e-4)
     decoder.drop(0)
-    np.testing.assert_allclose(decoder.admit([[20, 21]])[0], expected([20, 21])[-1], atol=1e-4)
-    step = decoder.step([31, 31, 30])
+    np.testing.assert_allclose(admitted(decoder, [[20, 21]])[0], expected([20, 21])[-1], atol=1e-4)
+    step = stepped(decoder, [31, 31, 30])
     want = [after[tuple(prompts[2])][1], after[tuple(prompts[1])][1], after[(20, 21)][0]]
     np.testing.assert_allclose(step, want, atol=1e-4)
 
@@ -202,13 +222,13 @@ def test_another_architecture_runs_in_padded_batches_with_the_logits_of_transfor
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [15]]
     with torch.inference_mode():
         first = [model(torch.tensor([p])).logits[0, -1].numpy() for p in prompts]
-    np.testing.assert_allclose(decoder.admit(prompts), first, atol=1e-4)
+    np.testing.assert_allclose(admitted(decoder, prompts), first, atol=1e-4)
     decoder.step([1, 2, 3])
     decoder.drop(0)
     assert decoder.room() == 0
     with torch.inference_mode():
         want = [model(torch.tensor([s])).logits[0, -1].numpy() for s in ([15, 3, 4], [8, 9, 10, 11, 12, 2, 6])]
-    np.testing.assert_allclose(decoder.step([4, 6]), want, atol=1e-4)
+    np.testing.assert_allclose(stepped(decoder, [4, 6]), want, atol=1e-4)
 
 
 def test_greedy_answers_equal_transformers_generate(server: Running, folder: Path) -> None:
@@ -455,7 +475,7 @@ def gauges(url: str) -> tuple[float, float]:
 
 
 class Brittle:
-    """A decoder that fails at its second step, and, when `fatal`, in a way that a thread does not survive."""
+    """A decoder that fails at its third step, the first of which reads prompts, and, when `fatal`, ends its thread."""
 
     vocabulary = 320
 
@@ -465,15 +485,14 @@ class Brittle:
     def room(self) -> int:
         return 2 - self.count
 
-    def admit(self, prompts: list[list[int]]) -> np.ndarray:
+    def admit(self, prompts: list[list[int]]) -> None:
         self.count += len(prompts)
-        return np.zeros((len(prompts), 320), dtype=np.float32)
 
-    def step(self, tokens: list[int]) -> np.ndarray:
+    def step(self, tokens: Sequence[int | None]) -> tuple[list[int], np.ndarray]:
         self.steps += 1
-        if self.steps == 2:
+        if self.steps == 3:
             raise (SystemExit if self.fatal else ValueError)("broken")
-        return np.zeros((self.count, 320), dtype=np.float32)
+        return list(range(self.count)), np.zeros((self.count, 320), dtype=np.float32)
 
     def drop(self, number: int) -> None:
         self.count -= 1
