@@ -12,7 +12,7 @@
 | single run | one UMAP to 2-D and one HDBSCAN, then the assignment: the stage before it had a consensus |
 | text-clustering | Cosmopedia's: UMAP to 2-D with its defaults, DBSCAN with eps 0.08 and 50 rows |
 | BERTopic | its defaults: UMAP to 5-D (15 neighbours, min_dist 0, cosine), HDBSCAN with 10 rows or more |
-| k-means | `--clusters` of them, on the vectors |
+| k-means | 50 of them, on the vectors |
 | EVoC | its defaults; if it is installed |
 
 NMI and ARI compare clusters with labels, rows without a cluster as a cluster of their own. `seeds` is the mean ARI of
@@ -124,7 +124,8 @@ def evoc(vectors: np.ndarray, seed: int) -> np.ndarray:
 def k_means(vectors: np.ndarray, seed: int, clusters: int = 50) -> np.ndarray:
     from sklearn.cluster import KMeans
 
-    return KMeans(clusters, n_init=1, random_state=seed).fit_predict(vectors)
+    settings: dict[str, Any] = {"n_init": 1}
+    return KMeans(clusters, random_state=seed, **settings).fit_predict(vectors)
 
 
 SIDES: dict[str, Cluster] = {

@@ -210,8 +210,7 @@ def neighbour_graph(vectors: np.ndarray, n_neighbors: int, seed: int) -> Any:
         indices, distances = nearest(vectors, n_neighbors)
     else:
         indices, distances, _ = nearest_neighbors(vectors, n_neighbors, "cosine", {}, True, state, n_jobs=1)
-    graph, _, _ = fuzzy_simplicial_set(vectors, n_neighbors, state, "cosine", {}, indices, distances)
-    return graph
+    return fuzzy_simplicial_set(vectors, n_neighbors, state, "cosine", {}, indices, distances)[0]
 
 
 def nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

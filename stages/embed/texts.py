@@ -36,7 +36,8 @@ class EmbedTexts(RowRangeStep):
         precision: Precision,
     ):
         super().__init__(source, parts, notes)
-        self.model, self.revision, self.max_tokens, self.precision = model, revision, max_tokens, precision
+        self.model, self.revision, self.max_tokens = model, revision, max_tokens
+        self.precision: Precision = precision
 
     def tables(self, batches: Iterator[pa.Table], note: Path) -> Iterator[pa.Table]:
         done = 0

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,7 @@ PARAMS = {
     "runs": 3,
     "continue_from": None,
 }
-SETTINGS = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3} | {
+SETTINGS: dict[str, Any] = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3} | {
     "dimensions": 5,
     "runs": 3,
 }

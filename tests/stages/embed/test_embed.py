@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from cosmopedia.corpus import encoder
-from cosmopedia.corpus.encoder import Encoder, find_model, packed
+from cosmopedia.corpus.encoder import Encoder, Precision, find_model, packed
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.lineage import hash_files
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
@@ -117,8 +117,8 @@ def test_no_web_rows_is_an_error_that_names_the_stage_to_run(folder: Path) -> No
         embed.main()
 
 
-def encode(model: str, texts: list[str], *arguments: object) -> np.ndarray:
-    with Encoder(model, None, 256, *arguments) as loaded:
+def encode(model: str, texts: list[str], precision: Precision = "fp32") -> np.ndarray:
+    with Encoder(model, None, 256, precision) as loaded:
         return np.concatenate([block for block, _ in loaded.encode(texts)])
 
 
