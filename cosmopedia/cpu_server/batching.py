@@ -7,7 +7,7 @@ faster than one batch on both cores, whose operators wait for each other hundred
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,7 +45,7 @@ class DecodeRequest:
 class Batcher:
     """Runs requests on decoders that share a model, each with `threads` cores; `ends` are the ids that end a text."""
 
-    def __init__(self, decoders: list[Decoder], ends: set[int], threads: int):
+    def __init__(self, decoders: Sequence[Decoder], ends: set[int], threads: int):
         self.waiting: deque[DecodeRequest] = deque()
         self.change = threading.Condition()
         self.stopped = False

@@ -27,8 +27,12 @@ WORKER_SEQUENCES = 8  # that a worker decodes together, at least
 class Decoder(Protocol):
     """Live sequences are numbered 0, 1, ... `count - 1`; logits are float32."""
 
-    count: int
     vocabulary: int
+
+    @property
+    def count(self) -> int:
+        """How many sequences are live."""
+        ...
 
     def room(self) -> int:
         """How many sequences may join now."""

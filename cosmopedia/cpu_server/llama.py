@@ -268,6 +268,14 @@ class LlamaDecoder:
 
         heads, kv_heads, size = self.weights.heads, self.weights.kv_heads, self.weights.head_size
         cache, row, count = piece.sequence.caches[number], piece.row, len(piece.ids)
+        if count == 1:  # most pieces; the same as below with fewer views, which cost a small model more than its sums
+            cache[:, piece.start] = joint[row, heads:]
+            seen = cache[None, :, : piece.start + 1]
+            query = joint[row, :heads].view(1, kv_heads, heads // kv_heads, size)
+            mixed[row] = F.scaled_dot_product_attention(query, seen[:, :kv_heads], seen[:, kv_heads:]).view(
+                heads, size
+            )
+            return
         cache[:, piece.start : piece.start + count] = joint[row : row + count, heads:].transpose(0, 1)
         for first in range(0, count, BLOCK):
             some, before = min(BLOCK, count - first), piece.start + first

@@ -158,7 +158,7 @@ def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return (mix64(mix64(seeds + GOLDEN) + (positions + np.uint64(1)) * GOLDEN) >> np.uint64(11)) / 2.0**53
 
 
-def _lowest(scores: np.ndarray, p: SamplingParams) -> np.float32 | None:
+def _lowest(scores: np.ndarray, p: SamplingParams) -> float | None:
     """The lowest score that top-k, then top-p let through, ties included; None when they are off.
 
     Top-p keeps the smallest set, of what top-k has left, whose probability reaches p.
@@ -166,7 +166,7 @@ def _lowest(scores: np.ndarray, p: SamplingParams) -> np.float32 | None:
     vocabulary = len(scores)
     most = min(p.top_k or vocabulary, vocabulary)
     if p.top_p >= 1.0:
-        return None if most == vocabulary else _largest(scores, most)[0]
+        return None if most == vocabulary else float(_largest(scores, most)[0])
     weights = np.exp(scores - scores.max())
     # The set is nearly always small, and sorting the vocabulary is what takes long.
     for count in (CANDIDATES, vocabulary):
@@ -177,7 +177,7 @@ def _lowest(scores: np.ndarray, p: SamplingParams) -> np.float32 | None:
         share = (1.0 - p.top_p) * below[-1]
         if most <= count or (most == vocabulary and rest <= share):
             break
-    return best[(below > share).argmax()]
+    return float(best[(below > share).argmax()])
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:

@@ -31,7 +31,8 @@ def small_llama(dtype: torch.dtype = torch.float32) -> Any:
         initializer_range=0.1,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).to(dtype).eval()
+    model: Any = LlamaForCausalLM(config)
+    return model.to(dtype).eval()
 
 
 @pytest.fixture(scope="module")
