@@ -91,7 +91,14 @@ def _write_names(
         name = "\n".join(textwrap.wrap(row["topic"], WRAP)[:3])
         colour = DROPPED if row["decision"] == "drop" else INK
         text = axes.annotate(
-            name, centre, xycoords="figure pixels", ha="center", va="center", fontsize=8.5, color=colour, zorder=5
+            name,
+            (centre[0], centre[1]),
+            xycoords="figure pixels",
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color=colour,
+            zorder=5,
         )
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white", alpha=0.9)])
         box = text.get_window_extent(renderer)
@@ -101,8 +108,8 @@ def _write_names(
             text.remove()
             continue
         spot, around = place
-        text.set_position(spot)
-        text.xyann = tuple(spot)
+        text.set_position((spot[0], spot[1]))
+        text.xyann = (spot[0], spot[1])
         taken.append(around)
         placed.setdefault(row["topic"], []).append(centre)
         if np.hypot(*(spot - centre)) > top + box.height + 12:
@@ -176,8 +183,7 @@ def _figure(size: tuple[float, float], columns: int = 1) -> tuple["Figure", Any]
 
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    ratios = {"width_ratios": [1.5, 1]} if columns == 2 else {}
-    return figure, figure.subplots(1, columns, **ratios)
+    return figure, figure.subplots(1, columns, width_ratios=[1.5, 1] if columns == 2 else None)
 
 
 def _save(figure: "Figure", path: Path) -> None:
