@@ -168,7 +168,7 @@ def test_a_pilot_of_any_profile_can_be_judged() -> None:
         judged = [
             source for source, count in styles.items() if count * profile["pilot"]["per_cell"] >= limits["min_texts"]
         ]
-        assert {"web", "openstax", "automathtext", "ultrachat", "openhermes"} <= set(judged), name
+        assert {"web", "openstax", "ultrachat", "openhermes"} <= set(judged), name
 
 
 @pytest.mark.slow
