@@ -121,9 +121,8 @@ def report(folder: Path) -> None:
         return
     count = max(usable)
     shares = usable[count]
-    power = {
-        title: statistics.mean(row[title] for name, row in shares.items() if name != "equal") for title in MEASURES
-    }
+    faulty = [row for name, row in shares.items() if name != "equal"]
+    power = {title: statistics.mean(row[title] for row in faulty) for title in MEASURES}
     best = sorted(power, key=lambda title: -power[title])
     equal = arms.seeds["equal"]
     print(

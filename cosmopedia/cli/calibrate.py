@@ -1,4 +1,4 @@
-"""calibrate: measure by how much scores move from training seed to training seed, and what a design could see.
+"""calibrate: measure the noise of training seeds, and what a design could see.
 
 Several seeds of the same data (train.seeds=[1,2,3,4,5]) give the noise floor of every task, panel and held-out set at
 their scale. `cosmo compare` pools it with arms of few seeds.

@@ -1,4 +1,4 @@
-"""compare: say whether corpora differ: better, worse or not distinguishable, by paired items and training seeds.
+"""compare: say whether corpora differ: better, worse or not distinguishable.
 
 An arm is a git revision, a DVC experiment or a folder; the first is the baseline. docs/ablations.md shows an example.
 """

@@ -1,6 +1,6 @@
 """Arms next to a baseline: a row per measure of every task, panel and held-out set, with its verdict."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,6 +106,7 @@ class Bootstrap:
         rng = np.random.default_rng(SEED)
         draws = [rng.integers(0, len(arm.seeds), size=(RESAMPLES, len(arm.seeds))) for arm in arms]
         self._means: dict[tuple[str, str], list[np.ndarray]] = {}
+        groups: list[tuple[str, Sequence[str], list[Mapping[str, Task]]]]
         groups = [("task", METRICS, [arm.tasks for arm in arms])]
         if with_sets:
             groups.append(("set", (HELD_OUT,), [arm.sets for arm in arms]))

@@ -2,12 +2,13 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from cosmopedia.evaluation.comparison import BETTER, EQUAL, LOWER, UNKNOWN, WORSE, Row
 from cosmopedia.evaluation.wording import UNITS
 
 COLOURS = {BETTER: "#1b7837", WORSE: "#b2182b", EQUAL: "#555555", UNKNOWN: "#555555"}
-SETTINGS = {"svg.hashsalt": "cosmopedia", "svg.fonttype": "path", "font.size": 9}
+SETTINGS: Any = {"svg.hashsalt": "cosmopedia", "svg.fonttype": "path", "font.size": 9}
 
 
 def forest_plot(rows: Sequence[Row], baseline: str) -> str:
@@ -37,7 +38,7 @@ def forest_plot(rows: Sequence[Row], baseline: str) -> str:
     return text.getvalue()
 
 
-def _draw(axis, measure: str, rows: Sequence[Row], baseline: str) -> None:
+def _draw(axis: Any, measure: str, rows: Sequence[Row], baseline: str) -> None:
     factor = UNITS[measure].factor
     several = len({row.arm for row in rows}) > 1
     names = []
@@ -60,4 +61,4 @@ def _draw(axis, measure: str, rows: Sequence[Row], baseline: str) -> None:
     axis.tick_params(axis="y", length=0)
     better = "left" if measure in LOWER else "right"
     axis.set_title(f"{UNITS[measure].title}: {better} is better", loc="left", fontsize=10)
-    axis.set_xlabel(f"difference to {baseline}, {UNITS[measure].unit}, 95% interval")
+    axis.set_xlabel(f"difference to {baseline}, {UNITS[measure].unit}, 95% interval; grey: not distinguishable")

@@ -95,15 +95,15 @@ def check_same(name: str, ours: pa.Table, other: str, theirs: pa.Table) -> None:
 def measures_of(table: pa.Table) -> dict[str, np.ndarray]:
     """The METRICS of every row of a DETAIL table; `item_scores` row by row gives the same."""
     rows = len(table)
-    counts = pc.list_value_length(table["choices"]).to_numpy()
+    counts = pc.list_value_length(table["choices"]).to_numpy()  # type: ignore[attr-defined]
     logprobs = np.full((rows, int(counts.max(initial=1))), -np.inf)
     there = np.arange(logprobs.shape[1]) < counts[:, None]
-    logprobs[there] = pc.list_flatten(table["logprobs"]).to_numpy()
-    choices = pc.list_flatten(table["choices"])
+    logprobs[there] = _flat(table["logprobs"]).to_numpy()
+    choices = _flat(table["choices"])
     spaces = pc.starts_with(choices, " ").cast(pa.int32())  # type: ignore[attr-defined]
     characters, sizes = np.ones_like(logprobs), np.ones_like(logprobs)
     characters[there] = pc.subtract(pc.utf8_length(choices), spaces).to_numpy()  # type: ignore[attr-defined]
-    sizes[there] = pc.list_flatten(table["bytes"]).to_numpy()
+    sizes[there] = _flat(table["bytes"]).to_numpy()
     normed = logprobs / characters
     gold, line = table["gold"].to_numpy(), np.arange(rows)
     wrong = normed.copy()
@@ -116,6 +116,10 @@ def measures_of(table: pa.Table) -> dict[str, np.ndarray]:
         "prob_norm": _softmax(normed)[line, gold],
         "margin": normed[line, gold] - wrong.max(axis=1),
     }
+
+
+def _flat(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.list_flatten(lists)  # type: ignore[attr-defined]
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:

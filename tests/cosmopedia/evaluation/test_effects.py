@@ -146,3 +146,18 @@ def test_resampling_draws_the_same_items_for_all_arms_and_seeds_for_each() -> No
     assert one.std(axis=0) == pytest.approx(table.std(axis=-1) / np.sqrt(ITEMS), rel=0.1)
     draws = np.array([[0, 0, 2]] * len(one))
     assert over_seeds(one, draws) == pytest.approx((2 * one[..., 0] + one[..., 2]) / 3)
+
+
+@pytest.mark.slow
+def test_the_bootstrap_over_seeds_errs_too_often_with_few_and_so_decides_nothing() -> None:
+    rng, pairs, wrong = np.random.default_rng(0), 150, {2: 0, 5: 0}
+    for seeds in wrong:
+        for _ in range(pairs):
+            tables = [parts[0].sums[None] for parts in arms(rng, seeds, training=0.05, answers=0.05)]
+            draws = [rng.integers(0, seeds, size=(2000, seeds)) for _ in tables]
+            a, b = (
+                over_seeds(*pair)[:, 0] for pair in zip(resampled(tables, np.ones(ITEMS), rng), draws, strict=True)
+            )
+            low, high = np.quantile(b - a, (0.025, 0.975))
+            wrong[seeds] += not low < 0 < high
+    assert wrong[2] > 0.12 * pairs and wrong[2] > wrong[5]
