@@ -9,6 +9,8 @@ from cosmopedia.evaluation.comparison import EQUAL, UNKNOWN, Row
 from cosmopedia.evaluation.effects import ALPHA, FEW_SEEDS, MOST_SEEDS, seeds_to_see, seen_by
 from cosmopedia.evaluation.noise import Spread
 from cosmopedia.evaluation.readings import ALL_SETS, HELD_OUT, Readings
+from cosmopedia.execution.rates import read_rates
+from cosmopedia.lineage import store_root
 
 PRIMARY = "bpb"  # of the measures of items: docs/ablations.md has the table that chose it
 SHOWN = (HELD_OUT, PRIMARY, "acc_norm")
@@ -130,7 +132,7 @@ def notes(arms: Mapping[str, Readings], rows: Sequence[Row]) -> list[str]:
 
 
 COST_HEAD = ("arm", "seeds", "parameters", "tokens per seed", "training FLOPs", "corpus tokens", "generated tokens")
-COST_HEAD += ("generation GPU hours",)
+COST_HEAD += ("generation GPU hours", "training hours x processes")
 
 
 def cost(arm: Arm, readings: Readings) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def cost(arm: Arm, readings: Readings) -> dict[str, Any]:
     generate, run = arm.metrics.get("metrics/generate.json", {}), arm.metrics.get("runs/generate.json", {})
     parameters, tokens = train.get("parameters"), train.get("tokens")
     seeds = len(readings.seeds)
+    hours = training_hours(train)
     return {
         "arm": arm.name,
         "seeds": list(readings.seeds),
@@ -148,12 +151,25 @@ def cost(arm: Arm, readings: Readings) -> dict[str, Any]:
         "corpus_tokens": corpus.get("tokens"),
         "generated_tokens": generate.get("tokens"),
         "generation_gpu_hours": (run.get("actual") or {}).get("gpu_hours"),
+        "training_hours": hours * seeds if hours else None,
     }
+
+
+def training_hours(train: Mapping[str, Any]) -> float | None:
+    """Hours of one seed times its processes (a GPU each, or a CPU), at the rate that this store measured."""
+    measured = read_rates(store_root() / "train/rates.json")
+    prefix = f"{train.get('backend')} {train.get('parameters')} x"
+    known = {name.removeprefix(prefix): rate for name, rate in measured.items() if name.startswith(prefix)}
+    if not known or not train.get("tokens"):
+        return None
+    processes, rate = next(iter(known.items()))
+    return train["tokens"] / rate / 3600 * int(processes)
 
 
 def cost_cells(costs: Mapping[str, Any]) -> list[str]:
     """A row under COST_HEAD."""
-    flops, hours = costs["training_flops"], costs["generation_gpu_hours"]
+    flops = costs["training_flops"]
+    hours = [costs["generation_gpu_hours"], costs["training_hours"]]
     counts = [costs[name] for name in ("parameters", "tokens_per_seed", "corpus_tokens", "generated_tokens")]
     numbers = ["-" if count is None else f"{count:,}" for count in counts]
     return [
@@ -162,7 +178,7 @@ def cost_cells(costs: Mapping[str, Any]) -> list[str]:
         *numbers[:2],
         "-" if flops is None else f"{flops:.2g}",
         *numbers[2:],
-        "-" if hours is None else f"{hours:.2f}",
+        *("-" if hour is None else f"{hour:.2f}" for hour in hours),
     ]
 
 

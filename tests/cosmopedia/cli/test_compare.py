@@ -16,7 +16,7 @@ from tests.support.answers import write_arm
 from tests.support.command_line import cosmo
 
 PANELS = {"early": ["arc_easy", "mmlu", "piqa"]}
-SCALE = {"parameters": 3_443_136, "tokens": 409_600}
+SCALE = {"parameters": 3_443_136, "tokens": 409_600, "backend": "nanotron"}
 
 
 @pytest.fixture
@@ -148,7 +148,10 @@ def test_what_an_arm_cost_is_shown(checkout: Path) -> None:
         with_scale(write_arm(checkout / name, 2))
     (checkout / "same/.store/runs").mkdir(parents=True)
     (checkout / "same/.store/runs/generate.json").write_text('{"actual": {"gpu_hours": 1.25}}')
+    (checkout / ".store/train").mkdir(parents=True)
+    (checkout / ".store/train/rates.json").write_text(json.dumps({"nanotron 3443136 x4": 1024.0}))
     base, same = json.loads(cosmo(compare.app, "base", "same", "--json"))["arms"]
+    assert base["training_hours"] == pytest.approx(2 * 409_600 / 1024 / 3600 * 4)  # two seeds on four GPUs
     assert base["training_flops"] == 6 * SCALE["parameters"] * SCALE["tokens"] * 2
     assert (base["generation_gpu_hours"], same["generation_gpu_hours"]) == (None, 1.25)
 
