@@ -6,9 +6,9 @@
 
 A fault is put into a share of the documents, small models are trained on the healthy and the faulty corpora with
 several seeds each, and `cosmopedia.evaluation.effects` judges them as `cosmo compare` does. Printed are, for each
-measure, the share of equal pairs that is called different, and for every fault and share the share of comparisons with
-the healthy corpus that is called worse. Pairs are drawn from the trainings at hand, so that they overlap: the number
-of pairs without a common training is printed as well, and is what the figures are worth.
+measure, how many equal pairs are called different, and for every fault and share, how many comparisons with
+the healthy corpus are called worse and better. Pairs are drawn from the trainings at hand, so that they overlap:
+the number of pairs without a common training is printed as well, and is what the figures are worth.
 """
 
 import stages  # noqa: F401, I001 - before torch: it lets OpenMP's threads sleep, as they do in the stage
@@ -87,17 +87,16 @@ def table(arms: Arms, count: int) -> dict[str, dict[str, float]]:
     names = [name for name in names if arms.seeds[name] >= (2 * count if name == "equal" else count)]
     if "equal" not in names:
         return {}
-    print(f"\n{count} seeds per arm: % called {'different' if len(names) == 1 else 'worse (equal: different)'}")
+    print(f"\n{count} seeds per arm: % called worse|better")
     print(f"{'':16}" + "".join(f"{name.split()[-1][:12]:>13}" for name in MEASURES))
     print(f"{'':16}" + "".join(f"{name.split()[0] if ' ' in name else '':>13}" for name in MEASURES))
     shares: dict[str, dict[str, float]] = {}
     for name in names:
-        shares[name] = {}
-        for title, scope in MEASURES.items():
-            words = arms.verdicts(name, count, scope)
-            wanted = (BETTER, WORSE) if name == "equal" else (WORSE,)
-            shares[name][title] = sum(word in wanted for word in words) / len(words)
-        print(f"{name:16}" + "".join(f"{100 * share:13.0f}" for share in shares[name].values()), flush=True)
+        words = {title: arms.verdicts(name, count, scope) for title, scope in MEASURES.items()}
+        called = {title: (found.count(WORSE), found.count(BETTER)) for title, found in words.items()}
+        print(f"{name:16}" + "".join(f"{f'{worse}|{better}':>13}" for worse, better in called.values()), flush=True)
+        both = name == "equal"  # of equal corpora either word is wrong
+        shares[name] = {title: (worse + better * both) / PAIRS for title, (worse, better) in called.items()}
     return shares
 
 
