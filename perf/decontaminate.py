@@ -115,7 +115,7 @@ def make(folder: Path, texts: list[str], items: list[dict[str, str]]) -> None:
     tasks: dict[str, list[dict[str, Any]]] = {}
     for name, item in zip(names, items, strict=True):
         row: dict[str, Any] = {"item_id": name, "task": item["task_name"], "query": "", "choices": [" "], "gold": 0}
-        row |= {"question": item["text"], "answer": "", "other_forms": [], "revision": ""}
+        row |= {"group": None} | {"question": item["text"], "answer": "", "other_forms": [], "revision": ""}
         tasks.setdefault(item["task_name"], []).append(row)
     for task, several in tasks.items():
         write_table(folder / f"data/benchmarks/{task}.parquet", several, BENCHMARK)

@@ -81,7 +81,7 @@ def _locked_outs() -> Iterator[tuple[str, str]]:
     """(out, hash) in dvc.lock and in the committed one, which is whole when a kill has cut the other short."""
     committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, text=True, check=False).stdout
     for text in (Path(LOCK).read_text(encoding="utf-8") if Path(LOCK).is_file() else "", committed):
-        content = _mapping(text)
+        content = lock_content(text)
         for stage in (content.get("stages") or {}).values():
             yield from _paid_outs(stage)
 
@@ -92,10 +92,11 @@ def _outs_of_runs(caches: list[Path]) -> Iterator[tuple[str, str]]:
     for path in sorted(records, key=lambda path: path.stat().st_mtime, reverse=True):
         text = path.read_text(encoding="utf-8", errors="replace")
         if any(out in text for out in PAID):
-            yield from _paid_outs(_mapping(text))
+            yield from _paid_outs(lock_content(text))
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def lock_content(text: str) -> dict[str, Any]:
+    """The text of a dvc.lock, or of a run cache's record; {} for a broken one."""
     try:
         content = yaml.load(text, SafeLoader)
     except yaml.YAMLError:
@@ -111,7 +112,7 @@ def _paid_outs(stage: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _cached_tables(caches: list[Path], digest: str) -> list[Table] | None:
     """The files of an out in the cache; None when they are not all there."""
-    whole = _cached(caches, digest)
+    whole = cached_file(caches, digest)
     if whole is None:
         return None
     if not digest.endswith(".dir"):
@@ -119,14 +120,15 @@ def _cached_tables(caches: list[Path], digest: str) -> list[Table] | None:
     entries = {entry["relpath"]: entry["md5"] for entry in json.loads(whole.read_text(encoding="utf-8"))}
     tables = []
     for name in sorted(name for name in entries if name.endswith(".parquet") and "/" not in name):
-        path = _cached(caches, entries[name])
+        path = cached_file(caches, entries[name])
         if path is None:
             return None
         thoughts = entries.get(f"thoughts/{name}")
-        tables.append(Table(path, _cached(caches, thoughts) if thoughts else None))
+        tables.append(Table(path, cached_file(caches, thoughts) if thoughts else None))
     return tables
 
 
-def _cached(caches: list[Path], digest: str) -> Path | None:
+def cached_file(caches: list[Path], digest: str) -> Path | None:
+    """A hash's file in the first cache that has it."""
     paths = (cache / "files/md5" / digest[:2] / digest[2:] for cache in caches)
     return next((path for path in paths if path.is_file()), None)

@@ -409,6 +409,7 @@ BENCHMARK = Contract(
     _schema(
         item_id=_s,  # "<task>/<6-digit position>"
         task=_s,
+        group=(_s,),  # a part of the task that is also scored by itself: MMLU's subject; null for other tasks
         query=_s,  # the cloze prompt, as evaluated
         choices=pa.list_(_s),  # continuations, as scored (with their leading space)
         gold=_i32,  # position in choices
@@ -419,4 +420,38 @@ BENCHMARK = Contract(
     ),
     "item_id",
     {"gold": 0},
+)
+
+# A model's answers, one row per item: every score, and comparisons item by item, follow from them.
+DETAIL = Contract(
+    "evaluation details",
+    _schema(
+        item_id=_s,
+        task=_s,
+        group=(_s,),  # BENCHMARK's
+        gold=_i32,
+        predicted=_i32,  # the choice with the greatest log-probability
+        predicted_norm=_i32,  # the same by log-probability per character
+        correct=pa.bool_(),
+        correct_norm=pa.bool_(),
+        choices=pa.list_(_s),
+        bytes=pa.list_(_i32),  # UTF-8 bytes of each choice as scored, without its leading space
+        logprobs=pa.list_(_f64),  # nats, one per choice
+    ),
+    "item_id",
+    {"gold": 0},
+)
+
+# How well a model predicts the documents of the held-out sets: nats / ln 2 / bytes are its bits per byte.
+HELDOUT = Contract(
+    "held-out documents",
+    _schema(
+        set=_s,
+        document_id=_s,  # "<set>/<6-digit position>"
+        nats=_f64,  # summed negative log-likelihood of the document's tokens
+        tokens=_i32,
+        bytes=_i32,  # of its text, UTF-8
+    ),
+    "document_id",
+    {"tokens": 1, "bytes": 1},
 )

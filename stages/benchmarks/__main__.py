@@ -55,6 +55,7 @@ def items_of(task: str, records: Iterable[Record], revision: str) -> list[dict]:
             {
                 "item_id": f"{task}/{position:06d}",
                 "task": task,
+                "group": item.group,
                 "query": item.query,
                 "choices": item.choices,
                 "gold": item.gold,

@@ -9,7 +9,7 @@ those that have no wrong answers to choose from (GSM8K, TriviaQA) have one choic
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cosmopedia.errors import DataError
@@ -26,6 +26,7 @@ class Cloze:
     question: str
     answer: str
     other_forms: dict[str, str] = field(default_factory=dict)  # by name
+    group: str | None = None  # a part of the task that is also scored by itself
 
 
 class Fields:
@@ -148,9 +149,15 @@ def openbookqa(row: Fields) -> Cloze:
 
 def mmlu(row: Fields) -> Cloze:
     question, choices = row.text("question"), row.texts("choices")
-    subject = row.text("subject").replace("_", " ")
-    query = f"The following are questions about {subject}.\nQuestion: {question}\nAnswer:"
-    return _scored(query, choices, row.label("answer", len(choices)), question)
+    subject = row.text("subject")
+    query = f"The following are questions about {subject.replace('_', ' ')}.\nQuestion: {question}\nAnswer:"
+    return replace(_scored(query, choices, row.label("answer", len(choices)), question), group=subject)
+
+
+def commonsense_qa(row: Fields) -> Cloze:
+    """The bare question, as in Cosmopedia's task file; lighteval's own and lm-eval's match letters."""
+    question = row.text("question")
+    return _scored(question, *row.lettered(), question)
 
 
 def gsm8k(row: Fields) -> Cloze:
@@ -192,7 +199,7 @@ FORMS: dict[str, Callable[[Fields], Cloze]] = {
     "openbookqa": openbookqa,
     "mmlu": mmlu,
     "gsm8k": gsm8k,
-    "commonsense_qa": arc,
+    "commonsense_qa": commonsense_qa,
     "triviaqa": triviaqa,
     "mmlu_pro": mmlu_pro,
 }

@@ -22,10 +22,11 @@ from cosmopedia.files import clear_folder, write_text
 from cosmopedia.lineage import hash_files
 from cosmopedia.params import Params, load
 from cosmopedia.seeds import seed_folders, seed_of
+from cosmopedia.tables.contracts import DETAIL
 from cosmopedia.tables.parquet import write_table
 from cosmopedia.tables.row_counts import write_metrics
 from stages.evaluate.items import read_items
-from stages.evaluate.lighteval_run import DETAIL, run_lighteval
+from stages.evaluate.lighteval_run import run_lighteval
 from stages.evaluate.scores import average, check_agreement, over_seeds, score_table, summary
 
 MODELS, OUT = Path("models/export"), Path("data/evaluate")

@@ -6,36 +6,18 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cosmopedia.evaluation.item_scores import best, by_character, without_space
 from cosmopedia.execution.progress import track
 from cosmopedia.files import discard, runs
-from cosmopedia.tables.contracts import Contract
 from stages.evaluate.tasks import PREFIX, quiet_offline, task_module
 
-# One row per item: enough for a paired bootstrap between two models.
-DETAIL = Contract(
-    "evaluation details",
-    pa.schema(
-        [
-            pa.field("item_id", pa.string(), False),
-            pa.field("task", pa.string(), False),
-            pa.field("gold", pa.int32(), False),
-            pa.field("predicted", pa.int32(), False),  # the choice with the greatest log-probability
-            pa.field("predicted_norm", pa.int32(), False),  # the same by log-probability per character
-            pa.field("correct", pa.bool_(), False),
-            pa.field("correct_norm", pa.bool_(), False),
-            pa.field("choices", pa.list_(pa.string()), False),
-            pa.field("logprobs", pa.list_(pa.float64()), False),  # nats, one per choice
-        ]
-    ),
-    "item_id",
-)
 QUIETENED = ("lighteval", "datasets", "accelerate", "transformers", "git", "huggingface_hub")
 
 
@@ -142,21 +124,13 @@ def detail_row(task: str, entry: Any) -> dict[str, Any]:
     return {
         "item_id": doc.specific["item_id"],
         "task": task,
+        "group": doc.specific["group"],
         "gold": doc.gold_index,
         "predicted": best(logprobs),
         "predicted_norm": best(by_character(logprobs, doc.choices)),
         "correct": bool(entry.metric["acc"]),
         "correct_norm": bool(entry.metric["acc_norm"]),
         "choices": list(doc.choices),
+        "bytes": [len(without_space(choice).encode()) for choice in doc.choices],
         "logprobs": logprobs,
     }
-
-
-def by_character(logprobs: Sequence[float], choices: Sequence[str]) -> list[float]:
-    """Log-probabilities divided by the characters of their choices, without a leading space."""
-    return [p / (len(c) - 1 if c[0] == " " else len(c)) for p, c in zip(logprobs, choices, strict=True)]
-
-
-def best(values: Sequence[float]) -> int:
-    """Index of the greatest value, the first of equals."""
-    return max(range(len(values)), key=lambda i: (values[i], -i))

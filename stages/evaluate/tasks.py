@@ -55,7 +55,7 @@ def task_module(tasks: list[str], folder: Path) -> ModuleType:
             query=item["query"],
             choices=item["choices"],
             gold_index=item["gold"],
-            specific={"item_id": item["item_id"]},
+            specific={"item_id": item["item_id"], "group": item["group"]},
         )
 
     module: Any = ModuleType("cosmopedia_tasks")

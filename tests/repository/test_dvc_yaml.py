@@ -1,5 +1,6 @@
 """dvc.yaml is true: deps are the import closure, params are the leaves that a stage reads, one name per step."""
 
+import shutil
 from copy import deepcopy
 from difflib import ndiff
 from functools import cache
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import load_yaml
 from pydantic import BaseModel
 
 from cosmopedia import params
 from cosmopedia.cli.deps import PACKAGES, imports_of, stage_files, with_code_deps
-from cosmopedia.params import check, load, section
+from cosmopedia.params import check, load, read_yaml, section
 from stages.sources.reader import reader_of, sources
 
 ROOT = Path(__file__).parents[2]
@@ -185,3 +188,14 @@ def test_every_param_survives_dvc_lock(profile: str, tmp_path: Path) -> None:
         if back[name]["params"][file][key] != value
     }
     assert broken == set()
+
+
+@pytest.mark.parametrize("file", ["params.yaml", *(f"profiles/{name}.yaml" for name in PROFILES)])
+def test_dvcs_set_param_changes_what_it_sets_and_nothing_else(file: str, tmp_path: Path) -> None:
+    """`dvc exp run -S` writes the whole file anew, with quotes and line breaks of its own."""
+    copy = tmp_path / "params.yaml"
+    shutil.copy(ROOT / file, copy)
+    wanted = read_yaml(copy) | {"set_by_a_test": 1}
+    apply_overrides(str(copy), ["++set_by_a_test=1"])
+    assert read_yaml(copy) == wanted
+    assert load_yaml(str(copy)) == wanted  # DVC's own parser is stricter than libyaml

@@ -63,6 +63,7 @@ def write_items(folder: Path, task: str, pairs: Iterable[tuple[str, str]]) -> No
         {
             "item_id": f"{task}/{position:06d}",
             "task": task,
+            "group": None,
             "query": question,
             "choices": [f" {answer}", " something else"],
             "gold": 0,

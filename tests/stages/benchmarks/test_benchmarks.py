@@ -105,6 +105,7 @@ FORMS_EXPECTED = {
         1,
         "2+2?",
         "4",
+        group="abstract_algebra",
     ),
     "gsm8k": Cloze(
         "Question: Ann has 2 x 3 eggs. How many?\nAnswer:",
@@ -114,7 +115,7 @@ FORMS_EXPECTED = {
         "6",
         {"worked_answer": "She has 2*3 = 6 eggs."},
     ),
-    "commonsense_qa": Cloze("Question: Where is vapour?\nAnswer:", [" ice", " steam"], 1, "Where is vapour?", "steam"),
+    "commonsense_qa": Cloze("Where is vapour?", [" ice", " steam"], 1, "Where is vapour?", "steam"),
     "triviaqa": Cloze("Question: Who wrote Emma?\nAnswer:", [" Jane Austen"], 0, "Who wrote Emma?", "Jane Austen"),
     "mmlu_pro": Cloze(
         "The following are questions about math.\nQuestion: 2+2?\nAnswer:", [" 3", " 4", " 5"], 1, "2+2?", "4"

@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.tables.contracts import BENCHMARK
+from cosmopedia.evaluation.item_scores import best, by_character
+from cosmopedia.tables.contracts import BENCHMARK, DETAIL
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.evaluate import lighteval_run
 from stages.evaluate.items import read_items
-from stages.evaluate.lighteval_run import best, by_character
 from stages.evaluate.scores import average, over_seeds, summary
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 
@@ -48,6 +48,7 @@ def rows(task: str) -> list[dict]:
         {
             "item_id": f"{task}/{i:06d}",
             "task": task,
+            "group": None,
             "query": query,
             "choices": choices,
             "gold": gold,
@@ -102,7 +103,6 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
     import torch
 
     from stages.evaluate.__main__ import main
-    from stages.evaluate.lighteval_run import DETAIL
 
     by_seed = {}
     for seed in (0, 1):  # new weights at the same path: a cached answer would be the old model's
@@ -159,11 +159,6 @@ def test_a_choice_without_text_is_named_before_anything_is_scored(repository: Pa
     write_table("data/benchmarks/arc_easy.parquet", bare, BENCHMARK)
     with pytest.raises(DataError, match=r"arc_easy\.parquet: arc_easy/000000 has a choice without text"):
         read_items("arc_easy", seed=1, max_items=2)
-
-
-def test_characters_are_counted_without_the_leading_space():
-    assert by_character([-6.0, -6.0], [" ab", "abc"]) == [-3.0, -2.0]
-    assert best([-1.0, -1.0, -2.0]) == 0
 
 
 def test_the_average_counts_every_task_the_same():
