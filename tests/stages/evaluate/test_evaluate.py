@@ -18,7 +18,7 @@ from stages.evaluate.encoding import Sequence
 from stages.evaluate.floors import by_unigrams, longest_choice, unigram_logprobs
 from stages.evaluate.heldout import HeldoutSet, read_set, windows
 from stages.evaluate.items import encode_items, read_items
-from stages.evaluate.scorer import Scorer, batches
+from stages.evaluate.scorer import Scorer, batches, packs
 from stages.evaluate.scores import by_group, heldout, highest_floor, over_seeds, panel, summary, with_floor
 from tests.support import tokenizers
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training
@@ -343,8 +343,67 @@ def test_scores_do_not_depend_on_how_sequences_are_batched(repository: Path):
     one, many = scored(model, ALL, batch_tokens=1), scored(model, ALL[::-1], batch_tokens=10_000)[::-1]
     for left, right in zip(one, many, strict=True):
         assert left == pytest.approx(right, abs=1e-5)
-    inputs = [tuple(range(length)) for length in (3, 9, 5, 9, 2)]
-    assert [list(map(len, batch)) for batch in batches(inputs, 18)] == [[9, 9], [5, 3, 2]]
+    rows = packs([Sequence((number, *range(length)), 1) for number, length in enumerate((3, 9, 5, 9, 2))])
+    assert [[len(row.inputs()) for row in batch] for batch in batches(rows, 18)] == [[9, 9], [5, 3, 2]]
+
+
+def test_the_choices_of_an_item_share_their_query(repository: Path):
+    encoded = encode_items(encoder_of(repository / "models/export/seed-0"), ALL)
+    sequences = [one for item in encoded for one in item.sequences]
+    rows = packs(sequences)
+    assert len(rows) == len(ALL)
+    for row, item in zip(rows, encoded, strict=True):
+        first = item.sequences[0]
+        assert row.context == first.ids[: -first.scored]
+        assert len(row.inputs()) == len(row.context) + sum(one.scored - 1 for one in item.sequences)
+        for place, position in enumerate(row.positions()):
+            owner = row.owners()[place]
+            assert row.inputs()[place] == (item.sequences[owner - 1] if owner else first).ids[position]
+    assert len(packs([Sequence((0, *range(9)), 9)] * 3)) == 3  # documents, which share only what stands before them
+    assert len(packs([Sequence(tuple(range(1100)), 90)] * 3)) == 3  # longer than a row may be
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "phi", "gpt2", "gpt_neox"])
+def test_branches_are_scored_as_if_alone_by_every_architecture(kind: str, tmp_path: Path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2} if kind == "gpt2" else shape
+    grouped = {"num_key_value_heads": 1} if kind in ("mistral", "qwen2") else {}
+    vocabulary = write_tokenizer(tmp_path)
+    config = AutoConfig.for_model(kind, vocab_size=vocabulary, initializer_range=0.5, **shape, **grouped)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert Scorer(tmp_path, "float32", 400, 1).shares
+    for item, values in zip(ALL, scored(tmp_path, ALL), strict=True):
+        assert values == pytest.approx(direct_logprobs(tmp_path, item), abs=1e-3, rel=1e-5)
+
+
+def test_a_model_with_a_mask_of_its_own_scores_choices_one_by_one(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    forward = LlamaModel.forward
+
+    def without_mask(self, input_ids=None, attention_mask=None, **options):
+        return forward(self, input_ids, **options)
+
+    monkeypatch.setattr(LlamaModel, "forward", without_mask)
+    folder = repository / "models/export/seed-0"
+    assert not Scorer(folder, "float32", 400, 1).shares
+    for item, values in zip(ALL, scored(folder, ALL), strict=True):
+        assert values == pytest.approx(direct_logprobs(folder, item), abs=1e-4)
+
+
+def test_a_model_that_caps_its_logits_is_refused(tmp_path: Path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape |= {"head_dim": 8, "intermediate_size": 32, "vocab_size": 50, "initializer_range": 1}
+    config = AutoConfig.for_model("gemma2", final_logit_softcapping=0.1, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="a model of type gemma2 scales or caps its logits"):
+        Scorer(tmp_path, "float32", 400, 1)
 
 
 # Held-out documents
