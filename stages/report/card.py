@@ -5,7 +5,7 @@ from pathlib import Path
 from string import Template
 
 from stages.report.facts import FILTERS, Facts
-from stages.report.page import DASH, contamination_table, number, share
+from stages.report.page import DASH, contamination_table, floor_note, number
 
 TEMPLATE = Path(__file__).with_name("card.md")
 
@@ -35,7 +35,7 @@ COLUMNS = {
 
 def dataset_card(facts: Facts, profile: str) -> str:
     """card.md, filled in. Values from data are written as JSON strings, which are YAML strings too."""
-    m, mean = facts.metrics, facts.metrics["evaluate"]["average"]
+    m, (panel, mean) = facts.metrics, next(iter(facts.metrics["evaluate"]["panels"].items()))
     sources = sorted({cell.source for cell in facts.cells if cell.documents})
     generators = ", ".join(f"`{model}` (revision `{revision}`)" for model, revision in facts.generators)
     slots = {
@@ -66,9 +66,11 @@ def dataset_card(facts: Facts, profile: str) -> str:
         "trained_tokens": number(m["train"]["tokens"]),
         "epochs": number(m["train"]["epochs"], 2),
         "perplexity": number(m["train"].get("validation_perplexity")),
-        "acc_norm": share(mean["acc_norm"]),
-        "tasks": len(m["evaluate"]["tasks"]),
-        "chance": share(mean["chance"]),
+        "acc_norm": number(mean["acc_norm"], 3),
+        "panel": panel,
+        "tasks": len(mean["tasks"]),
+        "floor": floor_note(mean),
+        "heldout": number(m["evaluate"]["heldout"]["together"]["bpb"]),
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(slots)
 

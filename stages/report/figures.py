@@ -158,11 +158,12 @@ def loss(facts: Facts) -> "Figure":
 
 
 def scores(facts: Facts) -> "Figure":
-    """Benchmark scores with standard errors, next to what guessing gives."""
+    """Benchmark scores with standard errors, next to the highest floor."""
     import matplotlib.pyplot as plt
 
     evaluation = facts.metrics["evaluate"]
-    rows = [*evaluation["tasks"].items(), ("average", evaluation["average"])]
+    panels = [(f"average: {name}", scores) for name, scores in evaluation["panels"].items()]
+    rows = [*evaluation["tasks"].items(), *panels]
     figure, axes = plt.subplots(figsize=(8.4, 0.9 + 0.34 * len(rows)))
     for offset, name, colour in ((-0.14, "acc_norm", ACCENT), (0.14, "acc", SECOND)):
         axes.errorbar(
@@ -175,17 +176,17 @@ def scores(facts: Facts) -> "Figure":
             elinewidth=1.2,
             label=f"{name} ± standard error",
         )
-    chances = [scores["chance"] for _, scores in rows]
+    floors = [scores["floor"]["acc_norm"] for _, scores in rows]
     positions = list(range(len(rows)))
     axes.vlines(
-        chances,
+        floors,
         [p - 0.36 for p in positions],
         [p + 0.36 for p in positions],
         color=QUIET,
         linewidth=1.6,
-        label="guessing",
+        label="highest floor of acc_norm",
     )
-    axes.axhline(len(rows) - 1.5, color=QUIET, linewidth=0.6)
+    axes.axhline(len(rows) - len(panels) - 0.5, color=QUIET, linewidth=0.6)
     axes.set_yticks(positions, [name.replace("_", " ") for name, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1)

@@ -16,29 +16,34 @@ DIGITS = 4  # significant: a change beyond them is far below any standard error
 
 
 def headline(facts: Facts) -> dict[str, Any]:
-    """The headline numbers; None for what a run cannot have. Shares are between 0 and 1.
+    """The headline numbers; those that a run cannot have are left out. Shares are between 0 and 1.
 
     `kept` is documents per completion; `duplicates` and `contaminated` are shares of the documents that the stage was
-    given; `loss` is the validation loss in nats per token. `_se` is a standard error over items, `_sd` the standard
+    given; `loss` is the validation loss in nats per token; `heldout_bpb` is bits per byte of the held-out sets. The
+    averages over benchmarks begin with the name of their panel, the first one of params: `bpb` of the right answers,
+    `acc_norm` and the `floor` that it should exceed. `_se` is a standard error over items, `_sd` the standard
     deviation over training seeds, if there are several.
     """
     m = facts.metrics
     prompts, generate, dedup, decontaminate = (m[n] for n in ("prompts", "generate", "dedup", "decontaminate"))
-    train, mean = m["train"], m["evaluate"]["average"]
+    train, heldout = m["train"], m["evaluate"]["heldout"]["together"]
+    panel, mean = next(iter(m["evaluate"]["panels"].items()))
     numbers = {
         "tokens": facts.tokens,
         "kept": _share(decontaminate["rows_kept"], generate["completed"]),
         "loss": train.get("validation_loss"),
-        "acc_norm": mean["acc_norm"],
-        "acc_norm_se": mean["acc_norm_stderr"],
+        "heldout_bpb": heldout["bpb"],
+        f"{panel}_bpb": mean["bpb"],
+        f"{panel}_acc_norm": mean["acc_norm"],
+        f"{panel}_acc_norm_se": mean["acc_norm_stderr"],
+        f"{panel}_acc_norm_floor": mean["floor"]["acc_norm"],
         "contaminated": _share(decontaminate["rows_removed"], decontaminate["rows_in"]),
         "duplicates": _share(dedup["rows_removed"], dedup["rows_in"]),
-        "acc": mean["acc"],
-        "acc_se": mean["acc_stderr"],
-        "chance": mean["chance"],
         "train_loss": train["train_loss"],
         "loss_sd": train.get("validation_loss_sd"),
-        "acc_norm_sd": mean.get("acc_norm_sd"),
+        "heldout_bpb_sd": heldout.get("bpb_sd"),
+        f"{panel}_bpb_sd": mean.get("bpb_sd"),
+        f"{panel}_acc_norm_sd": mean.get("acc_norm_sd"),
         "documents": facts.documents,
         "prompts": prompts["rows_kept"],
         "prompt_duplicates": prompts.get("duplicate_rate", 0) + prompts.get("near_duplicate_rate", 0),

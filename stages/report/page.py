@@ -52,7 +52,10 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
         contamination_head=contamination_head,
         contamination=contamination,
         model=model_rows(facts),
+        scores_head=[*SCORE_HEAD, "informative"],
         scores=score_rows(facts),
+        heldout=heldout_rows(facts),
+        cut_note=cut_note(facts),
         run=run_rows(facts),
     )
 
@@ -131,7 +134,8 @@ def key_figures(facts: Facts) -> list[tuple[str, str, str]]:
     """The figures at the top: name, value, note."""
     m, generated = facts.metrics, facts.metrics["generate"].get("completed")
     kept = facts.documents / generated if generated else None
-    mean = m["evaluate"]["average"]
+    panel, mean = next(iter(m["evaluate"]["panels"].items()))
+    heldout = m["evaluate"]["heldout"]["together"]
     return [
         ("prompts", number(m["prompts"].get("rows_kept")), f"{len(facts.cells)} cells"),
         ("completions", number(generated), f"{number(m['generate'].get('failed'))} failed"),
@@ -139,12 +143,19 @@ def key_figures(facts: Facts) -> list[tuple[str, str, str]]:
         ("tokens", number(facts.tokens), f"{number(m['tokenize_corpus'].get('documents'))} documents tokenised"),
         ("model", f"{m['train']['parameters'] / 1e6:,.1f}M", "parameters"),
         ("perplexity", number(m["train"].get("validation_perplexity")), "on held-out documents"),
+        ("held-out", number(heldout["bpb"], 4), "bits per byte"),
         (
-            "acc_norm",
+            f"acc_norm, {panel}",
             number(mean["acc_norm"], 3),
-            f"± {number(mean['acc_norm_stderr'], 2)}; guessing {number(mean['chance'], 3)}",
+            f"± {number(mean['acc_norm_stderr'], 2)}; {floor_note(mean)}",
         ),
     ]
+
+
+def floor_note(scores: dict[str, Any]) -> str:
+    """What a panel's acc_norm is worth."""
+    worth = "" if "acc_norm" in scores["informative"] else ", not informative at this size"
+    return f"floor {number(scores['floor']['acc_norm'], 3)}{worth}"
 
 
 def accounts(facts: Facts) -> list[list[str]]:
@@ -248,18 +259,37 @@ def model_rows(facts: Facts) -> list[list[str]]:
     return [*rows, ["exported logits differ by at most", number(out.get("logits_max_difference"), 2)]]
 
 
+SCORE_HEAD = ["benchmark", "items", *(part for name in ("bpb", "acc_norm", "acc") for part in (name, "±", "floor"))]
+
+
 def score_rows(facts: Facts) -> list[list[str]]:
-    """Scores by benchmark."""
+    """Scores by benchmark and panel, as SCORE_HEAD has them, and which of them say something."""
     m = facts.metrics["evaluate"]
-    columns = ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "chance")
-    return [
-        [
-            name.replace("_", " "),
-            *(DASH if scores.get(column) is None else f"{scores[column]:.3f}" for column in columns),
-            number(scores.get("items")),
-        ]
-        for name, scores in [*m["tasks"].items(), ("average", m["average"])]
-    ]
+    panels = [(f"average: {name}", scores) for name, scores in m["panels"].items()]
+    rows = []
+    for name, scores in [*m["tasks"].items(), *panels]:
+        row = [name.replace("_", " "), number(scores["items"])]
+        for metric in ("bpb", "acc_norm", "acc"):
+            values = (scores[metric], scores[f"{metric}_stderr"], scores["floor"][metric])
+            row += [DASH if value is None else f"{value:.3f}" for value in values]
+        rows.append([*row, ", ".join(scores["informative"]) or "none: not informative at this size"])
+    return rows
+
+
+def heldout_rows(facts: Facts) -> list[list[str]]:
+    """Bits per byte of each held-out set."""
+    rows = []
+    for name, scores in facts.metrics["evaluate"]["heldout"].items():
+        sizes = [number(scores["documents"]), number(scores["bytes"])]
+        rows.append([name, *sizes, number(scores["bpb"]), number(scores["bpb_stderr"], 2)])
+    return rows
+
+
+def cut_note(facts: Facts) -> str:
+    """How many items did not fit the model; empty when all did."""
+    cut = sum(scores["cut"] for scores in facts.metrics["evaluate"]["tasks"].values())
+    note = "items are longer than the model and were scored without the beginning of their context."
+    return f"{cut} {note}" if cut else ""
 
 
 def run_rows(facts: Facts) -> list[list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 from cosmopedia.execution.revision import git_revision
 from cosmopedia.lineage import store_root
 
-PACKAGES = ("dvc", "torch", "transformers", "datatrove", "lighteval", "polars", "pyarrow")
+PACKAGES = ("dvc", "torch", "transformers", "datatrove", "tokenizers", "polars", "pyarrow")
 GENERATION = ("label", "pilot", "generate")  # each leaves <store root>/runs/<stage>.json
 
 

@@ -23,14 +23,14 @@ from stages.train.steps import Step
 ROOT = Path(__file__).parents[2]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 BEFORE = {
-    "tokens": 103356, "kept": 0.9637, "loss": 4.197, "acc_norm": 0.3796, "acc_norm_se": 0.03279,
-    "contaminated": 0.02714, "duplicates": 0.0012, "acc": 0.4074, "acc_se": 0.03285, "chance": 0.3426,
-    "train_loss": 3.918, "documents": 717, "prompts": 744, "prompt_duplicates": 0.0, "truncated": 0.7621,
-    "failed": 0.0,
+    "tokens": 103356, "kept": 0.9637, "loss": 4.197, "heldout_bpb": 2.659, "early_bpb": 3.098,
+    "early_acc_norm": 0.3796, "early_acc_norm_se": 0.03279, "early_acc_norm_floor": 0.3426,
+    "contaminated": 0.02714, "duplicates": 0.0012, "train_loss": 3.918, "documents": 717, "prompts": 744,
+    "prompt_duplicates": 0.0, "truncated": 0.7621, "failed": 0.0,
 }  # fmt: skip
 AFTER = BEFORE | {
-    "tokens": 103997, "kept": 0.9651, "loss": 4.203, "acc_norm": 0.3843, "acc_norm_se": 0.0329,
-    "contaminated": 0.02317, "duplicates": 0.0027, "acc": 0.4028, "acc_se": 0.0327, "train_loss": 3.921,
+    "tokens": 103997, "kept": 0.9651, "loss": 4.203, "early_acc_norm": 0.3843, "early_acc_norm_se": 0.0329,
+    "contaminated": 0.02317, "duplicates": 0.0027, "heldout_bpb": 2.651, "early_bpb": 3.092, "train_loss": 3.921,
     "documents": 718, "truncated": 0.7581,
 }  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_a_template_edit_is_compared_in_a_hundred_columns(repository: Path):
     changed = {name for name in BEFORE if BEFORE[name] != AFTER[name]}
     for name in ("diff", "exp diff"):
         assert {line.split()[1] for line in tables[name].splitlines()[1:] if line} == changed, tables[name]
-    assert {"tokens", "kept", "loss", "acc_norm", "acc_norm_se"} <= set(shown.split()), shown
+    assert {"tokens", "kept", "loss", "heldout_bpb", "early_bpb"} <= set(shown.split()), shown
 
 
 # Plots
@@ -109,7 +109,8 @@ DRAWN = {  # x, y
 
 def write_tables() -> None:
     """The tables of all plots, by the code that writes them where that is a function."""
-    scores = {"acc": 0.5, "acc_stderr": 0.1, "acc_norm": 0.4, "acc_norm_stderr": 0.1, "chance": 0.25}
+    scores = {name: 0.5 for metric in ("bpb", "acc_norm", "acc") for name in (metric, f"{metric}_stderr")}
+    scores |= {"floor": {"bpb": 4.5, "acc_norm": 0.25, "acc": 0.25}}
     facts: Any = SimpleNamespace(
         metrics={"clean": {"removed": {"short": 3}}, "dedup": {"removed": {}}, "decontaminate": {"removed": {}}},
         cells=[Cell("web", "blogpost", 2, 300)],
@@ -117,7 +118,7 @@ def write_tables() -> None:
     tables = {
         "train_loss": loss_curve([[Step(1, 3.0, 0.001, 1.0), Step(2, 2.5, 0.002, 1.0)]]),
         "generator_loss": "step,loss\r\n1,3.5\r\n2,3.0\r\n",
-        "evaluate": score_table({"tasks": {"piqa": scores}, "average": scores}),
+        "evaluate": score_table({"tasks": {"piqa": scores}, "panels": {"early": scores}}),
         "prompts": "source,style,format,audience,prompts,duplicates\nweb,blogpost,blogpost,general,9,0\n",
         "removed": removed_table(facts),
         "contamination": "source,task,documents,items\nweb,arc_easy,2,1\n",
@@ -160,7 +161,9 @@ def test_each_plot_draws_the_fields_of_its_question_without_a_network(repository
     assert drawn.keys() == DRAWN.keys()
     for name, (x, y) in DRAWN.items():
         spec = drawn[name]
-        assert x in fields(spec, "x") and fields(spec, "x") <= {x, "chance", "low"} and fields(spec, "y") == {y}, name
+        assert x in fields(spec, "x") and fields(spec, "x") <= {x, f"{x}_floor", "low"} and fields(spec, "y") == {y}, (
+            name
+        )
         assert spec["title"] and all({x, y} <= row.keys() for row in spec["data"]["values"]), name
     titles = [json.dumps(spec["title"]) for spec in drawn.values()]
     assert len(set(titles)) == len(titles)

@@ -33,6 +33,10 @@ def with_local_names(profile: dict[str, Any], embedder: str) -> dict[str, Any]:
     for task, entry in profile["benchmarks"]["tasks"].items():
         local = f"data/samples/benchmarks/{task}.jsonl"
         entry |= {"dataset": local, "subset": None, "split": None, "revision": None}
+    for entry in profile["evaluate"]["heldout"].values():
+        if entry["revision"] is not None:
+            entry |= {"dataset": "data/samples/heldout/stories.jsonl", "subset": None, "split": None, "revision": None}
+        entry |= {"text": "text", "limit": 2}
     profile["sources"]["web"]["limit"] = 60
     profile["generator"] |= {"model": "own/writer", "revision": None, "max_length": 16384}  # its tokens are bytes
     profile["embed"] |= {"model": embedder, "revision": None, "max_tokens": 16}
@@ -84,7 +88,7 @@ def test_the_laptop_profile_runs_with_local_folders_in_place_of_hub_ids(
     corpus = pl.read_parquet("data/corpus/*.parquet")
     assert corpus.height > 60
     scores = json.loads(Path("metrics/evaluate.json").read_text(encoding="utf-8"))
-    assert len(scores["tasks"]) == 9
+    assert len(scores["tasks"]) == 10 and len(scores["heldout"]) == 12
     assert Path("models/export/seed-1/model.safetensors").is_file() and Path("data/report/index.html").is_file()
 
 

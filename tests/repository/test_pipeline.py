@@ -111,7 +111,8 @@ def bytes_of(folder: Path, *patterns: str) -> dict[str, bytes]:
 def test_repro_goes_from_seed_sources_to_an_evaluated_model(repro: tuple[Path, Path]) -> None:
     folder, _ = repro
     scores = json.loads((folder / "metrics/evaluate.json").read_text(encoding="utf-8"))
-    assert len(scores["tasks"]) == 9 and 0 <= scores["average"]["acc"] <= 1
+    assert len(scores["tasks"]) == 10 and len(scores["panels"]["article"]["tasks"]) == 9
+    assert 0 <= scores["panels"]["article"]["acc"] <= 1 and len(scores["heldout"]) == 7
     published = pl.concat([pl.read_parquet(p) for p in sorted((folder / "data/decontaminate").glob("*.parquet"))])
     assert published.columns[1:7] == PUBLISHED and published.height > 0
     assert published["text"].str.len_chars().min() > 0
@@ -257,11 +258,11 @@ def test_a_mistake_gives_one_sentence_through_dvc(repro: tuple[Path, Path]) -> N
     template.write_text(text, encoding="utf-8")
     profile = folder / "profiles/smoke.yaml"
     right = profile.read_text(encoding="utf-8")
-    profile.write_text(re.sub(r"batch_size: \d+", "batch_size: many", right), encoding="utf-8")
+    profile.write_text(re.sub(r"batch_tokens: \d+", "batch_tokens: many", right), encoding="utf-8")
     late = subprocess.run(
         [DVC, "repro", "-f", "-s", "sources@web"], cwd=folder, env=environment(store), capture_output=True, text=True
     )
     profile.write_text(right, encoding="utf-8")
-    assert "sources web: error: nothing was run, since the settings are wrong: evaluate.batch_size" in late.stderr
+    assert "sources web: error: nothing was run, since the settings are wrong: evaluate.batch_tokens" in late.stderr
     assert result.returncode != 0 and "Traceback" not in result.stderr + result.stdout
     assert re.search(r"prompts: error: .*prompts/web/blogpost.txt:\d+: '\$extrcat' is no slot", result.stderr)

@@ -61,7 +61,7 @@ def test_every_mistake_of_every_stage_is_found_before_anything_runs(checkout: Pa
     profile = checkout / "profiles/smoke.yaml"
     spoil(profile, "  learning_rate: 2.0e-3", "  learning_rate: abc")
     spoil(profile, "  min_tokens: 24", "  min_tokens: many")
-    spoil(profile, "batch_size: 64", "batch_size: 0.5")
+    spoil(profile, "batch_tokens: 8192", "batch_tokens: 0.5")
     spoil(checkout / "params.yaml", "  topic_probability:", "  topic_likelihood: 1\n  topic_probability:")
     (checkout / "prompts").unlink()
     (checkout / "prompts/web").mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_every_mistake_of_every_stage_is_found_before_anything_runs(checkout: Pa
         copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     result = CliRunner().invoke(app, ["check"])
     assert result.exit_code == 2
-    for name in ("train.learning_rate", "clean.min_tokens", "prompts.topic_likelihood", "evaluate.batch_size"):
+    for name in ("train.learning_rate", "clean.min_tokens", "prompts.topic_likelihood", "evaluate.batch_tokens"):
         assert name in result.output
     spoil(checkout / "params.yaml", "  topic_likelihood: 1\n", "")
     spoil(checkout / "prompts/web/blogpost.txt", "$extract", "$extrcat")

@@ -1,23 +1,26 @@
-"""Evaluation: lighteval's scores are the ones a direct computation gives, for the weights that are there."""
+"""Evaluation: the scores are the ones a direct computation and lighteval give, for the weights that are there."""
 
 import json
-import os
-import socket
+import math
 import sqlite3
-import subprocess
-import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.evaluation.item_scores import best, by_character
-from cosmopedia.tables.contracts import BENCHMARK, DETAIL
+from cosmopedia.evaluation.item_scores import best, by_character, item_scores
+from cosmopedia.tables.contracts import BENCHMARK, DETAIL, HELDOUT
 from cosmopedia.tables.parquet import read_table, write_table
-from stages.evaluate import lighteval_run
-from stages.evaluate.items import read_items
-from stages.evaluate.scores import average, over_seeds, summary
+from stages.evaluate.__main__ import encoder_of, main, settings
+from stages.evaluate.encoding import Sequence
+from stages.evaluate.floors import by_unigrams, longest_choice, unigram_logprobs
+from stages.evaluate.heldout import HeldoutSet, read_set, windows
+from stages.evaluate.items import encode_items, read_items
+from stages.evaluate.scorer import Scorer, batches, packs
+from stages.evaluate.scores import by_group, heldout, highest_floor, over_seeds, panel, summary, with_floor
+from tests.support import tokenizers
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 
 ITEMS = {
@@ -48,7 +51,7 @@ def rows(task: str) -> list[dict]:
         {
             "item_id": f"{task}/{i:06d}",
             "task": task,
-            "group": None,
+            "group": ("botany", "physics")[i % 2] if task == "arc_easy" else None,
             "query": query,
             "choices": choices,
             "gold": gold,
@@ -61,19 +64,8 @@ def rows(task: str) -> list[dict]:
     ]
 
 
-def direct_logprobs(folder: Path, item: dict) -> list[float]:
-    """Log-probability of each choice as a continuation, one forward pass each, without lighteval."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    logprobs = []
-    for choice in item["choices"]:
-        query, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (item["query"], choice))
-        with torch.no_grad():
-            scores = model(torch.tensor([query + answer])).logits[0].log_softmax(-1)
-        logprobs.append(sum(scores[len(query) + i - 1, token].item() for i, token in enumerate(answer)))
-    return logprobs
+LETTERS = ["The tide goes out at noon.", "A lake is a bowl of rain, wide and cold.", "Two and two are four. " * 9]
+ALL = [row for task in ITEMS for row in rows(task)]
 
 
 @pytest.fixture
@@ -82,14 +74,38 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "profiles").mkdir()
-    (tmp_path / "params.yaml").write_text(
-        yaml.safe_dump({"profile": "tiny", "evaluate": {"seed": 1, "tasks": [*ITEMS]}})
-    )
-    (tmp_path / "profiles/tiny.yaml").write_text(yaml.safe_dump({"evaluate": {"max_items": 3, "batch_size": 32}}))
+    section = {"seed": 1, "panels": {"small": ["arc_easy", "hellaswag"], "all": [*ITEMS]}, "shots": 0}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "evaluate": section}))
+    source = {"subset": None, "split": None, "revision": None, "text": "text", "limit": None}
+    sets = {name: {"dataset": f"data/samples/heldout/{name}.jsonl", **source} for name in ("letters", "numbers")}
+    profile = {"max_items": 3, "heldout": sets, "dtype": "float32", "batch_tokens": 600, "logits_mb": 1}
+    (tmp_path / "profiles/tiny.yaml").write_text(yaml.safe_dump({"evaluate": profile}))
     for task in ITEMS:
         write_table(tmp_path / f"data/benchmarks/{task}.parquet", rows(task), BENCHMARK)
+    write_documents(tmp_path / "data/samples/heldout/letters.jsonl", LETTERS)
+    write_documents(tmp_path / "data/samples/heldout/numbers.jsonl", ["One, two, three.", "Four, five, six."])
+    write_corpus(tmp_path / "data/tokenize_corpus")
     write_export(tmp_path / "models/export/seed-0", seed=0)
     return tmp_path
+
+
+@pytest.fixture
+def unrecorded(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository, with no record in MLflow, which takes most of the time."""
+    monkeypatch.setattr("stages.evaluate.__main__.record", lambda *_: None)
+    return repository
+
+
+def write_documents(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def write_corpus(folder: Path) -> None:
+    (folder / "train").mkdir(parents=True)
+    (folder / "corpus.json").write_text(json.dumps({"token_bytes": 2}))
+    for number, tokens in enumerate(([1, 2, 2, 5], [2, 0])):
+        (folder / f"train/{number:03d}_train.ds").write_bytes(np.array(tokens, dtype="<u2").tobytes())
 
 
 def write_export(folder: Path, seed: int) -> None:
@@ -98,11 +114,41 @@ def write_export(folder: Path, seed: int) -> None:
     write_training(folder, vocabulary)
 
 
+def direct_logprobs(folder: Path, item: dict, before: tuple[int, ...] = ()) -> list[float]:
+    """Log-probability of each choice as a continuation, one forward pass each: of the tokens of query and choice
+    together that follow those of the query."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        Tokenizer.from_file(f"{folder}/tokenizer.json"),
+    )
+    logprobs = []
+    for choice in item["choices"]:
+        query, whole = (
+            [*before, *tokenizer.encode(text, add_special_tokens=False).ids]
+            for text in (item["query"], item["query"] + choice)
+        )
+        assert whole[: len(query)] == query
+        with torch.no_grad():
+            scores = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        logprobs.append(sum(scores[i - 1, whole[i]].item() for i in range(len(query), len(whole))))
+    return logprobs
+
+
+def scored(folder: Path, items: list[dict], **changes: int) -> list[list[float]]:
+    """The log-probabilities that the stage computes."""
+    encoded = encode_items(encoder_of(folder), items)
+    scorer = Scorer(folder, "float32", **{"batch_tokens": 400, "logits_mb": 1} | changes)
+    values = iter(scorer.logprobs([one for item in encoded for one in item.sequences], "choices"))
+    return [[next(values) for _ in item.sequences] for item in encoded]
+
+
 @pytest.mark.slow
 def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(repository: Path):
     import torch
-
-    from stages.evaluate.__main__ import main
 
     by_seed = {}
     for seed in (0, 1):  # new weights at the same path: a cached answer would be the old model's
@@ -110,7 +156,7 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
         main()
         details = read_table("data/evaluate/seed-0.parquet", DETAIL).to_pylist()
         metrics = json.loads(Path("metrics/evaluate.json").read_text())
-        items = {row["item_id"]: row for task in ITEMS for row in rows(task)}
+        items = {row["item_id"]: row for row in ALL}
         assert [(t, sum(d["task"] == t for d in details)) for t in ITEMS] == [
             ("arc_easy", 3),
             ("boolq", 3),
@@ -119,14 +165,15 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
         for row in details:
             item = items[row["item_id"]]
             expected = direct_logprobs(repository / "models/export/seed-0", item)
-            assert row["logprobs"] == pytest.approx(expected, abs=1e-3)
+            assert row["logprobs"] == pytest.approx(expected, abs=1e-4)
             assert row["correct"] == (best(expected) == item["gold"])
             assert row["correct_norm"] == (best(by_character(expected, item["choices"])) == item["gold"])
+            assert row["group"] == item["group"] and row["bytes"] == [len(c.encode()) - 1 for c in item["choices"]]
         for task in ITEMS:
-            mine = [row for row in details if row["task"] == task]
-            assert metrics["tasks"][task]["acc"] == pytest.approx(
-                sum(r["correct"] for r in mine) / len(mine), rel=1e-5
-            )
+            mine = [item_scores(row) for row in details if row["task"] == task]
+            for name, value in metrics["tasks"][task].items():
+                if name in mine[0]:
+                    assert value == pytest.approx(sum(r[name] for r in mine) / len(mine), rel=1e-4)
         by_seed[seed] = [row["logprobs"] for row in details]
     assert by_seed[0] != by_seed[1]
     assert torch.is_grad_enabled()
@@ -134,10 +181,89 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
     with sqlite3.connect(repository / "mlflow.db") as database:
         assert database.execute("select status from runs").fetchall() == [("FINISHED",), ("FINISHED",)]
         recorded = dict(database.execute("select key, value from metrics"))
-        assert recorded["average/acc_norm"] == pytest.approx(metrics["average"]["acc_norm"], rel=1e-5)
+        assert recorded["average_all/acc_norm"] == pytest.approx(metrics["panels"]["all"]["acc_norm"], rel=1e-5)
+        assert recorded["heldout_together/bpb"] == pytest.approx(metrics["heldout"]["together"]["bpb"], rel=1e-5)
         assert ("evaluate.max_items", "3") in database.execute("select key, value from params").fetchall()
         tags = dict(database.execute("select key, value from tags"))
         assert tags["dataset_hash"] == "d" * 64 and "git_revision" in tags
+
+
+@pytest.mark.slow
+def test_scores_and_log_probabilities_are_lightevals(repository: Path, tmp_path: Path):
+    from tests.support.lighteval_reference import run_lighteval
+
+    model = repository / "models/export/seed-0"
+    scores, logprobs = run_lighteval(model, {task: rows(task) for task in ITEMS}, tmp_path / "scratch")
+    ours = dict(zip((row["item_id"] for row in ALL), scored(model, ALL), strict=True))
+    assert ours.keys() == logprobs.keys()
+    for name, values in ours.items():
+        assert values == pytest.approx(logprobs[name], abs=1e-4)
+    for task in ITEMS:
+        mine = [item_scores(detail(row, ours[row["item_id"]])) for row in rows(task)]
+        for name in ("acc", "acc_norm"):
+            assert sum(row[name] for row in mine) / len(mine) == pytest.approx(float(scores[task][name]))
+
+
+def detail(row: dict, logprobs: list[float]) -> dict:
+    return row | {"logprobs": logprobs, "bytes": [len(choice.strip().encode()) for choice in row["choices"]]}
+
+
+# Encoding
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+@pytest.mark.parametrize("own", [True, False])
+def test_a_choice_has_the_tokens_of_the_whole_text_under_every_kind_of_tokenizer(kind: str, own: bool, tmp_path: Path):
+    write_model(tmp_path, tokenizers.KINDS[kind](tmp_path))
+    if own:
+        write_training(tmp_path, 1)
+    encoder = encoder_of(tmp_path)
+    before = (1,) if kind == "sentencepiece BPE" and not own else ()  # its template has <s>, which training never had
+    assert tuple(encoder.before_query) == before
+    accents = [row | {"choices": [" naïve", " \N{SNOWMAN}"], "gold": 0} for row in rows("boolq")[:1]]
+    for item, values in zip(ALL + accents, scored(tmp_path, ALL + accents), strict=True):
+        assert values == pytest.approx(direct_logprobs(tmp_path, item, before), abs=1e-4)
+
+
+def test_a_prepended_space_is_not_scored_twice(tmp_path: Path):
+    from tokenizers import Tokenizer
+
+    write_model(tmp_path, tokenizers.write_metaspace(tmp_path))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode(" light", add_special_tokens=False).tokens == ["▁", "▁light"]  # what lighteval would score
+    (sequence,) = encoder_of(tmp_path).choices("What do plants take in?\nAnswer:", [" light"])
+    assert [tokenizer.id_to_token(i) for i in sequence.ids[-sequence.scored :]] == ["▁light"]
+
+
+def test_a_token_across_the_border_belongs_to_the_choice(tmp_path: Path):
+    write_model(tmp_path, tokenizers.write_byte_level(tmp_path))
+    (sequence,) = encoder_of(tmp_path).choices("It is ligh", ["ter than water"])
+    whole = encoder_of(tmp_path).plain(["It is lighter than water"])[0]
+    assert list(sequence.ids) == whole and sequence.scored == len(whole) - len(
+        encoder_of(tmp_path).plain(["It is"])[0]
+    )
+
+
+def test_special_tokens_in_a_text_are_text(tmp_path: Path):
+    write_model(tmp_path, tokenizers.write_byte_level(tmp_path))
+    (ids,) = encoder_of(tmp_path).plain(["end</s>"])
+    assert 2 not in ids and len(ids) > 4
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_and_a_missing_one_are_named(repository: Path):
+    folder = repository / "models/export/seed-0"
+    write_model(folder, 100)
+    with pytest.raises(DataError, match=r"tokenizer\.json has the token id 256, but the model in .*seed-0 has 100"):
+        main()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"seed-0 holds no tokenizer\.json"):
+        main()
+    (folder / "config.json").unlink()
+    with pytest.raises(DataError, match=r"seed-0 holds no model"):
+        main()
+
+
+# Items
 
 
 def test_the_drawn_items_do_not_depend_on_the_order_of_the_table(repository: Path):
@@ -150,76 +276,332 @@ def test_the_drawn_items_do_not_depend_on_the_order_of_the_table(repository: Pat
 def test_a_benchmark_without_wrong_answers_cannot_be_scored(repository: Path):
     alone = [row | {"choices": row["choices"][:1], "gold": 0} for row in rows("arc_easy")]
     write_table("data/benchmarks/gsm8k.parquet", alone, BENCHMARK)
-    with pytest.raises(ConfigError, match=r"evaluate\.tasks: gsm8k cannot be scored"):
+    with pytest.raises(ConfigError, match=r"evaluate\.panels: gsm8k cannot be scored"):
         read_items("gsm8k", seed=1, max_items=2)
+    with pytest.raises(ConfigError, match=r"piqa\.parquet is missing; add piqa to benchmarks\.tasks"):
+        read_items("piqa", seed=1, max_items=2)
 
 
-def test_a_choice_without_text_is_named_before_anything_is_scored(repository: Path):
-    bare = [row | {"choices": [*row["choices"], "  "]} for row in rows("arc_easy")]
-    write_table("data/benchmarks/arc_easy.parquet", bare, BENCHMARK)
-    with pytest.raises(DataError, match=r"arc_easy\.parquet: arc_easy/000000 has a choice without text"):
-        read_items("arc_easy", seed=1, max_items=2)
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"choices": [" light", "  "]}, "a choice without text"),
+        ({"query": " \n"}, "a query without text"),
+        ({"gold": 4}, "gold 4, wanted a position among its 4 choices"),
+    ],
+)
+def test_an_item_that_cannot_be_scored_is_named_before_anything_is(repository: Path, change: dict, problem: str):
+    first, *others = rows("arc_easy")
+    write_table("data/benchmarks/arc_easy.parquet", [first | change, *others], BENCHMARK)
+    with pytest.raises(DataError, match=rf"arc_easy\.parquet: arc_easy/000000 has {problem}"):
+        main()
+    assert not Path("data/evaluate").exists()
 
 
-def test_the_average_counts_every_task_the_same():
-    answers = [{"correct": c, "correct_norm": True, "choices": ["a", "b"]} for c in (True, False, False, False)]
-    large, small = summary(answers * 5), summary(answers[:2])
-    assert (large["acc"], large["items"], large["chance"]) == (0.25, 20, 0.5)
+def test_a_choice_longer_than_the_model_is_named_and_a_longer_context_is_cut_and_counted(unrecorded: Path):
+    first, *others = rows("arc_easy")
+    long = [first | {"query": "The sea. " * 30 + first["query"]}, *others]
+    write_table("data/benchmarks/arc_easy.parquet", long, BENCHMARK)
+    assert "1 items are longer than the model and lost the beginning of their context" in main()
+    metrics = json.loads(Path("metrics/evaluate.json").read_text())
+    assert metrics["tasks"]["arc_easy"]["cut"] == 1 and metrics["tasks"]["boolq"]["cut"] == 0
+    row = read_table("data/evaluate/seed-0.parquet", DETAIL).to_pylist()[0]
+    tail = long[0]["query"][-(128 + 1 - len(" light")) :]  # one token per byte, and the last one is only predicted
+    model = unrecorded / "models/export/seed-0"
+    assert row["logprobs"][0] == pytest.approx(direct_logprobs(model, first | {"query": tail})[0], abs=1e-4)
+    write_table("data/benchmarks/arc_easy.parquet", [first | {"choices": [" a", " b" * 70]}, *others], BENCHMARK)
+    with pytest.raises(DataError, match=r"arc_easy/000000: the choice .* has 140 tokens, wanted 1 to 128"):
+        main()
+
+
+def test_examples_are_other_items_of_the_group_with_their_right_answers(repository: Path):
+    plain = {row["item_id"]: row for row in read_items("arc_easy", 1, None)}
+    for row in read_items("arc_easy", 1, None, shots=1):
+        own = plain[row["item_id"]]
+        (other,) = (one for one in plain.values() if one["group"] == own["group"] and one is not own)
+        assert row["query"] == f"{other['query']}{other['choices'][other['gold']]}\n\n{own['query']}"
+    with pytest.raises(ConfigError, match="arc_easy, botany, has 2 items, too few for 2 examples"):
+        read_items("arc_easy", 1, None, shots=2)
+
+
+# The scorer
+
+
+def test_the_logits_of_a_batch_never_exceed_their_memory(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    model = repository / "models/export/seed-0"
+    scorer, sizes = Scorer(model, "float32", batch_tokens=10_000, logits_mb=1), []
+    scorer._head.register_forward_hook(lambda _, __, logits: sizes.append(logits.numel() * 4))
+    (one,) = encoder_of(model).choices("Why?", [" a long answer" * 7])
+    many = [Sequence((number, *one.ids), one.scored) for number in range(60)]
+    scorer.logprobs(many, "choices")
+    assert sum(sizes) == 60 * one.scored * 257 * 4 > 3 * max(sizes)
+    assert max(sizes) <= 1_000_000 / 2  # and as much again while they are summed
+
+
+def test_scores_do_not_depend_on_how_sequences_are_batched(repository: Path):
+    model = repository / "models/export/seed-0"
+    one, many = scored(model, ALL, batch_tokens=1), scored(model, ALL[::-1], batch_tokens=10_000)[::-1]
+    for left, right in zip(one, many, strict=True):
+        assert left == pytest.approx(right, abs=1e-5)
+    rows = packs([Sequence((number, *range(length)), 1) for number, length in enumerate((3, 9, 5, 9, 2))])
+    assert [[len(row.inputs()) for row in batch] for batch in batches(rows, 18)] == [[9, 9], [5, 3, 2]]
+
+
+def test_the_choices_of_an_item_share_their_query(repository: Path):
+    encoded = encode_items(encoder_of(repository / "models/export/seed-0"), ALL)
+    sequences = [one for item in encoded for one in item.sequences]
+    rows = packs(sequences)
+    assert len(rows) == len(ALL)
+    for row, item in zip(rows, encoded, strict=True):
+        first = item.sequences[0]
+        assert row.context == first.ids[: -first.scored]
+        assert len(row.inputs()) == len(row.context) + sum(one.scored - 1 for one in item.sequences)
+        for place, position in enumerate(row.positions()):
+            owner = row.owners()[place]
+            assert row.inputs()[place] == (item.sequences[owner - 1] if owner else first).ids[position]
+    assert len(packs([Sequence((0, *range(9)), 9)] * 3)) == 3  # documents, which share only what stands before them
+    assert len(packs([Sequence(tuple(range(1100)), 90)] * 3)) == 3  # longer than a row may be
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "phi", "gpt2", "gpt_neox"])
+def test_branches_are_scored_as_if_alone_by_every_architecture(kind: str, tmp_path: Path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2} if kind == "gpt2" else shape
+    grouped = {"num_key_value_heads": 1} if kind in ("mistral", "qwen2") else {}
+    vocabulary = write_tokenizer(tmp_path)
+    config = AutoConfig.for_model(kind, vocab_size=vocabulary, initializer_range=0.5, **shape, **grouped)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert Scorer(tmp_path, "float32", 400, 1).shares
+    for item, values in zip(ALL, scored(tmp_path, ALL), strict=True):
+        assert values == pytest.approx(direct_logprobs(tmp_path, item), abs=1e-3, rel=1e-5)
+
+
+def test_a_model_with_a_mask_of_its_own_scores_choices_one_by_one(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    forward = LlamaModel.forward
+
+    def without_mask(self, input_ids=None, attention_mask=None, **options):
+        return forward(self, input_ids, **options)
+
+    monkeypatch.setattr(LlamaModel, "forward", without_mask)
+    folder = repository / "models/export/seed-0"
+    assert not Scorer(folder, "float32", 400, 1).shares
+    for item, values in zip(ALL, scored(folder, ALL), strict=True):
+        assert values == pytest.approx(direct_logprobs(folder, item), abs=1e-4)
+
+
+def test_a_model_that_caps_its_logits_is_refused(tmp_path: Path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape |= {"head_dim": 8, "intermediate_size": 32, "vocab_size": 50, "initializer_range": 1}
+    config = AutoConfig.for_model("gemma2", final_logit_softcapping=0.1, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="a model of type gemma2 scales or caps its logits"):
+        Scorer(tmp_path, "float32", 400, 1)
+
+
+# Held-out documents
+
+
+def test_bits_per_byte_are_those_of_the_whole_documents_after_an_end_of_text_token(unrecorded: Path):
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    main()
+    folder = unrecorded / "models/export/seed-0"
+    documents = read_table("data/evaluate/heldout-seed-0.parquet", HELDOUT).to_pylist()
+    assert [(row["document_id"], row["set"]) for row in documents] == [
+        *((f"letters/{i:06d}", "letters") for i in range(3)),
+        *((f"numbers/{i:06d}", "numbers") for i in range(2)),
+    ]
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        Tokenizer.from_file(f"{folder}/tokenizer.json"),
+    )
+    for row, text in zip(documents, map(str.strip, LETTERS), strict=False):
+        ids = [0, *tokenizer.encode(text, add_special_tokens=False).ids]
+        nats = 0.0
+        for position in range(1, len(ids)):  # windows of 128 that begin every 64
+            start = 0 if position <= 128 else -(-(position - 128) // 64) * 64
+            with torch.no_grad():
+                scores = model(torch.tensor([ids[start:position]])).logits[0, -1].log_softmax(-1)
+            nats -= scores[ids[position]].item()
+        assert row["nats"] == pytest.approx(nats, abs=1e-3)
+        assert row["tokens"] == len(ids) - 1 and row["bytes"] == len(text.encode())
+    bits = [sum(r["nats"] for r in documents if r["set"] == name) / math.log(2) for name in ("letters", "numbers")]
+    sizes = [sum(r["bytes"] for r in documents if r["set"] == name) for name in ("letters", "numbers")]
+    metrics = json.loads(Path("metrics/evaluate.json").read_text())["heldout"]
+    assert metrics["letters"]["bpb"] == pytest.approx(bits[0] / sizes[0], rel=1e-5)
+    assert metrics["together"]["bpb"] == pytest.approx((bits[0] / sizes[0] + bits[1] / sizes[1]) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 13, 14, 30, 31])
+def test_windows_score_every_token_once_with_half_a_window_before_it(length: int):
+    ids, positions, seen = list(range(length)), 8, []
+    for window in windows(ids, positions):
+        assert len(window.ids) <= positions + 1
+        targets = window.ids[-window.scored :]
+        assert window.ids[0] == 0 or len(window.ids) - window.scored >= positions // 2
+        seen += targets
+    assert seen == ids[1:]
+
+
+def test_a_held_out_set_is_read_up_to_its_limit_and_a_wrong_column_is_named(repository: Path):
+    write_documents(repository / "data/samples/heldout/gaps.jsonl", ["one", "  ", "two", "three"])
+    names = {"subset": None, "split": None, "revision": None, "text": "text"}
+    source = HeldoutSet(dataset="data/samples/heldout/gaps.jsonl", limit=2, **names)
+    assert [(row["document_id"], row["text"]) for row in read_set("gaps", source)] == [
+        ("gaps/000000", "one"),
+        ("gaps/000001", "two"),
+    ]
+    with pytest.raises(DataError, match=r"gaps\.jsonl:1: column 'page' must be a text.* evaluate\.heldout\.gaps"):
+        read_set("gaps", source.model_copy(update={"text": "page"}))
+
+
+def test_the_samples_have_six_sets_of_documents_of_their_own():
+    root = Path(__file__).parents[3]
+    files = root.glob("data/samples/heldout/*.jsonl")
+    sets = {path.stem: [json.loads(line)["text"] for line in path.open(encoding="utf-8")] for path in files}
+    assert sorted(sets) == ["dialogue", "encyclopaedic", "howto", "maths", "stories", "textbook"]
+    texts = [text for documents in sets.values() for text in documents]
+    assert all(8 <= len(documents) <= 12 for documents in sets.values())
+    assert all(120 <= len(text.split()) <= 250 for text in texts) and len(set(texts)) == len(texts)
+    own = {ngram for text in texts for ngram in ngrams(text)}
+    others = [path for path in root.glob("data/samples/*/*.json*") if path.parent.name not in ("heldout", "tokenizer")]
+    assert len(others) > 20
+    for path in [*others, *root.glob("prompts/*/*.txt")]:
+        assert not own & ngrams(path.read_text(encoding="utf-8")), path
+
+
+def ngrams(text: str, length: int = 8) -> set[tuple[str, ...]]:
+    words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
+    return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
+
+
+# Floors
+
+
+def test_the_floors_are_an_untrained_model_token_counts_and_the_longest_choice(unrecorded: Path):
+    main()
+    metrics = json.loads(Path("metrics/evaluate.json").read_text())
+    assert metrics["floors"].keys() == {"untrained", "unigram", "longest"}
+    task = metrics["tasks"]["hellaswag"]
+    by_floor = {name: floor["hellaswag"] for name, floor in metrics["floors"].items()}
+    assert task["floor"]["acc_norm"] == max(floor["acc_norm"] for floor in by_floor.values())
+    assert task["floor"]["bpb"] == min(by_floor[name]["bpb"] for name in ("untrained", "unigram"))
+    assert by_floor["longest"]["acc"] == 0.0  # both right answers are short ones
+    assert metrics["panels"]["all"]["tasks"] == [*ITEMS]
+    first = metrics["floors"]["untrained"]
+    main()
+    assert json.loads(Path("metrics/evaluate.json").read_text())["floors"]["untrained"] == first
+
+
+def test_token_counts_give_a_choice_the_probability_of_its_tokens(repository: Path):
+    logprobs = unigram_logprobs(Path("data/tokenize_corpus"), 10)
+    assert np.exp(logprobs) == pytest.approx(np.array([2, 2, 4, 1, 1, 2, 1, 1, 1, 1]) / 16)
+    assert by_unigrams(logprobs, [Sequence((7, 2, 5), 2)]) == pytest.approx([math.log(4 / 16 * 2 / 16)])
+    with pytest.raises(DataError, match="has the token 5, but the exported model has 4 tokens"):
+        unigram_logprobs(Path("data/tokenize_corpus"), 4)
+
+
+def test_longest_choices_share_what_they_get():
+    items = [{"choices": [" aaa", " bbb", " c"], "gold": 0}, {"choices": [" aa", " b"], "gold": 1}]
+    assert longest_choice(items)["acc"] == longest_choice(items)["acc_norm"] == 0.25
+
+
+def test_a_score_within_three_standard_errors_of_the_highest_floor_is_not_informative():
+    def scores(acc: float, bpb: float, error: float | None) -> dict:
+        names = {"acc": acc, "acc_norm": acc, "prob": acc, "prob_norm": acc, "margin": acc, "bpb": bpb}
+        return names | {f"{name}_stderr": error for name in names}
+
+    floor = highest_floor([scores(0.2, 3.0, 0.02), {"acc": 0.3, "acc_stderr": 0.05}, scores(0.25, 2.5, 0.02)])
+    assert (floor["acc"], floor["acc_norm"], floor["bpb"]) == (0.3, 0.25, 2.5)
+    judged = with_floor(scores(0.4, 2.45, 0.03), floor)
+    assert judged["floor"] == {name: floor[name] for name in judged["floor"]}
+    assert judged["informative"] == ["acc_norm", "prob", "prob_norm", "margin"]  # acc: within three times 0.05
+    assert with_floor(scores(0.4, 2.3, 0.06), floor)["informative"] == ["bpb"]
+    assert with_floor(scores(0.4, 2.3, None), scores(0.1, 3.0, None))["informative"] == []
+
+
+# Averages
+
+
+def answers(right: list[bool], group: str | None = None) -> list[dict]:
+    """DETAIL rows of items with two choices of one letter."""
+    return [
+        {"logprobs": [-1.0, -2.0] if one else [-2.0, -1.0], "choices": [" a", " b"], "bytes": [1, 1], "gold": 0}
+        | {"group": group}
+        for one in right
+    ]
+
+
+def test_a_panel_counts_every_task_the_same():
+    right = [True, False, False, False]
+    large, small = summary(answers(right * 5)), summary(answers(right[:2]))
+    assert (large["acc"], large["items"]) == (0.25, 20)
     assert large["acc_stderr"] == pytest.approx((0.25 * 0.75 / 19) ** 0.5)
-    both = average({"large": large, "small": small})
-    assert both["acc"] == pytest.approx((0.25 + 0.5) / 2)
+    both = panel([large, small])
+    assert both["acc"] == pytest.approx((0.25 + 0.5) / 2) and both["items"] == 22
     assert both["acc_stderr"] == pytest.approx((large["acc_stderr"] ** 2 + small["acc_stderr"] ** 2) ** 0.5 / 2)
-    assert both["acc_norm_stderr"] == 0
+    assert both["bpb"] == pytest.approx((1.75 + 1.5) / 2 / math.log(2))
+    assert panel([summary(answers([True, True]))])["acc_norm_stderr"] == 0
+    assert panel([large, summary(answers([True]))])["acc_stderr"] is None
+
+
+def test_groups_are_scored_by_themselves():
+    groups = by_group(answers([True, False], "law") + answers([True], "art") + answers([False]))
+    assert {name: (one["acc"], one["items"]) for name, one in groups.items()} == {"art": (1.0, 1), "law": (0.5, 2)}
+
+
+def test_a_set_is_one_text_and_sets_count_the_same():
+    rows = [
+        {"set": "a", "nats": 30 * math.log(2), "bytes": 10, "tokens": 4},
+        {"set": "a", "nats": 50 * math.log(2), "bytes": 30, "tokens": 9},
+        {"set": "b", "nats": 40 * math.log(2), "bytes": 40, "tokens": 9},
+    ]
+    scores = heldout(rows)
+    assert scores["a"]["bpb"] == pytest.approx(2.0) and scores["together"]["bpb"] == pytest.approx(1.5)
+    # of a ratio: deviations from 2 bits per byte are +10 and -10 bits, over 40 bytes
+    assert scores["a"]["bpb_stderr"] == pytest.approx(math.sqrt(200 * 2) / 40)
+    assert scores["b"]["bpb_stderr"] is None and scores["together"]["documents"] == 3
 
 
 def test_scores_of_several_seeds_are_means_with_their_spread():
     def one(acc: float) -> dict:
-        scores = {"acc": acc, "acc_stderr": 0.1, "acc_norm": acc + 0.1, "acc_norm_stderr": None, "chance": 0.25}
-        return {"average": scores | {"items": 8}, "tasks": {"boolq": scores | {"items": 8}}}
+        return {"all": {"acc": acc, "acc_stderr": 0.1, "acc_norm": acc + 0.1, "acc_norm_stderr": None, "items": 8}}
 
-    metrics = over_seeds({"1": one(0.2), "2": one(0.4)})
-    mean = metrics["average"]
+    mean = over_seeds({"1": one(0.2), "2": one(0.4)}, sd=True)["all"]
     assert mean["acc"] == pytest.approx(0.3) and mean["acc_sd"] == pytest.approx(0.02**0.5)
-    assert mean["acc_stderr"] == pytest.approx(0.1) and mean["acc_norm_stderr"] is None
-    assert metrics["tasks"]["boolq"]["items"] == 8 and metrics["seeds"]["2"]["acc_norm"] == pytest.approx(0.5)
-    assert "acc_sd" not in over_seeds({"1": one(0.2)})["average"]
+    assert mean["acc_stderr"] == pytest.approx(0.1) and mean["acc_norm_stderr"] is None and mean["items"] == 8
+    assert "acc_sd" not in over_seeds({"1": one(0.2)}, sd=True)["all"]
 
 
-@pytest.mark.slow
-def test_every_exported_seed_is_scored(repository: Path):
-    from stages.evaluate.__main__ import main
-
-    write_export(repository / "models/export/seed-1", seed=1)
-    assert main().startswith("2 model(s)")
-    assert sorted(path.name for path in Path("data/evaluate").iterdir()) == ["seed-0.parquet", "seed-1.parquet"]
-    assert set(json.loads(Path("metrics/evaluate.json").read_text())["seeds"]) == {"0", "1"}
-
-
-def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_running_one_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    prefix = f"cosmopedia-lighteval-{socket.gethostname()}-"
-    left, live, elsewhere = (
-        tmp_path / name for name in (f"{prefix}{gone.pid}-x", f"{prefix}{os.getpid()}-y", "cosmopedia-lighteval-z")
-    )
-    for folder in (left, live, elsewhere):
-        (folder / "datasets").mkdir(parents=True)
-    with lighteval_run._scratch() as folder:
-        assert not left.exists() and live.exists() and elsewhere.exists() and Path(folder).is_dir()
-    assert not Path(folder).exists() and live.exists()
+def test_every_exported_seed_is_scored(unrecorded: Path):
+    write_export(unrecorded / "models/export/seed-1", seed=1)
+    line = main()
+    assert line.startswith("2 model(s): held-out ") and "small (2 tasks, 5 items)" in line and "(floor " in line
+    assert sorted(path.name for path in Path("data/evaluate").iterdir()) == [
+        "heldout-seed-0.parquet",
+        "heldout-seed-1.parquet",
+        "seed-0.parquet",
+        "seed-1.parquet",
+    ]
+    metrics = json.loads(Path("metrics/evaluate.json").read_text())
+    assert set(metrics["seeds"]) == {"0", "1"} and "acc_norm_sd" in metrics["panels"]["small"]
+    assert "bpb_sd" in metrics["heldout"]["together"]
+    assert metrics["groups"]["arc_easy"].keys() == {"botany", "physics"}
 
 
-@pytest.mark.slow
-def test_items_are_scored_in_an_order_that_no_process_changes(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    from lighteval.pipeline import Pipeline
-
-    orders = []
-    monkeypatch.setattr(Pipeline, "evaluate", lambda self: orders.extend(self.sampling_docs.values()))
-    for tasks in (list(ITEMS), list(reversed(ITEMS))):
-        with pytest.raises(Exception):  # noqa: B017  (nothing was scored)
-            lighteval_run.run_lighteval(repository / "models/export/seed-0", {t: rows(t) for t in tasks}, 8)
-    first, second = ([doc.specific["item_id"] for doc in docs] for docs in orders)
-    assert first == second == sorted(first) and len(first) == sum(map(len, ITEMS.values()))
+def test_wrong_panels_are_found_with_the_settings(repository: Path):
+    for panels, problem in (({"empty": []}, "panels.empty"), ({"twice": ["piqa", "piqa"]}, "panels.twice")):
+        recipe = {"seed": 1, "panels": panels, "shots": 0}
+        Path("params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "evaluate": recipe}))
+        with pytest.raises(ConfigError, match=problem):
+            settings()

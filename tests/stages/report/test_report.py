@@ -17,13 +17,27 @@ from cosmopedia.text import has_controls
 from stages.report.__main__ import main
 from stages.report.corpus import publish
 from stages.report.facts import collect, evidence
+from stages.report.figures import draw_all
 from stages.report.headline import headline
-from stages.report.page import render_run
+from stages.report.page import DASH, cut_note, floor_note, render, render_run, score_rows
 from tests.support.documents import document, write_documents
 
 HOSTILE = '<script>alert("x")</script> | {{ 7 * 7 }} <img src=http://example.com/x.png> & so on'
 ACCOUNT = {"rows_in": 5, "rows_kept": 4, "rows_removed": 1}
-SCORES = {"acc": 0.5, "acc_stderr": 0.1, "acc_norm": 0.25, "acc_norm_stderr": None, "chance": 0.25, "items": 4}
+SCORES: dict = {
+    **{
+        "acc": 0.5,
+        "acc_stderr": 0.1,
+        "acc_norm": 0.25,
+        "acc_norm_stderr": None,
+        "bpb": 2.5,
+        "bpb_stderr": 0.5,
+        "items": 4,
+    },
+    "floor": {"acc": 0.125, "acc_norm": 0.375, "bpb": 4.5},
+    "informative": ["acc", "bpb"],
+}
+HELDOUT = {"documents": 2, "bytes": 900, "bpb": 1.75, "bpb_stderr": 0.25}
 METRICS: dict[str, dict] = {
     "prompts": {**ACCOUNT, "removed": {"duplicate_prompt": 1}},
     "pilot": {"cells": {"web-blogpost": {"completions": 2, "opening": HOSTILE, "opening_share": 0.5}}},
@@ -40,7 +54,11 @@ METRICS: dict[str, dict] = {
         "train_loss": 2.0,
         "validation_loss": None,
     },
-    "evaluate": {"average": SCORES, "tasks": {"arc_easy": SCORES}},
+    "evaluate": {
+        "panels": {"early": SCORES | {"tasks": ["arc_easy"]}},
+        "tasks": {"arc_easy": SCORES | {"cut": 3}},
+        "heldout": {"stories": HELDOUT, "together": HELDOUT},
+    },
 }
 CURVE = "step,learning_rate,loss\n1,0,3.0\n2,0.001,2.5\n3,0.0001,2.0\n"
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
@@ -201,18 +219,34 @@ def test_the_headline_numbers_are_few_flat_and_free_of_text_times_and_costs(repo
     numbers = headline(collect(1, 2))
     assert len(numbers) <= 16 and all(isinstance(value, int | float) for value in numbers.values())
     assert numbers["kept"] == 0.4286 and numbers["contaminated"] == 0.4 and numbers["duplicates"] == 0.1667
-    assert numbers["documents"] == 3 and numbers["acc_norm"] == 0.25 and numbers["train_loss"] == 2.0
-    assert "loss" not in numbers and "acc_norm_se" not in numbers  # this corpus has no validation split
+    assert numbers["documents"] == 3 and numbers["early_acc_norm"] == 0.25 and numbers["train_loss"] == 2.0
+    assert (numbers["heldout_bpb"], numbers["early_bpb"], numbers["early_acc_norm_floor"]) == (1.75, 2.5, 0.375)
+    assert "loss" not in numbers and "early_acc_norm_se" not in numbers  # this corpus has no validation split
 
 
 def test_several_seeds_add_their_spread_to_the_headline_numbers(repository: Path):
     Path("metrics/train.json").write_text(
         json.dumps(METRICS["train"] | {"validation_loss": 3.0, "validation_loss_sd": 0.1})
     )
-    scores = METRICS["evaluate"] | {"average": SCORES | {"acc_norm_sd": 0.02}}
+    scores = METRICS["evaluate"] | {
+        "panels": {"early": SCORES | {"tasks": ["arc_easy"], "acc_norm_sd": 0.02, "bpb_sd": 0.03}},
+        "heldout": {"together": HELDOUT | {"bpb_sd": 0.04}},
+    }
     Path("metrics/evaluate.json").write_text(json.dumps(scores))
     numbers = headline(collect(1, 2))
-    assert (numbers["loss"], numbers["loss_sd"], numbers["acc_norm_sd"]) == (3.0, 0.1, 0.02)
+    assert (numbers["loss"], numbers["loss_sd"], numbers["early_acc_norm_sd"]) == (3.0, 0.1, 0.02)
+    assert (numbers["early_bpb_sd"], numbers["heldout_bpb_sd"]) == (0.03, 0.04)
+
+
+def test_scores_are_shown_next_to_their_floors(repository: Path):
+    facts = collect(1, 2)
+    (task, average) = score_rows(facts)
+    assert task[:5] == ["arc easy", "4", "2.500", "0.500", "4.500"] and task[5:8] == ["0.250", DASH, "0.375"]
+    assert task[-1] == "acc, bpb" and average[0] == "average: early"
+    assert floor_note(SCORES) == "floor 0.375, not informative at this size"
+    assert "3 items are longer than the model" in cut_note(facts)
+    page = render(facts, "tiny", draw_all(facts, repository / "figures"), 100)
+    assert "guessing" not in page and "<td>stories</td>" in page and "1.75" in page and "3 items are longer" in page
 
 
 def test_where_and_at_what_cost_is_on_a_page_of_its_own(repository: Path, monkeypatch: pytest.MonkeyPatch):
