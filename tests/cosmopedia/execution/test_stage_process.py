@@ -60,7 +60,7 @@ def test_every_mistake_of_every_stage_is_found_before_anything_runs(checkout: Pa
     check_settings_once()
     profile = checkout / "profiles/smoke.yaml"
     spoil(profile, "  learning_rate: 2.0e-3", "  learning_rate: abc")
-    spoil(profile, "  min_tokens: 24", "  min_tokens: many")
+    spoil(profile, "  min_tokens: 2 ", "  min_tokens: many ")
     spoil(profile, "batch_tokens: 8192", "batch_tokens: 0.5")
     spoil(checkout / "params.yaml", "  topic_probability:", "  topic_likelihood: 1\n  topic_probability:")
     (checkout / "prompts").unlink()
