@@ -68,9 +68,9 @@ def score(side: str, model: Path, scratch: Path) -> dict[str, list[float]]:
     items = sample_items()
     rows = [row for several in items.values() for row in several]
     if side == "lighteval":
-        from tests.support.lighteval_reference import run_lighteval
+        from stages.evaluate.lighteval_run import run_lighteval
 
-        return run_lighteval(model, items, scratch)[1]
+        return run_lighteval(model, items, "float32")[1]
     if side == "lm-eval":
         return _by_lm_eval(model, rows)
     import stages  # noqa: F401

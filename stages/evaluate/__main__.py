@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,7 @@ from stages.evaluate.encoding import Encoder
 from stages.evaluate.floors import CORPUS, by_unigrams, longest_choice, unigram_logprobs
 from stages.evaluate.heldout import HeldoutSet, read_set, score_heldout
 from stages.evaluate.items import encode_items, read_items, regroup
+from stages.evaluate.lighteval_run import run_lighteval
 from stages.evaluate.scorer import Dtype, Scorer
 from stages.evaluate.scores import (
     Scores,
@@ -56,6 +57,7 @@ class EvaluateParams(Params):
     seed: int  # of the draw of items and of examples, and of the untrained model's weights
     panels: dict[str, list[str]] = Field(min_length=1)  # tasks that are averaged, by the name of the average
     shots: int = Field(ge=0)  # examples before each query
+    harness: Literal["own", "lighteval"]  # what scores the choices; floors and held-out documents are always our own
     max_items: int | None = Field(ge=2)  # of each benchmark
     heldout: dict[str, HeldoutSet] = Field(min_length=1)
     dtype: Dtype  # of the weights; log-probabilities are always computed in float32
@@ -127,8 +129,12 @@ def evaluate(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inpu
     """Score one model, write its answers, record it; returns its scores."""
     scorer = Scorer(model, params.dtype, params.batch_tokens, params.logits_mb)
     encoded = encode_items(encoder, inputs.all_items)
-    values = scorer.logprobs([one for item in encoded for one in item.sequences], "choices")
-    details = detail_rows(inputs.all_items, regroup(encoded, values))
+    if params.harness == "lighteval":
+        _, by_item = run_lighteval(model, inputs.items, params.dtype)
+        values = [by_item[item["item_id"]] for item in inputs.all_items]
+    else:
+        values = regroup(encoded, scorer.logprobs([one for item in encoded for one in item.sequences], "choices"))
+    details = detail_rows(inputs.all_items, values)
     write_table(OUT / f"{model.name}.parquet", sorted(details, key=lambda row: row["item_id"]), DETAIL)
     documents = score_heldout(scorer, encoder, inputs.documents)
     write_table(OUT / f"heldout-{model.name}.parquet", documents, HELDOUT)

@@ -18,6 +18,7 @@ from stages.evaluate.encoding import Sequence
 from stages.evaluate.floors import by_unigrams, longest_choice, unigram_logprobs
 from stages.evaluate.heldout import HeldoutSet, read_set, windows
 from stages.evaluate.items import encode_items, read_items
+from stages.evaluate.lighteval_run import run_lighteval
 from stages.evaluate.scorer import Scorer, batches, packs
 from stages.evaluate.scores import by_group, heldout, highest_floor, over_seeds, panel, summary, with_floor
 from tests.support import tokenizers
@@ -74,7 +75,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "profiles").mkdir()
-    section = {"seed": 1, "panels": {"small": ["arc_easy", "hellaswag"], "all": [*ITEMS]}, "shots": 0}
+    section = {"seed": 1, "panels": {"small": ["arc_easy", "hellaswag"], "all": [*ITEMS]}, "shots": 0, "harness": "own"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "evaluate": section}))
     source = {"subset": None, "split": None, "revision": None, "text": "text", "limit": None}
     sets = {name: {"dataset": f"data/samples/heldout/{name}.jsonl", **source} for name in ("letters", "numbers")}
@@ -189,11 +190,9 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
 
 
 @pytest.mark.slow
-def test_scores_and_log_probabilities_are_lightevals(repository: Path, tmp_path: Path):
-    from tests.support.lighteval_reference import run_lighteval
-
+def test_scores_and_log_probabilities_are_lightevals(repository: Path):
     model = repository / "models/export/seed-0"
-    scores, logprobs = run_lighteval(model, {task: rows(task) for task in ITEMS}, tmp_path / "scratch")
+    scores, logprobs = run_lighteval(model, {task: rows(task) for task in ITEMS}, "float32")
     ours = dict(zip((row["item_id"] for row in ALL), scored(model, ALL), strict=True))
     assert ours.keys() == logprobs.keys()
     for name, values in ours.items():
@@ -202,6 +201,19 @@ def test_scores_and_log_probabilities_are_lightevals(repository: Path, tmp_path:
         mine = [item_scores(detail(row, ours[row["item_id"]])) for row in rows(task)]
         for name in ("acc", "acc_norm"):
             assert sum(row[name] for row in mine) / len(mine) == pytest.approx(float(scores[task][name]))
+
+
+@pytest.mark.slow
+def test_lighteval_can_score_the_stage_itself(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    main()
+    ours = read_table("data/evaluate/seed-0.parquet", DETAIL).to_pylist()
+    own = settings()
+    monkeypatch.setattr("stages.evaluate.__main__.settings", lambda: own.model_copy(update={"harness": "lighteval"}))
+    main()
+    theirs = read_table("data/evaluate/seed-0.parquet", DETAIL).to_pylist()
+    assert [row["item_id"] for row in theirs] == [row["item_id"] for row in ours]
+    for row, other in zip(ours, theirs, strict=True):
+        assert other["logprobs"] == pytest.approx(row["logprobs"], abs=1e-4)
 
 
 def detail(row: dict, logprobs: list[float]) -> dict:
@@ -601,7 +613,7 @@ def test_every_exported_seed_is_scored(unrecorded: Path):
 
 def test_wrong_panels_are_found_with_the_settings(repository: Path):
     for panels, problem in (({"empty": []}, "panels.empty"), ({"twice": ["piqa", "piqa"]}, "panels.twice")):
-        recipe = {"seed": 1, "panels": panels, "shots": 0}
+        recipe = {"seed": 1, "panels": panels, "shots": 0, "harness": "own"}
         Path("params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "evaluate": recipe}))
         with pytest.raises(ConfigError, match=problem):
             settings()
