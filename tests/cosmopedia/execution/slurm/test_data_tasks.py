@@ -135,7 +135,7 @@ def test_cluster_assigns_the_same_in_this_process_in_several_and_in_an_array(
     with TableWriter("data/embed/vectors.parquet", EMBEDDING) as writer:
         writer.write_table(table_of_vectors(pa.chunked_array([ids]), vectors))
     sampled = np.array([0, 0, 1, 1, 2, -1], np.int32)
-    groups = Groups(ids[:6], sampled, vectors[:6, :2], vectors[:3])
+    groups = Groups(ids[:6], sampled, vectors[:6, :2], vectors[:3], 1.0)
     monkeypatch.setattr(cluster, "find_groups", lambda *_, **__: groups)
     found = []
     for executor, tasks in (("local", 1), ("local", 3), ("slurm", 2)):
