@@ -75,7 +75,12 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "profiles").mkdir()
-    section = {"seed": 1, "panels": {"small": ["arc_easy", "hellaswag"], "all": [*ITEMS]}, "shots": 0, "harness": "own"}
+    section = {
+        "seed": 1,
+        "panels": {"small": ["arc_easy", "hellaswag"], "all": [*ITEMS]},
+        "shots": 0,
+        "harness": "own",
+    }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "evaluate": section}))
     source = {"subset": None, "split": None, "revision": None, "text": "text", "limit": None}
     sets = {name: {"dataset": f"data/samples/heldout/{name}.jsonl", **source} for name in ("letters", "numbers")}
