@@ -16,6 +16,7 @@ from cosmopedia.generation.template import read_template
 from cosmopedia.text import without_controls
 
 TEMPLATE = Path("curation/label.txt")
+LONGEST_ANSWER = 1000  # characters; a longer text is no answer, and the patterns below may take quadratic time
 LONGEST_TOPIC, MOST_WORDS = 80, 8  # characters, words; the prompt asks for five words
 
 FORM = "Answer with one line in this form, and nothing else:\nTopic: the_topic. Educational value rating: score."
@@ -121,7 +122,7 @@ def parse_answer(text: str) -> Answer | None:
 
     A score is a whole number from 1 to 10, in digits or as a word, alone or out of 10.
     """
-    lines = _as_lines(without_controls(text))
+    lines = _as_lines(without_controls(text)) if len(text) <= LONGEST_ANSWER else None
     if lines is None:
         return None
     scored, named = list(_SCORE.finditer(lines)), list(_TOPIC.finditer(lines))

@@ -79,7 +79,7 @@ def test_a_control_character_is_one_by_unicode_s_category(code: int) -> None:
 
 def test_every_template_of_the_repository_is_text() -> None:
     for path in [*(ROOT / "prompts").rglob("*.txt"), *(ROOT / "curation").iterdir()]:
-        assert read_text(path)
+        assert read_text(path) or path.suffix == ".jsonl"  # reviewed clusters: none yet
 
 
 def test_a_file_that_only_the_main_checkout_has_is_one_to_add(

@@ -94,8 +94,8 @@ def test_the_laptop_profile_runs_with_local_folders_in_place_of_hub_ids(
 
 def answer(prompt: str, seed: int) -> str:
     """A name and a score for a cluster's examples; else the beginning of a page; a token is a letter."""
-    if "A clustering algorithm" in prompt:
-        return "Topic: Rivers. Educational rating: 8."
+    if "how educational it is" in prompt:
+        return "Topic: Rivers. Educational value rating: 8."
     return PAGES[seed % len(PAGES)]["text"][:490].rsplit(". ", 1)[0] + "."
 
 

@@ -15,6 +15,7 @@ from cosmopedia.errors import ConfigError
 from cosmopedia.params import read_yaml
 from cosmopedia.patterns import Pattern, compiled
 from stages.clean.language import prose
+from stages.label.answers import LONGEST_ANSWER, parse_answer
 from tests.support.documents import ROOT
 
 METHODS = {"compile", "search", "match", "fullmatch", "sub", "findall", "finditer", "split"}
@@ -51,6 +52,7 @@ LIMIT = 0.06  # CPU seconds
 EXPECTED = {  # (file, pattern): why it may take more
     ("stages/benchmarks/cloze.py", r"\[.*?\]"): "the public evaluation's own; items are a few hundred characters",
 }
+BOUNDED = {"stages/label/answers.py"}  # files whose patterns see short texts only, with a test of that below
 BEFORE, AFTER = ("", "Sure, here is "), ("\nx", "!")
 
 
@@ -81,7 +83,7 @@ def in_code() -> Iterator[tuple[str, Any]]:
                 continue
             assert isinstance(node, ast.Call)
             literal = node.args[0]
-            if not isinstance(literal, ast.Constant) or (file, literal.value) in EXPECTED:
+            if not isinstance(literal, ast.Constant) or (file, literal.value) in EXPECTED or file in BOUNDED:
                 continue
             flags = _flags(node, 1) if called[1] == "compile" else 0
             pattern = {"re": re, "regex": regex}[called[0]].compile(literal.value, flags)
@@ -130,6 +132,13 @@ def test_a_pattern_is_linear(place: str) -> None:
             text = before + unit * (size // len(unit)) + after
             # The best of three where the machine was busy.
             assert any(seconds(PATTERNS[place], text) < LIMIT for _ in range(3)), unit
+
+
+@pytest.mark.slow
+def test_a_hostile_label_is_read_in_no_time_or_not_at_all() -> None:
+    for unit in UNITS:
+        assert seconds(parse_answer, (unit * LONGEST_ANSWER)[:LONGEST_ANSWER]) < 0.5, unit
+    assert parse_answer("Topic: Law. Educational value rating: 8." + " " * LONGEST_ANSWER) is None
 
 
 @pytest.mark.slow

@@ -196,9 +196,11 @@ def test_an_edited_template_reruns_only_what_depends_on_it(repro: tuple[Path, Pa
     template.write_text(text.replace("practical tutorial", "handy tutorial"), encoding="utf-8")
     changed = set(re.findall(r"^(\w+)(?:@\w+)?:$", dvc(folder, store, "status"), re.MULTILINE))
     assert changed == {"prompts"}  # DVC names what follows once the prompts have changed
+    tokens = tokens_of(folder)
     output = dvc(folder, store, "repro", "tokenize_corpus")
     assert stages_run(output) == TO_THE_TOKENS
-    assert re.search(r"^train:$", dvc(folder, store, "status"), re.MULTILINE)
+    waiting = re.search(r"^train:$", dvc(folder, store, "status"), re.MULTILINE)
+    assert bool(waiting) == (tokens_of(folder) != tokens)  # the tiny model does not hear every word
     dag = dvc(folder, store, "dag", "--mermaid").replace('"', "")
     names = dict(re.findall(r"(node\d+)\[(\w+)\]", dag))
     arrows = re.findall(r"(node\d+)-->(node\d+)", dag)
@@ -235,6 +237,12 @@ def test_a_killed_generation_goes_on_and_repeats_nothing(repro: tuple[Path, Path
     assert rows.height == record["requests"] and set(survived[before:]) <= set(rows["key"])
 
 
+def tokens_of(folder: Path) -> str:
+    """The hash of the corpus's tokens in dvc.lock."""
+    lock = YAML(typ="safe").load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]["tokenize_corpus"]
+    return next(out["md5"] for out in lock["outs"] if out["path"] == "data/tokenize_corpus")
+
+
 def keys_of(store: Path) -> list[str]:
     """Every key in the store's segments, in the order in which they were written, repetitions included."""
     frames = [frame for path in sorted((store / "completions").glob("*.seg")) for frame in read_frames(path)]
@@ -258,11 +266,11 @@ def test_a_mistake_gives_one_sentence_through_dvc(repro: tuple[Path, Path]) -> N
     template.write_text(text, encoding="utf-8")
     profile = folder / "profiles/smoke.yaml"
     right = profile.read_text(encoding="utf-8")
-    profile.write_text(re.sub(r"batch_tokens: \d+", "batch_tokens: many", right), encoding="utf-8")
+    profile.write_text(re.sub(r"logits_mb: \d+", "logits_mb: many", right), encoding="utf-8")
     late = subprocess.run(
         [DVC, "repro", "-f", "-s", "sources@web"], cwd=folder, env=environment(store), capture_output=True, text=True
     )
     profile.write_text(right, encoding="utf-8")
-    assert "sources web: error: nothing was run, since the settings are wrong: evaluate.batch_tokens" in late.stderr
+    assert "sources web: error: nothing was run, since the settings are wrong: evaluate.logits_mb" in late.stderr
     assert result.returncode != 0 and "Traceback" not in result.stderr + result.stdout
     assert re.search(r"prompts: error: .*prompts/web/blogpost.txt:\d+: '\$extrcat' is no slot", result.stderr)
