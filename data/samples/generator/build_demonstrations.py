@@ -13,7 +13,9 @@ from cosmopedia.corpus.keywords import english_stop_words, keywords, words
 from cosmopedia.rng import draw_sample, draw_u64
 from stages.label.answers import expected_answer, labelling_prompt, read_label_template
 from stages.prompts.templates import read_template
-from stages.sources.readers import OpenstaxFilter, Rejected, openstax
+from stages.sources.reader import Rejected
+from stages.sources.readers.openstax import OpenstaxFilter
+from stages.sources.readers.openstax import read as read_openstax
 
 HERE = Path(__file__).parents[1]  # data/samples
 SEED, EXTRACT_CHARS, LABEL_CHARS, LABEL_WORDS = 11, 320, 80, 10
@@ -100,9 +102,9 @@ def piece_rows() -> list[dict]:
 def curated_rows() -> list[dict]:
     """OpenStax sections and mathematical snippets, as answers to their sources' templates."""
     rows, before = [], ""
-    keep = OpenstaxFilter(language="en", drop_chapters=["preface"], min_words=15)
+    keep = OpenstaxFilter(language="en", drop_chapters=["preface"], drop_sections=[], min_words=15)
     for book in read("openstax/books.jsonl"):
-        for number, seed in enumerate(openstax(book, keep)):
+        for number, seed in enumerate(read_openstax(book, keep)):
             if isinstance(seed, Rejected):
                 continue
             style = ["college", "middle_school", "researchers"][number % 3]

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import socket
 import sqlite3
+import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.evaluation.item_scores import best, by_character, item_scores
 from cosmopedia.tables.contracts import BENCHMARK, DETAIL, HELDOUT
 from cosmopedia.tables.parquet import read_table, write_table
+from stages.evaluate import lighteval_run
 from stages.evaluate.__main__ import encoder_of, main, settings
 from stages.evaluate.encoding import Sequence
 from stages.evaluate.floors import by_unigrams, longest_choice, unigram_logprobs
@@ -210,6 +215,8 @@ def test_scores_and_log_probabilities_are_lightevals(repository: Path):
 
 @pytest.mark.slow
 def test_lighteval_can_score_the_stage_itself(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
     main()
     ours = read_table("data/evaluate/seed-0.parquet", DETAIL).to_pylist()
     own = settings()
@@ -219,6 +226,41 @@ def test_lighteval_can_score_the_stage_itself(repository: Path, monkeypatch: pyt
     assert [row["item_id"] for row in theirs] == [row["item_id"] for row in ours]
     for row, other in zip(ours, theirs, strict=True):
         assert other["logprobs"] == pytest.approx(row["logprobs"], abs=1e-4)
+    write_export(repository / "models/export/seed-0", 1)  # lighteval's cache would answer for the old weights
+    main()
+    changed = read_table("data/evaluate/seed-0.parquet", DETAIL).to_pylist()
+    assert all(new["logprobs"] != old["logprobs"] for new, old in zip(changed, theirs, strict=True))
+    assert torch.is_grad_enabled()
+
+
+def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_running_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    prefix = f"cosmopedia-lighteval-{socket.gethostname()}-"
+    left, live, elsewhere = (
+        tmp_path / name for name in (f"{prefix}{gone.pid}-x", f"{prefix}{os.getpid()}-y", "cosmopedia-lighteval-z")
+    )
+    for folder in (left, live, elsewhere):
+        (folder / "datasets").mkdir(parents=True)
+    with lighteval_run._scratch() as folder:
+        assert not left.exists() and live.exists() and elsewhere.exists() and Path(folder).is_dir()
+    assert not Path(folder).exists() and live.exists()
+
+
+@pytest.mark.slow
+def test_lighteval_scores_items_in_an_order_that_no_process_changes(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    from lighteval.pipeline import Pipeline
+
+    orders = []
+    monkeypatch.setattr(Pipeline, "evaluate", lambda self: orders.extend(self.sampling_docs.values()))
+    for tasks in (list(ITEMS), list(reversed(ITEMS))):
+        with pytest.raises(Exception):  # noqa: B017  (nothing was scored)
+            run_lighteval(repository / "models/export/seed-0", {t: rows(t) for t in tasks}, "float32", 8)
+    first, second = ([doc.specific["item_id"] for doc in docs] for docs in orders)
+    assert first == second == sorted(first) and len(first) == sum(map(len, ITEMS.values()))
 
 
 def detail(row: dict, logprobs: list[float]) -> dict:
