@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 EOS = "<|endoftext|>"
 
@@ -22,26 +23,29 @@ def write_tokenizer(folder: Path, **changes: object) -> int:
     return len(vocabulary)
 
 
-def write_model(folder: Path, vocabulary: int, seed: int = 0) -> None:
-    """Random weights, large enough that scores differ."""
+def tiny_llama(seed: int, **shape: Any) -> Any:
+    """A transformers Llama of random weights; `shape` is what the test cares about."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    return LlamaForCausalLM(LlamaConfig(**{"num_hidden_layers": 2, "tie_word_embeddings": True, **shape})).eval()
+
+
+def write_model(folder: Path, vocabulary: int, seed: int = 0) -> None:
+    """Random weights, large enough that scores differ."""
+    tiny_llama(
+        seed,
         vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        tie_word_embeddings=True,
         initializer_range=0.5,
         bos_token_id=None,
         eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    ).save_pretrained(folder)
 
 
 def write_training(folder: Path, vocabulary: int) -> None:

@@ -31,6 +31,7 @@ from cosmopedia.cpu_server.decoding import Decoder, StaticDecoder
 from cosmopedia.cpu_server.llama import LlamaDecoder, LlamaWeights
 from cosmopedia.cpu_server.sampling import Grammars, SamplingParams, choose
 from stages.generator.demonstrations import Demonstration, train_tokenizer
+from tests.support.tiny_llama import tiny_llama
 
 TEXTS = [
     "The moon pulls the sea into two bulges, and the earth turns beneath them.",
@@ -51,23 +52,19 @@ class Running:
 
 
 def tiny_llama_model() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(5)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = LlamaConfig(
-        **shape,
+    return tiny_llama(
+        5,
+        hidden_size=32,
+        intermediate_size=48,
         vocab_size=320,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=MAX_LENGTH,
         initializer_range=0.3,
-        tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
     )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")

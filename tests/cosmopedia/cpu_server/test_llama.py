@@ -9,6 +9,7 @@ import torch
 
 from cosmopedia.cpu_server import llama
 from cosmopedia.cpu_server.llama import BLOCK, STEP_TOKENS, Linear, LlamaDecoder, LlamaWeights
+from tests.support.tiny_llama import tiny_llama
 
 pytestmark = pytest.mark.slow  # torch and transformers
 VOCABULARY = 331
@@ -16,10 +17,8 @@ VOCABULARY = 331
 
 def small_llama(dtype: torch.dtype = torch.float32) -> Any:
     """SmolLM2's shape (grouped heads of 64, tied embeddings), smaller."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(3)
-    config = LlamaConfig(
+    return tiny_llama(
+        3,
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=3,
@@ -29,10 +28,7 @@ def small_llama(dtype: torch.dtype = torch.float32) -> Any:
         head_dim=64,
         max_position_embeddings=512,
         initializer_range=0.1,
-        tie_word_embeddings=True,
-    )
-    model: Any = LlamaForCausalLM(config)
-    return model.to(dtype).eval()
+    ).to(dtype)
 
 
 @pytest.fixture(scope="module")
