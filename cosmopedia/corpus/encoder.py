@@ -2,7 +2,7 @@
 
 The last digits of a batched forward pass move with the batch's padding and shape, and UMAP turns such digits into
 other clusters. Single texts, each on one thread, run in parallel without the barriers of threads inside an operation
-(16 texts/s per core, as with batches of 32). In bf16, where the processor is quick in it, they take a quarter of the
+(16 texts/s per core, as with batches of 32). In bf16, where the processor is quick in it, they take less
 time and are within a cosine of .9999 of fp32's.
 
 An accelerator needs batches: there a text's neighbours move the last digits of its vector. Texts of like length share
