@@ -1,5 +1,6 @@
 """Files that are whole or absent, folders that are really emptied, file locks, and the end of a log."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -40,11 +41,14 @@ def clear_folder(path: Path) -> None:
     """Make `path` an empty folder, for what a stage writes anew.
 
     Where it is a link to a folder (on a scratch disk), the link stays and that folder is emptied, or made if it is
-    gone. `OSError` with the path when something cannot be removed: a file that stays would count as a result.
+    gone. `OSError` with the path when something cannot be removed: a file that stays would count as a result; also
+    when `path` is a file.
     """
     if path.is_dir():
         for entry in path.iterdir():
             remove(entry)
+    elif path.exists():
+        raise NotADirectoryError(errno.ENOTDIR, "a file is where a folder is written; move it away", str(path))
     else:
         path.resolve().mkdir(parents=True)
 

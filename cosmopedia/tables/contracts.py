@@ -420,6 +420,7 @@ BENCHMARK = Contract(
     ),
     "item_id",
     {"gold": 0},
+    in_name=("task",),
 )
 
 # A model's answers, one row per item: every score, and comparisons item by item, follow from them.

@@ -81,6 +81,13 @@ def test_a_cleared_folder_is_empty_also_behind_a_link(tmp_path: Path, linked: bo
     assert (outside / "mine").read_text() == "kept"
 
 
+def test_a_file_in_place_of_a_folder_is_named_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("notes of mine")
+    with pytest.raises(NotADirectoryError, match=r"move it away.*prompts"):
+        clear_folder(tmp_path / "prompts")
+    assert (tmp_path / "prompts").read_text() == "notes of mine"
+
+
 def test_what_cannot_be_removed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

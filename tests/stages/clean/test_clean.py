@@ -197,6 +197,9 @@ def test_code_and_formulae_are_not_foreign():
         "I'm sorry, I can't write that.",
         "I cannot help you with that.",
         "Sure, here is it:\n\nI apologize, but I won't.",
+        "I cannot write this kind of story.",
+        "I am unable to help with that particular request.",
+        "I could not write that for you.",
     ],
 )
 def test_a_refusal_is_removed(text: str):
@@ -215,6 +218,9 @@ def test_a_refusal_is_removed(text: str):
         "She had worked as an AI researcher before she baked bread.",
         "Serving as an AI assistant, the program sorts loaves.",
         "As an aid to memory, rhymes work well.",
+        "I could not write to her that winter.",
+        "I could not find bread that day, nor this morning.",
+        "I couldn't answer him that evening, and he left.",
     ],
 )
 def test_an_ordinary_beginning_stays(text: str):

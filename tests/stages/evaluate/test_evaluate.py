@@ -333,11 +333,17 @@ def test_the_drawn_items_do_not_depend_on_the_order_of_the_table(repository: Pat
 
 
 def test_a_benchmark_without_wrong_answers_cannot_be_scored(repository: Path):
-    alone = [row | {"choices": row["choices"][:1], "gold": 0} for row in rows("arc_easy")]
+    alone = [row | {"task": "gsm8k", "choices": row["choices"][:1], "gold": 0} for row in rows("arc_easy")]
     write_table("data/benchmarks/gsm8k.parquet", alone, BENCHMARK)
     with pytest.raises(ConfigError, match=r"evaluate\.panels: gsm8k cannot be scored"):
         read_items("gsm8k", seed=1, max_items=2)
     with pytest.raises(ConfigError, match=r"piqa\.parquet is missing; add piqa to benchmarks\.tasks"):
+        read_items("piqa", seed=1, max_items=2)
+
+
+def test_a_benchmark_of_another_name_is_refused(repository: Path):
+    Path("data/benchmarks/arc_easy.parquet").rename("data/benchmarks/piqa.parquet")
+    with pytest.raises(DataError, match=r"items\.task is 'arc_easy', but 'piqa' in the file's name, in row 0"):
         read_items("piqa", seed=1, max_items=2)
 
 
