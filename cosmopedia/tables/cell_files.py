@@ -24,6 +24,6 @@ def source_and_style(cell: str) -> tuple[str, str]:
 
 
 def in_name(path: Path | str) -> dict[str, str]:
-    """The columns whose values a table's name has in it: those of a cell, of `<source>.parquet`, or of `<task>.parquet`."""
+    """The columns whose values a table's name has in it: those of a cell, or of `<source>` or `<task>`."""
     source, style = source_and_style(cell_of(path))
     return {"source": source, "style": style, "task": cell_of(path)}
