@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import numpy as np
 
-from stages.generator.gguf import write_model
-from stages.generator.local_model import locate
+from cosmopedia.generation.gguf import write_model
+from cosmopedia.generation.local_model import locate
 
 GOAL = 4.0  # times transformers' tokens per CPU second at batch 32
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 50}

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cosmopedia.errors import DataError
+from cosmopedia.evaluation.encoding import Sequence
 from cosmopedia.execution.progress import Progress
-from stages.evaluate.encoding import Sequence
 
 if TYPE_CHECKING:
     import torch

@@ -14,18 +14,19 @@ import pytest
 import yaml
 
 from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.evaluation import lighteval_run
+from cosmopedia.evaluation.encoding import Sequence
+from cosmopedia.evaluation.heldout import HeldoutSet, read_set, windows
 from cosmopedia.evaluation.item_scores import best, by_character, item_scores
+from cosmopedia.evaluation.items import encode_items, read_items
+from cosmopedia.evaluation.lighteval_run import run_lighteval
+from cosmopedia.evaluation.scorer import Scorer, batches, packs
+from cosmopedia.evaluation.scores import by_group, heldout, highest_floor, over_seeds, panel, summary, with_floor
+from cosmopedia.evaluation.scoring import encoder_of
 from cosmopedia.tables.contracts import BENCHMARK, DETAIL, HELDOUT
 from cosmopedia.tables.parquet import read_table, write_table
-from stages.evaluate import lighteval_run
-from stages.evaluate.__main__ import encoder_of, main, settings
-from stages.evaluate.encoding import Sequence
+from stages.evaluate.__main__ import main, settings
 from stages.evaluate.floors import by_unigrams, longest_choice, unigram_logprobs
-from stages.evaluate.heldout import HeldoutSet, read_set, windows
-from stages.evaluate.items import encode_items, read_items
-from stages.evaluate.lighteval_run import run_lighteval
-from stages.evaluate.scorer import Scorer, batches, packs
-from stages.evaluate.scores import by_group, heldout, highest_floor, over_seeds, panel, summary, with_floor
 from tests.support import tokenizers
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from cosmopedia.errors import ConfigError
+from cosmopedia.generation.gguf import CUTS, fields_of, tokenizer_of
+from cosmopedia.generation.local_model import find_local, is_here, locate
 from cosmopedia.generation.model import GenerationModel
-from stages.generator.gguf import CUTS, fields_of, tokenizer_of
-from stages.generator.local_model import find_local, is_here, locate
 from tests.support.prompt_rows import ROOT
 from tests.support.tiny_llama import write_model, write_tokenizer
 
