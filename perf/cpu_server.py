@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=100, help="tokens to write after each prompt")
     parser.add_argument("--llama", metavar="PYTHON", help="a Python that has xllamacpp")
     options = parser.parse_args()
-    source = locate(options.model)[1]
+    source = locate(options.model, "--model")[1]
     if source is None:
         parser.error("--model: a GGUF file is wanted")
     summary = []

@@ -98,9 +98,9 @@ class Answers(NamedTuple):
         write_table(folder / f"heldout-{name}.parquet", self.documents, HELDOUT)
 
 
-def answer(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inputs) -> Answers:
-    """Score one model."""
-    scorer = Scorer(model, params.dtype, params.batch_tokens, params.logits_mb)
+def answer(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inputs, stage: str = "evaluate") -> Answers:
+    """Score one model; `stage` is whose progress is shown."""
+    scorer = Scorer(model, params.dtype, params.batch_tokens, params.logits_mb, stage=stage)
     encoded = encode_items(encoder, inputs.all_items)
     if params.harness == "lighteval":
         _, by_item = run_lighteval(model, inputs.items, params.dtype)

@@ -186,9 +186,9 @@ def test_what_is_no_whole_model_is_refused_by_name(tmp_path: Path, monkeypatch: 
         "package:json": "package:json carries 0 GGUF files",
     }.items():
         assert is_here(model)
-        for find in (locate, lambda model: find_local(model, None)):
+        for find in (locate, lambda model, key: find_local(model, None, key)):
             with pytest.raises(ConfigError, match=wanted):
-                find(model)
+                find(model, "generator.model")
     with pytest.raises(ConfigError, match="is no GGUF file, or is cut short"):
         fields_of(Path("two/a.gguf"))
     with pytest.raises(ConfigError, match="kind llama / smollm; byte-level ones"):
