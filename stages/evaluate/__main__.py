@@ -4,8 +4,9 @@ In: models/export/seed-<n>/, data/benchmarks/<task>.parquet (BENCHMARK), the hel
 data/tokenize_corpus/ (token counts, for a floor).
 Out: metrics/evaluate.json (scores of tasks, panels and held-out sets with standard errors and floors, means over
 seeds; docs/evaluation.md has the keys), data/evaluate/seed-<n>.parquet (DETAIL, a row per item),
-data/evaluate/heldout-seed-<n>.parquet (HELDOUT, a row per document), metrics/plots/evaluate.csv.
-Contract: the same models, items, documents and machine give the same scores. Each model is a run in MLflow with all
+data/evaluate/heldout-seed-<n>.parquet (HELDOUT, a row per document), metrics/plots/evaluate.csv; for the earlier
+checkpoints that train kept seed-<n>-step-<s>.parquet and heldout-seed-<n>-step-<s>.parquet.
+Contract: a seed's score is the mean over its checkpoints'. the same models, items, documents and machine give the same scores. Each model is a run in MLflow with all
 params, the git revision and the dataset's hash.
 Run: python -m stages.evaluate
 """
@@ -31,11 +32,12 @@ from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import clear_folder, write_text
 from cosmopedia.lineage import hash_files
-from cosmopedia.seeds import seed_folders, seed_of
+from cosmopedia.seeds import checkpoint_folders, seed_folders, seed_of
 from cosmopedia.tables.row_counts import write_metrics
 from stages.evaluate.floors import CORPUS, by_unigrams, longest_choice, unigram_logprobs
 
 MODELS, OUT = Path("models/export"), Path("data/evaluate")
+SCORED = ("panels", "tasks", "groups", "heldout")
 METRICS, BARS = Path("metrics/evaluate.json"), Path("metrics/plots/evaluate.csv")
 
 
@@ -60,11 +62,20 @@ def main() -> str:
 
 
 def evaluate(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inputs) -> Scores:
-    """Score one model, write its answers, record it; returns its scores."""
-    answers = answer(model, encoder, params, inputs)
-    answers.write(OUT, model.name)
-    record(answers.scores, model)
-    return answers.scores
+    """Score one model with its earlier checkpoints, write the answers, record it; returns the means of the scores.
+
+    With several checkpoints, `over_checkpoints` has their number and standard deviations.
+    """
+    checkpoints = {}
+    for folder in (*checkpoint_folders(model), model):
+        answers = answer(folder, encoder, params, inputs)
+        answers.write(OUT, model.name if folder == model else f"{model.name}-{folder.name}")
+        checkpoints[folder.name] = answers.scores
+    scores = over_seeds(checkpoints)
+    record(scores, model)
+    if len(checkpoints) == 1:
+        return scores
+    return scores | {"over_checkpoints": {"checkpoints": len(checkpoints), **spreads(checkpoints)}}
 
 
 def score_floors(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inputs) -> dict[str, Scores]:
@@ -83,9 +94,23 @@ def score_floors(model: Path, encoder: Encoder, params: EvaluateParams, inputs: 
     return floors | {"longest": {task: longest_choice(items) for task, items in inputs.items.items()}}
 
 
+def spreads(checkpoints: dict[str, Scores]) -> Scores:
+    """The standard deviations of panels and held-out score over a seed's checkpoints."""
+    both = {
+        name: {"panels": scores["panels"], "heldout": scores["heldout"]["together"]}
+        for name, scores in checkpoints.items()
+    }
+    means = over_seeds(both, sd=True)
+    found = {
+        name: {key: value for key, value in one.items() if key.endswith("_sd")}
+        for name, one in means["panels"].items()
+    }
+    return {"panels": found, "heldout": {"bpb_sd": means["heldout"]["bpb_sd"]}}
+
+
 def collect(seeds: dict[str, Scores], floors: dict[str, Scores], panels: dict[str, list[str]]) -> Scores:
     """metrics/evaluate.json."""
-    metrics = over_seeds(seeds)
+    metrics = over_seeds({seed: {name: scores[name] for name in SCORED} for seed, scores in seeds.items()})
     metrics["panels"] = over_seeds({seed: scores["panels"] for seed, scores in seeds.items()}, sd=True)
     metrics["heldout"] = over_seeds({seed: scores["heldout"] for seed, scores in seeds.items()}, sd=True)
     for task, scores in metrics["tasks"].items():
@@ -97,6 +122,7 @@ def collect(seeds: dict[str, Scores], floors: dict[str, Scores], panels: dict[st
         "floors": floors,
         "seeds": {
             seed: {"panels": scores["panels"], "heldout": scores["heldout"]["together"]}
+            | {name: scores[name] for name in scores if name == "over_checkpoints"}
             for seed, scores in seeds.items()
         },
     }
