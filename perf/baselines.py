@@ -115,11 +115,15 @@ def acc_norm(rows: list[dict[str, Any]]) -> tuple[list[int], float, float]:
     return predicted, statistics.mean(right), statistics.stdev(right) / len(right) ** 0.5
 
 
-def published() -> dict[str, float]:
-    """The rehearsal's published scores by task; a mean over tasks stands at each of them."""
+def published() -> dict[str, str]:
+    """The rehearsal's published scores by task; a mean over tasks stands at each of them, in brackets."""
     profile = yaml.safe_load((ROOT / "profiles/rehearsal.yaml").read_text(encoding="utf-8"))
     (baseline,) = profile["baselines"]["models"].values()
-    return {task: value for name, value in baseline["published"]["scores"].items() for task in name.split(" + ")}
+    shown: dict[str, str] = {}
+    for name, value in baseline["published"]["scores"].items():
+        tasks = name.split(" + ")
+        shown |= dict.fromkeys(tasks, f"{value:.3f}" if len(tasks) == 1 else f"({value:.3f})")
+    return shown
 
 
 def table(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -138,7 +142,7 @@ def table(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
         apart, changed = max(apart, off), changed + moved
         outside += [task] * (abs(mine - there) > 2 * error)
         cells = (str(len(rows)), f"{mine:.3f}", f"{there:.3f}", f"{error:.3f}", f"{mine - there:+.4f}", str(moved))
-        cells += (f"{len(equal)}", f"{off:.1e}", f"{known[task]:.3f}" if task in known else "-")
+        cells += (f"{len(equal)}", f"{off:.1e}", known.get(task, "-"))
         print(f"{task:14}" + "".join(f"{cell:>13}" for cell in cells))
     verdict = f"outside two standard errors: {', '.join(outside)}" if outside else "all within two standard errors"
     return f"{verdict}; {changed} predictions differ; log-probabilities within {apart:.0e}"

@@ -6,8 +6,8 @@ Out: metrics/evaluate.json (scores of tasks, panels and held-out sets with stand
 seeds; docs/evaluation.md has the keys), data/evaluate/seed-<n>.parquet (DETAIL, a row per item),
 data/evaluate/heldout-seed-<n>.parquet (HELDOUT, a row per document), metrics/plots/evaluate.csv; for the earlier
 checkpoints that train kept seed-<n>-step-<s>.parquet and heldout-seed-<n>-step-<s>.parquet.
-Contract: a seed's score is the mean over its checkpoints'. the same models, items, documents and machine give the same scores. Each model is a run in MLflow with all
-params, the git revision and the dataset's hash.
+Contract: the same models, items, documents and machine give the same scores. A seed's score is the mean over its
+checkpoints. Each seed is a run in MLflow with all params, the git revision and the dataset's hash.
 Run: python -m stages.evaluate
 """
 
