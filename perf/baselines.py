@@ -121,7 +121,7 @@ def published() -> dict[str, str]:
     (baseline,) = profile["baselines"]["models"].values()
     shown: dict[str, str] = {}
     for name, value in baseline["published"]["scores"].items():
-        tasks = name.split(" + ")
+        tasks = name.split(" and ")
         shown |= dict.fromkeys(tasks, f"{value:.3f}" if len(tasks) == 1 else f"({value:.3f})")
     return shown
 

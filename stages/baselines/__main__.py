@@ -59,7 +59,7 @@ def _check_published(key: str, published: Published, tasks: list[str]) -> None:
 
 def members(name: str) -> list[str]:
     """The tasks that a published score is the mean of."""
-    return [task.strip() for task in name.split("+")]
+    return [task.strip() for task in name.split(" and ")]
 
 
 def main() -> str:

@@ -22,7 +22,7 @@ class Published(Params):
 
     source: str  # who says so, and with which harness
     metric: str  # of `scores`, as evaluate names it
-    scores: dict[str, float] = Field(min_length=1)  # by task; "arc_easy + arc_challenge" is the mean of both; 0-1
+    scores: dict[str, float] = Field(min_length=1)  # by task; "arc_easy and arc_challenge" is the mean of both; 0-1
 
 
 class Baseline(Params):

@@ -13,7 +13,7 @@ from stages.baselines.models import Baseline, Published, weights_of
 from stages.evaluate.__main__ import main as evaluate
 from tests.stages.evaluate.test_evaluate import repository, unrecorded  # noqa: F401  (fixtures)
 
-PUBLISHED = {"source": "a table", "metric": "acc_norm", "scores": {"arc_easy + boolq": 0.5}}
+PUBLISHED = {"source": "a table", "metric": "acc_norm", "scores": {"arc_easy and boolq": 0.5}}
 
 
 def name_baselines(folder: Path, models: dict, max_items: int | None = None) -> None:
@@ -39,7 +39,7 @@ def test_a_model_of_ours_named_as_a_baseline_has_evaluates_answers(unrecorded: P
     assert found["heldout"] == scores["heldout"]
     assert found["revision"].startswith("sha256:")
     mean = (scores["tasks"]["arc_easy"]["acc_norm"] + scores["tasks"]["boolq"]["acc_norm"]) / 2
-    assert found["published"]["scores"]["arc_easy + boolq"]["ours"] == pytest.approx(mean, abs=1e-5)
+    assert found["published"]["scores"]["arc_easy and boolq"]["ours"] == pytest.approx(mean, abs=1e-5)
 
 
 def test_fewer_items_and_documents_are_some_of_evaluates(repository: Path):
@@ -86,5 +86,5 @@ def test_a_hub_model_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyP
 def test_a_published_mean_stands_next_to_our_mean_over_the_same_tasks():
     task = {"items": 4, **{f"acc_norm{end}": value for end, value in (("", 0.25), ("_stderr", 0.1))}}
     tasks = {"arc_easy": task, "boolq": task | {"acc_norm": 0.75}}
-    found = next_to(Published(**PUBLISHED), tasks)["scores"]["arc_easy + boolq"]
+    found = next_to(Published(**PUBLISHED), tasks)["scores"]["arc_easy and boolq"]
     assert found == {"published": 0.5, "ours": 0.5, "stderr": pytest.approx(0.1 / 2**0.5), "items": 8}
