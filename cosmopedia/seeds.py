@@ -21,6 +21,17 @@ def seed_of(folder: Path) -> int:
     return int(folder.name.removeprefix("seed-"))
 
 
+def checkpoint_folder(model: Path, step: int) -> Path:
+    """Where the weights of an earlier step lie, next to a model's own, which are those of the last step."""
+    return model / "checkpoints" / f"step-{step}"
+
+
+def checkpoint_folders(model: Path) -> list[Path]:
+    """The earlier steps of a model that were kept (train.keep_last), in order."""
+    folders = (model / "checkpoints").glob("step-*")
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean and standard deviation over seeds: no mean where a seed has no value, no deviation for a single seed."""
     known = [value for value in values if value is not None]

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import numpy as np
 
-from stages.generator.gguf import write_model
-from stages.generator.local_model import locate
+from cosmopedia.generation.gguf import write_model
+from cosmopedia.generation.local_model import locate
 
 GOAL = 4.0  # times transformers' tokens per CPU second at batch 32
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 50}
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=100, help="tokens to write after each prompt")
     parser.add_argument("--llama", metavar="PYTHON", help="a Python that has xllamacpp")
     options = parser.parse_args()
-    source = locate(options.model)[1]
+    source = locate(options.model, "--model")[1]
     if source is None:
         parser.error("--model: a GGUF file is wanted")
     summary = []

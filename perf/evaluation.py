@@ -68,15 +68,14 @@ def score(side: str, model: Path, scratch: Path) -> dict[str, list[float]]:
     items = sample_items()
     rows = [row for several in items.values() for row in several]
     if side == "lighteval":
-        from stages.evaluate.lighteval_run import run_lighteval
+        from cosmopedia.evaluation.lighteval_run import run_lighteval
 
         return run_lighteval(model, items, "float32")[1]
     if side == "lm-eval":
-        return _by_lm_eval(model, rows)
-    import stages  # noqa: F401
-    from stages.evaluate.__main__ import encoder_of
-    from stages.evaluate.items import encode_items, regroup
-    from stages.evaluate.scorer import Scorer
+        return by_lm_eval(model, rows)
+    from cosmopedia.evaluation.items import encode_items, regroup
+    from cosmopedia.evaluation.scorer import Scorer
+    from cosmopedia.evaluation.scoring import encoder_of
 
     encoded = encode_items(encoder_of(model), rows)
     scorer = Scorer(model, "float32", BATCH_TOKENS, LOGITS_MB)
@@ -84,7 +83,8 @@ def score(side: str, model: Path, scratch: Path) -> dict[str, list[float]]:
     return {item.item_id: several for item, several in zip(encoded, regroup(encoded, values), strict=True)}
 
 
-def _by_lm_eval(model: Path, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+def by_lm_eval(model: Path, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """lm-eval's log-probabilities of the choices, by item id."""
     from lm_eval.api.instance import Instance  # type: ignore[import-not-found]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
 

@@ -36,7 +36,7 @@ def compare(
 
     Items are paired, training seeds are what is resampled, and Holm's correction is over arms.
     """
-    from cosmopedia.evaluation import wording
+    from cosmopedia.evaluation import references, wording
 
     shown = list(wording.UNITS) if every else metric or list(wording.SHOWN)
     if unknown := sorted(set(shown) - set(wording.UNITS)):
@@ -44,7 +44,7 @@ def compare(
     found, readings, rows = run(arms, noise)
     names = list(found)
     costs = [wording.cost(found[name], readings[name]) for name in names]
-    notes = wording.notes(readings, rows)
+    notes = wording.notes(readings, rows) + references.lines(readings[names[0]], panels())
     chosen = [row for row in rows if row.scope.measure in shown]
     if plot:
         from cosmopedia.evaluation.forest_plot import forest_plot

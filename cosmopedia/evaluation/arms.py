@@ -6,7 +6,7 @@ Of a revision nothing is checked out: its dvc.lock names the outs by hash, and D
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from cosmopedia.execution.earlier import LOCK, cache_folders, cached_file, lock_
 EVALUATE = "data/evaluate"
 COSTS = ("metrics/train.json", "metrics/tokenize_corpus.json", "metrics/generate.json")
 RUN = ".store/runs/generate.json"  # what a checkout's last run spent; revisions have no such record
-ANSWERS, HELD_OUT = re.compile(r"seed-(\d+)\.parquet"), re.compile(r"heldout-seed-(\d+)\.parquet")
+# A seed's last model, and the steps of earlier checkpoints of it that were scored (train.keep_last).
+ANSWERS = re.compile(r"seed-(\d+)(?:-step-(\d+))?\.parquet")
+HELD_OUT = re.compile(r"heldout-seed-(\d+)(?:-step-(\d+))?\.parquet")
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Arm:
 
     name: str
     kind: str  # folder | revision | experiment
-    answers: Mapping[int, Path]  # by training seed
-    held_out: Mapping[int, Path]
+    answers: Mapping[int, Sequence[Path]]  # by training seed: of its checkpoints, the last one at the end
+    held_out: Mapping[int, Sequence[Path]]
     metrics: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # of COSTS that exist
 
 
@@ -85,13 +87,19 @@ def _of_revision(name: str, kind: str, commit: str) -> Arm:
 
 
 def _arm(name: str, kind: str, files: Mapping[str, Path], metrics: dict[str, dict[str, Any]]) -> Arm:
-    by_seed = [
-        {int(match[1]): path for file, path in files.items() if (match := pattern.fullmatch(file))}
-        for pattern in (ANSWERS, HELD_OUT)
-    ]
-    if not by_seed[0]:
+    answers, held_out = _by_seed(ANSWERS, files), _by_seed(HELD_OUT, files)
+    if not answers:
         raise DataError(f"{name}: {EVALUATE} has no seed-<n>.parquet; run evaluate again")
-    return Arm(name, kind, by_seed[0], by_seed[1], metrics)
+    return Arm(name, kind, answers, held_out, metrics)
+
+
+def _by_seed(pattern: re.Pattern[str], files: Mapping[str, Path]) -> dict[int, list[Path]]:
+    """The files of each seed, by step; the seed's own, whose name has no step, at the end."""
+    matches = [(match, path) for file, path in files.items() if (match := pattern.fullmatch(file))]
+    found: dict[int, list[Path]] = {}
+    for match, path in sorted(matches, key=lambda pair: float(pair[0][2] or "inf")):
+        found.setdefault(int(match[1]), []).append(path)
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cosmopedia.errors import DataError
 from cosmopedia.evaluation.effects import (
     ALPHA,
     RESAMPLES,
@@ -76,9 +77,14 @@ def compare(
 
 
 def check_arms(arms: Mapping[str, Readings]) -> None:
-    """`DataError` when two arms did not answer the same items."""
+    """`DataError` when two arms did not answer the same items, or are means over different numbers of checkpoints."""
     (first, ours), *others = arms.items()
     for name, theirs in others:
+        if ours.checkpoints != theirs.checkpoints:
+            raise DataError(
+                f"{first} has {ours.checkpoints} checkpoints per seed and {name} {theirs.checkpoints}, so their scores"
+                " differ by more than the data; train both with the same train.keep_last"
+            )
         for one, two in zip(ours.identities, theirs.identities, strict=True):
             if one is not None and two is not None:
                 check_same(first, one, name, two)

@@ -45,6 +45,7 @@ class Noise(Params):
     seeds: list[int] = Field(min_length=2)
     parameters: int | None
     tokens: int | None  # that a seed was trained on
+    checkpoints: int = 1  # of a seed, of whose scores the seed's are the means
     spreads: list[Spread]
 
 
@@ -74,7 +75,13 @@ def measure_noise(name: str, arm: Arm, readings: Readings, panels: Mapping[str, 
         )
     parameters, tokens = scale(arm)
     return Noise(
-        name=name, source=arm.name, seeds=list(readings.seeds), parameters=parameters, tokens=tokens, spreads=spreads
+        name=name,
+        source=arm.name,
+        seeds=list(readings.seeds),
+        parameters=parameters,
+        tokens=tokens,
+        checkpoints=readings.checkpoints,
+        spreads=spreads,
     )
 
 
@@ -113,6 +120,11 @@ def fitting(arms: list[Arm], name: str | None) -> Noise | None:
             raise ConfigError(f"{path} is missing (there are: {known}); `cosmo calibrate` writes one")
         noise = read(path)
         for arm in arms:
+            if _checkpoints(arm) != {noise.checkpoints}:
+                raise ConfigError(
+                    f"{path} is for scores of {noise.checkpoints} checkpoint(s) per seed, {arm.name} has"
+                    f" {max(_checkpoints(arm))}; calibrate with that train.keep_last"
+                )
             if None not in scale(arm) and not _same_scale(noise, arm):
                 raise ConfigError(
                     f"{path} is for {noise.parameters} parameters and {noise.tokens} tokens, {arm.name} has"
@@ -120,8 +132,16 @@ def fitting(arms: list[Arm], name: str | None) -> Noise | None:
                 )
         return noise
     noises = [read(path) for path in sorted(NOISE.glob("*.json"))]
-    noises = [noise for noise in noises if all(_same_scale(noise, arm) for arm in arms)]
+    noises = [
+        noise
+        for noise in noises
+        if all(_same_scale(noise, arm) and _checkpoints(arm) == {noise.checkpoints} for arm in arms)
+    ]
     return max(noises, key=lambda noise: len(noise.seeds), default=None)
+
+
+def _checkpoints(arm: Arm) -> set[int]:
+    return {len(paths) for paths in arm.answers.values()}
 
 
 def _same_scale(noise: Noise, arm: Arm) -> bool:

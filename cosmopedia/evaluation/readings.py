@@ -1,10 +1,10 @@
-"""An arm's answers, read from what the evaluate stage leaves: one table per training seed.
+"""An arm's answers, read from what the evaluate stage leaves: one table per training seed and checkpoint of it.
 
 `Readings.tasks` and `.sets` hold sums over clusters (MMLU's subjects, else single items), which is all that a
 comparison needs; memory and time do not grow with the number of resamples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,25 +44,29 @@ class Readings:
     """All that an arm's seeds answered."""
 
     seeds: tuple[int, ...]
+    checkpoints: int  # of each seed, of whose scores the seed's are the means
     tasks: Mapping[str, Task]
     sets: Mapping[str, Task]  # held out; empty where there are none
     identities: tuple[pa.Table, pa.Table | None]  # of all items, and of all held-out documents
 
 
-def read(name: str, answers: Mapping[int, Path], held_out: Mapping[int, Path]) -> Readings:
-    """An arm's tables by seed. `DataError` when its seeds answered different items."""
+def read(name: str, answers: Mapping[int, Sequence[Path]], held_out: Mapping[int, Sequence[Path]]) -> Readings:
+    """An arm's tables by seed, of each its checkpoints'. `DataError` when they answered different items."""
     seeds = tuple(sorted(answers))
-    tables = [read_table(answers[seed], DETAIL, COLUMNS) for seed in seeds]
-    documents = [read_table(held_out[seed], HELDOUT) for seed in seeds if seed in held_out]
+    counts = {seed: len(answers[seed]) for seed in seeds}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"{name}: its seeds have different numbers of checkpoints, {counts}; run evaluate again")
+    tables = [[read_table(path, DETAIL, COLUMNS) for path in answers[seed]] for seed in seeds]
+    documents = [[read_table(path, HELDOUT) for path in held_out[seed]] for seed in seeds if seed in held_out]
     if documents and len(documents) < len(seeds):
         missing = ", ".join(str(seed) for seed in seeds if seed not in held_out)
         raise DataError(f"{name}: seed {missing} has no held-out table, but others have; run evaluate again")
-    for seed, table in zip(seeds[1:], tables[1:], strict=True):
-        check_same(f"{name} seed {seeds[0]}", _identity(tables[0]), f"{name} seed {seed}", _identity(table))
-    for seed, table in zip(seeds[1:], documents[1:], strict=False):  # there may be none
-        check_same(f"{name} seed {seeds[0]}", _documents(documents[0]), f"{name} seed {seed}", _documents(table))
-    identities = _identity(tables[0]), _documents(documents[0]) if documents else None
-    return Readings(seeds, _tasks(tables), _sets(documents) if documents else {}, identities)
+    for identity, several in ((_identity, tables), (_documents, documents)):
+        for seed, checkpoints in zip(seeds, several, strict=False):  # there may be no documents
+            for table in checkpoints:
+                check_same(f"{name} seed {seeds[0]}", identity(several[0][0]), f"{name} seed {seed}", identity(table))
+    identities = _identity(tables[0][0]), _documents(documents[0][0]) if documents else None
+    return Readings(seeds, counts[seeds[0]], _tasks(tables), _sets(documents) if documents else {}, identities)
 
 
 def _identity(table: pa.Table) -> pa.Table:
@@ -127,10 +131,10 @@ def _softmax(values: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _tasks(tables: list[pa.Table]) -> dict[str, Task]:
-    """Sums by cluster: a task's groups, where it has some, else its items."""
-    scores = [measures_of(table) for table in tables]
-    first = tables[0]
+def _tasks(tables: list[list[pa.Table]]) -> dict[str, Task]:
+    """Sums by cluster: a task's groups, where it has some, else its items. Of a seed's tables the means are taken."""
+    scores = [_mean([measures_of(table) for table in checkpoints]) for checkpoints in tables]
+    first = tables[0][0]
     names = first["task"].to_numpy()
     clusters = pc.coalesce(first["group"], first["item_id"]).to_numpy()  # type: ignore[attr-defined]
     tasks = {}
@@ -145,13 +149,20 @@ def _tasks(tables: list[pa.Table]) -> dict[str, Task]:
     return tasks
 
 
-def _sets(tables: list[pa.Table]) -> dict[str, Task]:
-    names = tables[0]["set"].to_numpy()
+def _mean(scores: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The mean of each measure, row by row."""
+    return {name: np.mean([one[name] for one in scores], axis=0) for name in scores[0]}
+
+
+def _sets(tables: list[list[pa.Table]]) -> dict[str, Task]:
+    first = tables[0][0]
+    names = first["set"].to_numpy()
     sets = {}
     for name in sorted(set(names)):
         rows = np.flatnonzero(names == name)
-        bits = np.stack([table["nats"].to_numpy()[rows] / np.log(2) for table in tables])
-        items = _documents(tables[0]).take(rows)
+        nats = [np.mean([table["nats"].to_numpy()[rows] for table in checkpoints], axis=0) for checkpoints in tables]
+        bits = np.stack([one / np.log(2) for one in nats])
+        items = _documents(first).take(rows)
         sets[name] = Task({HELD_OUT: bits}, items["bytes"].to_numpy().astype(float), items)
     return sets
 

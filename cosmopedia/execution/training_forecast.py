@@ -12,6 +12,7 @@ from cosmopedia.execution.rates import read_rates, write_rate
 from cosmopedia.lineage import store_root
 
 USUAL_MFU = 0.4  # of a Llama of one to a few billion parameters on H100s in bf16 (nanotron's and torchtitan's reports)
+WEIGHT_BYTES = 4  # per parameter in fp32
 BYTES = 14  # per parameter in a checkpoint: bf16 weights, fp32 master weights and two moments; 12 in fp32
 
 
@@ -56,8 +57,8 @@ def rate(recipe: Recipe) -> tuple[float, str] | None:
     return None
 
 
-def describe(recipe: Recipe, seeds: int) -> str:
-    """The forecast in a sentence."""
+def describe(recipe: Recipe, seeds: int, kept: int = 0) -> str:
+    """The forecast in a sentence; `kept` earlier checkpoints of each seed stay."""
     flops = recipe.tokens * recipe.flops_per_token
     sentence = f"train: {recipe.parameters / 1e6:,.1f}M parameters, {recipe.tokens:,} tokens, {flops:.2g} FLOPs"
     if seeds > 1:
@@ -73,4 +74,8 @@ def describe(recipe: Recipe, seeds: int) -> str:
         if recipe.backend == "nanotron" and on_gpus:
             sentence += f", {hours * training.layout.processes:,.1f} GPU hours"
     disk = 3 * BYTES * recipe.parameters / 1e9  # two checkpoints are kept while one is written
-    return f"{sentence}; checkpoints up to {disk:.2g} GB"
+    sentence += f"; checkpoints up to {disk:.2g} GB"
+    if kept:  # nanotron keeps whole checkpoints until the end, transformers their weights in fp32
+        more = kept * (BYTES if recipe.backend == "nanotron" else WEIGHT_BYTES) * recipe.parameters / 1e9
+        sentence += f", {more:.2g} GB more for {kept} earlier ones that stay; evaluate takes {kept + 1} times as long"
+    return sentence

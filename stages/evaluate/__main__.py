@@ -4,101 +4,51 @@ In: models/export/seed-<n>/, data/benchmarks/<task>.parquet (BENCHMARK), the hel
 data/tokenize_corpus/ (token counts, for a floor).
 Out: metrics/evaluate.json (scores of tasks, panels and held-out sets with standard errors and floors, means over
 seeds; docs/evaluation.md has the keys), data/evaluate/seed-<n>.parquet (DETAIL, a row per item),
-data/evaluate/heldout-seed-<n>.parquet (HELDOUT, a row per document), metrics/plots/evaluate.csv.
-Contract: the same models, items, documents and machine give the same scores. Each model is a run in MLflow with all
-params, the git revision and the dataset's hash.
+data/evaluate/heldout-seed-<n>.parquet (HELDOUT, a row per document), metrics/plots/evaluate.csv; for the earlier
+checkpoints that train kept seed-<n>-step-<s>.parquet and heldout-seed-<n>-step-<s>.parquet.
+Contract: the same models, items, documents and machine give the same scores. A seed's score is the mean over its
+checkpoints. Each seed is a run in MLflow with all params, the git revision and the dataset's hash.
 Run: python -m stages.evaluate
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import Field
-
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.evaluation.encoding import Encoder
+from cosmopedia.evaluation.items import encode_items, regroup
+from cosmopedia.evaluation.scorer import Scorer
+from cosmopedia.evaluation.scores import Scores, detail_rows, highest_floor, over_seeds, panel, score_table, with_floor
+from cosmopedia.evaluation.scoring import (
+    EvaluateParams,
+    Inputs,
+    answer,
+    encoder_of,
+    load_params,
+    read_inputs,
+    scores_of,
+)
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import clear_folder, write_text
 from cosmopedia.lineage import hash_files
-from cosmopedia.params import Params, load
-from cosmopedia.seeds import seed_folders, seed_of
-from cosmopedia.tables.contracts import DETAIL, HELDOUT
-from cosmopedia.tables.parquet import write_table
+from cosmopedia.seeds import checkpoint_folders, seed_folders, seed_of
 from cosmopedia.tables.row_counts import write_metrics
-from stages.evaluate.encoding import Encoder
 from stages.evaluate.floors import CORPUS, by_unigrams, longest_choice, unigram_logprobs
-from stages.evaluate.heldout import HeldoutSet, read_set, score_heldout
-from stages.evaluate.items import encode_items, read_items, regroup
-from stages.evaluate.lighteval_run import run_lighteval
-from stages.evaluate.scorer import Dtype, Scorer
-from stages.evaluate.scores import (
-    Scores,
-    by_group,
-    detail_rows,
-    heldout,
-    highest_floor,
-    over_seeds,
-    panel,
-    score_table,
-    summary,
-    with_floor,
-)
 
 MODELS, OUT = Path("models/export"), Path("data/evaluate")
+SCORED = ("panels", "tasks", "groups", "heldout")
 METRICS, BARS = Path("metrics/evaluate.json"), Path("metrics/plots/evaluate.csv")
-
-
-class EvaluateParams(Params):
-    """What is evaluated."""
-
-    seed: int  # of the draw of items and of examples, and of the untrained model's weights
-    panels: dict[str, list[str]] = Field(min_length=1)  # tasks that are averaged, by the name of the average
-    shots: int = Field(ge=0)  # examples before each query
-    harness: Literal["own", "lighteval"]  # what scores the choices; floors and held-out documents are always our own
-    max_items: int | None = Field(ge=2)  # of each benchmark
-    heldout: dict[str, HeldoutSet] = Field(min_length=1)
-    dtype: Dtype  # of the weights; log-probabilities are always computed in float32
-    batch_tokens: int = Field(ge=1)  # tokens in one forward pass, with padding; a longer sequence is a pass of its own
-    logits_mb: int = Field(ge=1)  # memory of the logits that are computed at a time, at most
-
-    @property
-    def tasks(self) -> list[str]:
-        """The tasks of all panels, each once."""
-        return list(dict.fromkeys(task for tasks in self.panels.values() for task in tasks))
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What every model is scored on."""
-
-    items: dict[str, list[dict[str, Any]]]  # by task
-    documents: list[dict[str, Any]]
-
-    @property
-    def all_items(self) -> list[dict[str, Any]]:
-        """The items of all tasks."""
-        return [item for items in self.items.values() for item in items]
 
 
 def settings() -> EvaluateParams:
     """The stage's params."""
-    params = load("evaluate", EvaluateParams)
-    for name, tasks in params.panels.items():
-        if not tasks or len(set(tasks)) < len(tasks):
-            raise ConfigError(f"evaluate.panels.{name}: wanted tasks, each once, found {tasks}")
-    if "together" in params.heldout:
-        raise ConfigError("evaluate.heldout: `together` is the name of the mean over the sets; rename that set")
-    return params
+    return load_params()
 
 
 def main() -> str:
     params, models = settings(), seed_folders(MODELS)
-    items = {task: read_items(task, params.seed, params.max_items, params.shots) for task in params.tasks}
-    documents = [one for name, source in params.heldout.items() for one in read_set(name, source)]
-    inputs = Inputs(items, documents)
+    inputs = read_inputs(params)
     encoders = {model: encoder_of(model) for model in models}
     for encoder in encoders.values():
         encode_items(encoder, inputs.all_items)  # names what cannot be scored, before anything is
@@ -111,50 +61,21 @@ def main() -> str:
     return summary_line(metrics)
 
 
-def encoder_of(model: Path) -> Encoder:
-    """A model's tokenizer. `DataError` when the folder holds no model that can be scored."""
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{model} holds no model; run `dvc repro export`, or dvc pull") from None
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if not isinstance(positions, int) or not isinstance(config.get("vocab_size"), int):
-        raise DataError(
-            f"{model}/config.json must have max_position_embeddings and vocab_size; run `dvc repro export`"
-        )
-    return Encoder(model, positions, config["vocab_size"])
-
-
 def evaluate(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inputs) -> Scores:
-    """Score one model, write its answers, record it; returns its scores."""
-    scorer = Scorer(model, params.dtype, params.batch_tokens, params.logits_mb)
-    encoded = encode_items(encoder, inputs.all_items)
-    if params.harness == "lighteval":
-        _, by_item = run_lighteval(model, inputs.items, params.dtype)
-        values = [by_item[item["item_id"]] for item in inputs.all_items]
-    else:
-        values = regroup(encoded, scorer.logprobs([one for item in encoded for one in item.sequences], "choices"))
-    details = detail_rows(inputs.all_items, values)
-    write_table(OUT / f"{model.name}.parquet", sorted(details, key=lambda row: row["item_id"]), DETAIL)
-    documents = score_heldout(scorer, encoder, inputs.documents)
-    write_table(OUT / f"heldout-{model.name}.parquet", documents, HELDOUT)
-    cut = {one.item_id for one in encoded if one.cut}
-    scores = scores_of(details, params) | {"heldout": heldout(documents)}
-    for task, items in inputs.items.items():
-        scores["tasks"][task]["cut"] = sum(item["item_id"] in cut for item in items)
+    """Score one model with its earlier checkpoints, write the answers, record it; returns the means of the scores.
+
+    With several checkpoints, `over_checkpoints` has their number and standard deviations.
+    """
+    checkpoints = {}
+    for folder in (*checkpoint_folders(model), model):
+        answers = answer(folder, encoder, params, inputs)
+        answers.write(OUT, model.name if folder == model else f"{model.name}-{folder.name}")
+        checkpoints[folder.name] = answers.scores
+    scores = over_seeds(checkpoints)
     record(scores, model)
-    return scores
-
-
-def scores_of(details: list[dict[str, Any]], params: EvaluateParams) -> Scores:
-    """The scores of tasks, of their groups, and of panels."""
-    rows = {task: [row for row in details if row["task"] == task] for task in params.tasks}
-    tasks = {task: summary(rows[task]) for task in params.tasks}
-    return {
-        "panels": {name: panel(tasks[task] for task in members) for name, members in params.panels.items()},
-        "tasks": tasks,
-        "groups": {task: groups for task in params.tasks if (groups := by_group(rows[task]))},
-    }
+    if len(checkpoints) == 1:
+        return scores
+    return scores | {"over_checkpoints": {"checkpoints": len(checkpoints), **spreads(checkpoints)}}
 
 
 def score_floors(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inputs) -> dict[str, Scores]:
@@ -173,9 +94,23 @@ def score_floors(model: Path, encoder: Encoder, params: EvaluateParams, inputs: 
     return floors | {"longest": {task: longest_choice(items) for task, items in inputs.items.items()}}
 
 
+def spreads(checkpoints: dict[str, Scores]) -> Scores:
+    """The standard deviations of panels and held-out score over a seed's checkpoints."""
+    both = {
+        name: {"panels": scores["panels"], "heldout": scores["heldout"]["together"]}
+        for name, scores in checkpoints.items()
+    }
+    means = over_seeds(both, sd=True)
+    found = {
+        name: {key: value for key, value in one.items() if key.endswith("_sd")}
+        for name, one in means["panels"].items()
+    }
+    return {"panels": found, "heldout": {"bpb_sd": means["heldout"]["bpb_sd"]}}
+
+
 def collect(seeds: dict[str, Scores], floors: dict[str, Scores], panels: dict[str, list[str]]) -> Scores:
     """metrics/evaluate.json."""
-    metrics = over_seeds(seeds)
+    metrics = over_seeds({seed: {name: scores[name] for name in SCORED} for seed, scores in seeds.items()})
     metrics["panels"] = over_seeds({seed: scores["panels"] for seed, scores in seeds.items()}, sd=True)
     metrics["heldout"] = over_seeds({seed: scores["heldout"] for seed, scores in seeds.items()}, sd=True)
     for task, scores in metrics["tasks"].items():
@@ -187,6 +122,7 @@ def collect(seeds: dict[str, Scores], floors: dict[str, Scores], panels: dict[st
         "floors": floors,
         "seeds": {
             seed: {"panels": scores["panels"], "heldout": scores["heldout"]["together"]}
+            | {name: scores[name] for name in scores if name == "over_checkpoints"}
             for seed, scores in seeds.items()
         },
     }

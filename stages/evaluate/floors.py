@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from cosmopedia.errors import DataError
+from cosmopedia.evaluation.encoding import Sequence
 from cosmopedia.evaluation.item_scores import without_space
-from stages.evaluate.encoding import Sequence
 
 CORPUS = Path("data/tokenize_corpus")
 COUNTED = 100_000_000  # tokens of the training split that are counted; its documents are shuffled

@@ -2,7 +2,7 @@
 
 In: models/train/seed-<n>/, the tokenizer files of data/tokenize_corpus/, models/generator/generator.json.
 Out: models/export/seed-<n>/ (model.safetensors, config.json, generation_config.json, tokenizer files, README.md,
-training.json), metrics/export.json.
+training.json; likewise checkpoints/step-<n>/ for the earlier steps that train kept), metrics/export.json.
 Contract: the exported model gives the trained one's logits on a fixed input within 1e-4, or the stage fails. For
 nanotron these are the logits that nanotron itself computed after training (probe.safetensors). Weights keep their
 precision.
@@ -17,7 +17,7 @@ from typing import Any
 from cosmopedia.errors import DataError
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import clear_folder, replacing, write_text
-from cosmopedia.seeds import seed_folders
+from cosmopedia.seeds import checkpoint_folders, seed_folders
 from cosmopedia.tables.row_counts import write_metrics
 from stages.export.card import model_card
 from stages.export.hugging_face import read_tokenizer, write_model
@@ -47,7 +47,12 @@ def export(trained: Path, out: Path, generator: dict[str, Any]) -> dict[str, Any
         write_text(draft / "README.md", model_card(training, generator))
         shutil.copyfile(trained / "training.json", draft / "training.json")
         difference = compare_logits(trained, draft, training["vocabulary"])
-    size = sum(path.stat().st_size for path in out.iterdir())
+        for checkpoint in checkpoint_folders(trained):
+            copy = draft / checkpoint.relative_to(trained)
+            write_model(checkpoint, tokenizer, copy)
+            shutil.copyfile(trained / "training.json", copy / "training.json")
+            difference = max(difference, compare_logits(checkpoint, copy, training["vocabulary"]))
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {"parameters": parameters, "bytes": size, "logits_max_difference": difference}
 
 

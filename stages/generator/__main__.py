@@ -19,14 +19,15 @@ from pydantic import Field
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import clear_folder, write_text
+from cosmopedia.generation.gguf import write_model
+from cosmopedia.generation.local_model import find_local, is_here, locate
 from cosmopedia.params import Params, load
 from cosmopedia.records import resolve_revision
 from cosmopedia.tables.row_counts import write_metrics
-from stages.generator.gguf import write_model
-from stages.generator.local_model import find_local, is_here, locate
 from stages.generator.tiny_llama import TinyLlama, train
 
 OUT, PLOT = Path("models/generator"), Path("metrics/plots/generator_loss.csv")
+KEY = "generator.model"
 
 
 class GeneratorParams(Params):
@@ -60,7 +61,7 @@ def settings() -> GeneratorParams:
     """The stage's params."""
     params = load("generator", GeneratorParams)
     if params.train is None and is_here(params.model):
-        locate(params.model)
+        locate(params.model, KEY)
     elif params.train is None and params.revision is None:
         raise ConfigError(
             f"generator: {params.model} is taken for a hub id, which needs a revision; or give `train`, or a path"
@@ -80,7 +81,7 @@ def provide(params: GeneratorParams) -> tuple[dict[str, Any], dict[str, Any], li
         revision = resolve_revision("model", params.model, params.revision)
         save_tokenizer(params.model, OUT, revision=revision)
         return {"model": params.model, "revision": revision, "weights": "hub"}, {}, []
-    local = find_local(params.model, params.revision)
+    local = find_local(params.model, params.revision, KEY)
     if local.gguf is not None:
         write_model(local.gguf, OUT)
     else:

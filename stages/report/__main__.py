@@ -2,7 +2,8 @@
 
 In: metrics/*.json, metrics/sources/*.json, metrics/plots/{prompts,contamination,train_loss}.csv,
 metrics/plots/topics.png, data/decontaminate/*.parquet (DOCUMENT),
-data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED).
+data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED),
+data/{evaluate,baselines}/*.parquet (DETAIL, HELDOUT).
 Out: metrics/report.json (the numbers that `dvc metrics diff` and `dvc exp show` compare),
 metrics/plots/{removed,tokens}.csv, data/report/index.html (one file that needs no network), data/report/figures/*.svg,
 data/corpus/ (the documents of data/decontaminate and the dataset card: what leaves the repository), and

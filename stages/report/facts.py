@@ -16,10 +16,11 @@ from cosmopedia.rng import draw_u64
 from cosmopedia.tables.cell_files import cell_of, source_and_style
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_batches, read_rows, tables_in
+from stages.report.baselines import next_to_ours
 
 METRICS, DATA = Path("metrics"), Path("data")
 REQUIRED = ("prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus", "train", "evaluate")
-OPTIONAL = ("generator", "embed", "cluster", "label", "topics", "benchmarks", "export")
+OPTIONAL = ("generator", "embed", "cluster", "label", "topics", "benchmarks", "export", "baselines")
 FILTERS = ("clean", "dedup", "decontaminate")  # the stages that take documents out, in order
 GLANCE = ("completion_id", "source", "style", "format", "audience", "text_token_length", "model", "model_revision")
 
@@ -48,6 +49,7 @@ class Facts:
     by_audience: Counter[str]
     generators: list[tuple[str, str]]  # model and revision that wrote the corpus
     licences: list[tuple[str, str, str]]  # source, seed licence, seed revision
+    baselines: dict[str, dict[str, Any]]  # scores by baseline, and ours on the same items; {} without baselines
     examples: dict[str, list[dict[str, Any]]]  # DOCUMENT rows by format
     removed: dict[tuple[str, str], list[dict[str, Any]]]  # REMOVED rows by stage and reason
 
@@ -64,8 +66,11 @@ def collect(seed: int, examples: int) -> Facts:
     """Read everything. `DataError` for a required file that is missing."""
     cells = tables_in(DATA / "decontaminate")
     corpus, chosen = glance(cells, seed, examples)
+    metrics = {n: read_metrics(n) for n in REQUIRED} | {n: read_metrics(n, optional=True) for n in OPTIONAL}
+    first_panel = next(iter(metrics["evaluate"]["panels"].values()))
     return Facts(
-        metrics={n: read_metrics(n) for n in REQUIRED} | {n: read_metrics(n, optional=True) for n in OPTIONAL},
+        metrics=metrics,
+        baselines=next_to_ours(metrics["baselines"], first_panel["tasks"]),
         sources={p.stem: _json(p) for p in sorted((METRICS / "sources").glob("*.json"))},
         prompts=read_csv(METRICS / "plots" / "prompts.csv"),
         contamination=read_csv(METRICS / "plots" / "contamination.csv"),

@@ -56,6 +56,10 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
         scores=score_rows(facts),
         heldout=heldout_rows(facts),
         cut_note=cut_note(facts),
+        baselines_head=baselines_head(facts),
+        baselines=baseline_rows(facts),
+        baselines_note=baselines_note(facts),
+        published=published_rows(facts),
         run=run_rows(facts),
     )
 
@@ -282,6 +286,50 @@ def heldout_rows(facts: Facts) -> list[list[str]]:
     for name, scores in facts.metrics["evaluate"]["heldout"].items():
         sizes = [number(scores["documents"]), number(scores["bytes"])]
         rows.append([name, *sizes, number(scores["bpb"]), number(scores["bpb_stderr"], 2)])
+    return rows
+
+
+def baselines_head(facts: Facts) -> list[str]:
+    """The head of the table of baselines."""
+    name = next(iter(facts.metrics["evaluate"]["panels"]))
+    return ["model", "held-out bits per byte", "±", f"{name}: bits per byte", "±", f"{name}: acc_norm", "±"]
+
+
+def baseline_rows(facts: Facts) -> list[list[str]]:
+    """Floor, our model and other people's, on the same items; the floor is evaluate's, on all of its items."""
+    if not facts.baselines:
+        return []
+    floor = next(iter(facts.metrics["evaluate"]["panels"].values()))["floor"]
+    rows = [["highest floor", DASH, DASH, number(floor["bpb"]), DASH, number(floor["acc_norm"], 3), DASH]]
+    for name in ("ours", *(name for name in facts.baselines if name != "ours")):
+        heldout, mean = (facts.baselines[name][part] for part in ("heldout", "panel"))
+        values = [(heldout, "bpb", 4), (mean, "bpb", 4), (mean, "acc_norm", 3)]
+        cells = [cell for one, key, n in values for cell in (number(one[key], n), number(one[f"{key}_stderr"], 2))]
+        rows.append(["this corpus's model" if name == "ours" else name, *cells])
+    return rows
+
+
+def baselines_note(facts: Facts) -> str:
+    """What the models were scored on."""
+    if not facts.baselines:
+        return ""
+    ours = facts.baselines["ours"]
+    return (
+        f"{ours['panel']['items']} items and {ours['heldout']['documents']} held-out documents, the same for every"
+        " model; the floor is that of all items. Bits per byte can be compared between tokenizers, since bytes are"
+        " the text's own: a tokenizer with longer tokens has fewer of them to predict, each worth more bits."
+    )
+
+
+def published_rows(facts: Facts) -> list[list[str]]:
+    """Published scores, ours of the same model next to them, and who published them."""
+    rows = []
+    for name, scores in facts.metrics["baselines"].get("models", {}).items():
+        published = scores["published"] or {"scores": {}}
+        for task, one in published["scores"].items():
+            values = [number(one["published"], 3), number(one["ours"], 3), number(one["stderr"], 2)]
+            source = f"{published['metric']}; {published['source']}"
+            rows.append([name, task, *values, number(one["items"]), source])
     return rows
 
 

@@ -1,8 +1,9 @@
 """train: a Llama trained on the token shards, once per seed.
 
 In: data/tokenize_corpus/{train,validation}/*.ds, data/tokenize_corpus/corpus.json.
-Out: models/train/seed-<n>/ (config.json, model.safetensors, losses.csv, training.json, and from nanotron
-probe.safetensors), metrics/train.json, metrics/plots/train_loss.csv (step, learning_rate, loss; means over seeds).
+Out: models/train/seed-<n>/ (config.json, model.safetensors, losses.csv, training.json; from nanotron
+probe.safetensors; with keep_last above 1 checkpoints/step-<n>/ with config.json and model.safetensors),
+metrics/train.json, metrics/plots/train_loss.csv (step, learning_rate, loss; means over seeds).
 Contract: both trainers begin from the same weights and see the same batches. The same shards, params and processor
 give the same weights, also after any number of kills. Checkpoints and finished seeds are kept in
 `<store>/train/<key>`, so that a seed that is added later trains alone.
@@ -48,10 +49,10 @@ def main() -> str:
         job_of(recipes[0], TOKENS, "fp32", training)
     else:
         use_one_gpu()
-    print(forecast.describe(recipes[0], len(recipes)), file=sys.stderr, flush=True)
+    print(forecast.describe(recipes[0], len(recipes), len(params.kept_steps)), file=sys.stderr, flush=True)
 
     clear_folder(OUT)
-    runs = {recipe.seed: train_seed(recipe, corpus, shards, validation, OUT) for recipe in recipes}
+    runs = {recipe.seed: train_seed(recipe, params.kept_steps, corpus, shards, validation, OUT) for recipe in recipes}
     metrics = over_seeds({seed: run.metrics for seed, run in runs.items()})
     write_text(CURVE, loss_curve([run.steps for run in runs.values()]))
     write_metrics(METRICS, metrics)

@@ -13,6 +13,7 @@ from cosmopedia.execution import torchrun
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.progress import Progress
+from cosmopedia.seeds import checkpoint_folder
 from stages.train.checkpoints import LOSSES
 from stages.train.init_weights import new_model
 from stages.train.nanotron import worker
@@ -39,6 +40,7 @@ def resolve_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16"
 
 def fit(
     recipe: Recipe,
+    kept: tuple[int, ...],
     corpus: Corpus,
     shards: TokenShards,
     validation: TokenShards,
@@ -47,9 +49,9 @@ def fit(
     precision: Literal["bf16", "fp32"],
     run: Run,
 ) -> Trained:
-    """Train in `folder`, from the newest checkpoint on, and write the model to `out`."""
+    """Train in `folder`, from the newest checkpoint on, and write the model to `out`, with the `kept` steps."""
     training = load_compute().training
-    job = job_of(recipe, shards.folder.parent, precision, training)
+    job = job_of(recipe, shards.folder.parent, precision, training, kept)
     write_json(folder / "job.json", job.model_dump(mode="json"))  # a job left by a killed driver may be reading it
     checkpoint = latest_checkpoint(folder)
     first = len(read_steps(checkpoint / LOSSES)) if checkpoint else 0
@@ -72,13 +74,22 @@ def fit(
             torchrun.follow(processes, training, record)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     checkpoint = folder / result["checkpoint"]
-    model = new_model(recipe, corpus.eos)
-    model.load_state_dict(read_checkpoint(checkpoint, recipe.architecture), strict=False)
-    if precision == "bf16":
-        model.bfloat16()
-    model.save_pretrained(out, safe_serialization=True)
+    write_weights(checkpoint, recipe, corpus, precision, out)
+    for step in kept:
+        write_weights(folder / f"checkpoints/{step}", recipe, corpus, precision, checkpoint_folder(out, step))
     if result["probe"]:
         shutil.copyfile(folder / worker.PROBE_FILE, out / worker.PROBE_FILE)
     speed = sorted(speeds)[len(speeds) // 2] if speeds else 0.0
     steps = read_steps(checkpoint / LOSSES)
     return Trained(steps, first, speed, result["validation_loss"], result["validation_tokens"])
+
+
+def write_weights(
+    checkpoint: Path, recipe: Recipe, corpus: Corpus, precision: Literal["bf16", "fp32"], out: Path
+) -> None:
+    """A nanotron checkpoint's weights as a folder of transformers."""
+    model = new_model(recipe, corpus.eos)
+    model.load_state_dict(read_checkpoint(checkpoint, recipe.architecture), strict=False)
+    if precision == "bf16":
+        model.bfloat16()
+    model.save_pretrained(out, safe_serialization=True)

@@ -117,6 +117,8 @@ class TrainParams(Shared):
     """The `train` section: the recipe of every seed, the seeds, and the presets to choose from."""
 
     seeds: list[int] = Field(min_length=1)
+    keep_last: int = Field(ge=1)  # checkpoints of a seed that are exported and scored, the end among them
+    keep_spacing: float = Field(gt=0, lt=1)  # of the steps, between two of them
     presets: dict[str, dict[str, Any]]  # by name
 
     @model_validator(mode="before")
@@ -131,9 +133,29 @@ class TrainParams(Shared):
             raise ValueError(f"{', '.join(map(str, twice))} is named twice, but each seed trains one model")
         return seeds
 
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """The steps whose weights are kept next to those of the end, in order; none with keep_last 1."""
+        gap = round(self.keep_spacing * self.steps)
+        return tuple(self.steps - gap * number for number in range(self.keep_last - 1, 0, -1))
+
+    @model_validator(mode="after")
+    def _kept_steps_fit(self) -> "TrainParams":
+        kept = (*self.kept_steps, self.steps)
+        if kept[0] < 1 or len(set(kept)) < len(kept):
+            raise ValueError(
+                f"keep_last {self.keep_last} at keep_spacing {self.keep_spacing:g} of {self.steps} steps would keep"
+                f" the steps {', '.join(map(str, kept))}; wanted different ones from 1 on"
+            )
+        return self
+
     def recipe(self, seed: int) -> Recipe:
         """The recipe of one seed."""
-        return Recipe(seed=seed, preset=None, **self.model_dump(exclude={"seeds", "preset", "presets"}))
+        return Recipe(
+            seed=seed,
+            preset=None,
+            **self.model_dump(exclude={"seeds", "keep_last", "keep_spacing", "preset", "presets"}),
+        )
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -54,9 +54,16 @@ class SeedRun(NamedTuple):
     remark: str  # how it went, for people
 
 
-def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: TokenShards, models: Path) -> SeedRun:
+def train_seed(
+    recipe: Recipe,
+    kept: tuple[int, ...],
+    corpus: Corpus,
+    shards: TokenShards,
+    validation: TokenShards,
+    models: Path,
+) -> SeedRun:
     """Train one seed, unless the store has it, and copy it to `<models>/seed-<n>`."""
-    finished, remark = finished_folder(recipe, corpus, shards, validation)
+    finished, remark = finished_folder(recipe, kept, corpus, shards, validation)
     out = models / f"seed-{recipe.seed}"
     with replacing(out) as draft:  # a full disk leaves no half model
         shutil.copytree(finished, draft)
@@ -65,10 +72,13 @@ def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: 
     return SeedRun(metrics, read_steps(out / LOSSES), remark)
 
 
-def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: TokenShards) -> tuple[Path, str]:
+def finished_folder(
+    recipe: Recipe, kept: tuple[int, ...], corpus: Corpus, shards: TokenShards, validation: TokenShards
+) -> tuple[Path, str]:
     """The finished folder of one seed, trained unless the store has it, and how it went, in a few words.
 
-    The folder is `<store>/train/<key>/finished`, where the key names recipe, precision, corpus and trainers' code.
+    The folder is `<store>/train/<key>/finished`, where the key names recipe, precision, corpus, trainers' code, and
+    the steps before the last whose weights are `kept`.
     """
     if recipe.backend == "nanotron":
         from stages.train import nanotron_trainer as trainer
@@ -77,7 +87,7 @@ def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validat
 
     precision = trainer.resolve_precision(recipe.precision)
     recipe_hash = content_hash(recipe.model_dump_json(), precision)
-    folder = store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash, code_hash())
+    folder = store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash, code_hash(), *kept)
     finished = folder / "finished"
     if (finished / "training.json").is_file():
         return finished, "from the store"
@@ -86,7 +96,7 @@ def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validat
     tags = lineage | {"precision": precision, "seed": str(recipe.seed)}
     with claimed(folder), Run("train", tags, folder.name) as run, replacing(finished) as out:
         out.mkdir()
-        trained = trainer.fit(recipe, corpus, shards, validation, folder, out, precision, run)
+        trained = trainer.fit(recipe, kept, corpus, shards, validation, folder, out, precision, run)
         metrics = seed_metrics(recipe, corpus, shards.windows, precision, trained)
         run.metrics({n: v for n, v in metrics.items() if isinstance(v, float | int)}, step=recipe.steps)
         write_steps(out / LOSSES, trained.steps, RESULTS)

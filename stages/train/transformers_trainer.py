@@ -13,6 +13,7 @@ a quarter of the CPU time, and the third keeps the cores busy.
 
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -39,6 +40,8 @@ from cosmopedia.cpu_features import quick_in_bf16
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.progress import Progress
+from cosmopedia.files import replacing
+from cosmopedia.seeds import checkpoint_folder
 from stages.train import checkpoints
 from stages.train.checkpoints import LOSSES
 from stages.train.cpu_kernels import PieceLoss, causal_products
@@ -141,9 +144,9 @@ class Windows(Dataset):
 class WindowTrainer(Trainer):
     """A Trainer that takes the data in the order given, records each step, and writes checkpoints by time."""
 
-    def __init__(self, recipe: Recipe, run: Run, steps: list[Step], **kwargs: Any):
+    def __init__(self, recipe: Recipe, run: Run, steps: list[Step], kept: tuple[int, ...], **kwargs: Any):
         super().__init__(**kwargs)
-        self.recipe, self.run, self.steps = recipe, run, steps
+        self.recipe, self.run, self.steps, self.kept = recipe, run, steps, kept
         self.first, self.terminated = len(steps), False
         self.began = self.saved = time.monotonic()
         self.interval = CHECKPOINT_SECONDS
@@ -230,10 +233,18 @@ class WindowTrainer(Trainer):
         self.steps.append(step)
         self.progress.advance(1, **step.shown(self.recipe.steps))
         self.run.metrics(step.figures, step=number)
+        if number in self.kept:  # before a checkpoint, so that a training that goes on from there has these weights
+            self._keep(number)
         if self.terminated or (time.monotonic() - self.saved >= self.interval and number < self.recipe.steps):
             self.control.should_save = True
             self.control.should_training_stop |= self.terminated
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _keep(self, step: int) -> None:
+        """Write the weights alone; after a kill the same bytes again."""
+        model: Any = self.model
+        with replacing(checkpoint_folder(Path(str(self.args.output_dir)), step)) as draft:
+            model.save_pretrained(draft, safe_serialization=True)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         started = time.monotonic()
@@ -246,9 +257,17 @@ class WindowTrainer(Trainer):
 
 
 def train(
-    recipe: Recipe, model: LlamaForCausalLM, shards: TokenShards, folder: Path, precision: str, run: Run
+    recipe: Recipe,
+    model: LlamaForCausalLM,
+    shards: TokenShards,
+    folder: Path,
+    precision: str,
+    run: Run,
+    kept: tuple[int, ...] = (),
 ) -> Trained:
     """Train `model` on `shards` for the recipe's steps, from the newest checkpoint in `folder` on.
+
+    The weights after the `kept` steps are written to `folder` too.
 
     `ConfigError` when the loss stops being a number or memory runs out, `ClusterError` for a damaged checkpoint and
     after a SIGTERM, which writes a checkpoint first.
@@ -267,6 +286,7 @@ def train(
         recipe,
         run,
         steps,
+        kept,
         model=model,
         args=arguments(recipe, folder, precision),
         train_dataset=Windows(shards, order, recipe.steps * recipe.batch),
@@ -322,6 +342,7 @@ def arguments(recipe: Recipe, folder: Path, precision: str) -> TrainingArguments
 
 def fit(
     recipe: Recipe,
+    kept: tuple[int, ...],
     corpus: Corpus,
     shards: TokenShards,
     validation: TokenShards,
@@ -330,9 +351,11 @@ def fit(
     precision: str,
     run: Run,
 ) -> Trained:
-    """Train in `folder`, from the newest checkpoint on, and write the model to `out`."""
+    """Train in `folder`, from the newest checkpoint on, and write the model to `out`, with the `kept` steps."""
     model = new_model(recipe, corpus.eos)
-    trained = train(recipe, model, shards, folder, precision, run)
+    trained = train(recipe, model, shards, folder, precision, run, kept)
     loss, tokens = validation_loss(model, validation, recipe.micro_batch, precision)
     model.save_pretrained(out, safe_serialization=True)
+    for step in kept:
+        shutil.copytree(checkpoint_folder(folder, step), checkpoint_folder(out, step))
     return replace(trained, validation_loss=loss if tokens else None, validation_tokens=tokens)

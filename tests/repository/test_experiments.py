@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cosmopedia.evaluation.scores import score_table
 from cosmopedia.files import write_text
-from stages.evaluate.scores import score_table
 from stages.report.facts import Cell
 from stages.report.headline import removed_table, tokens_table
 from stages.train.metrics import loss_curve

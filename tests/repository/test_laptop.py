@@ -21,7 +21,7 @@ SOURCES = ("web", "stanford", "khanacademy", "openstax", "wikihow", "automathtex
 UP_TO_THE_PROMPTS = ("embed", "cluster", "label", "topics", "prompts", "pilot", "generate")
 AFTER_GENERATION = (
     *("clean", "dedup", "benchmarks", "paraphrases", "decontaminate", "tokenize_corpus"),
-    *("train", "export", "evaluate", "report"),
+    *("train", "export", "evaluate", "baselines", "report"),
 )
 
 
@@ -47,6 +47,8 @@ def with_local_names(profile: dict[str, Any], embedder: str) -> dict[str, Any]:
     profile["train"]["architecture"] |= {"vocabulary": 257, "layers": 1, "width": 48, "intermediate": 64}
     profile["clean"]["min_tokens"] = 40
     profile["evaluate"]["max_items"] = 2
+    published = profile["baselines"]["models"]["tinyllama_1.1b"]
+    profile["baselines"]["models"] = {"own": published | {"model": "./models/export/seed-1", "revision": None}}
     return profile
 
 
@@ -89,6 +91,8 @@ def test_the_laptop_profile_runs_with_local_folders_in_place_of_hub_ids(
     assert corpus.height > 60
     scores = json.loads(Path("metrics/evaluate.json").read_text(encoding="utf-8"))
     assert len(scores["tasks"]) == 10 and len(scores["heldout"]) == 12
+    baselines = json.loads(Path("metrics/baselines.json").read_text(encoding="utf-8"))["models"]
+    assert baselines["own"]["heldout"] == scores["heldout"]
     assert Path("models/export/seed-1/model.safetensors").is_file() and Path("data/report/index.html").is_file()
 
 

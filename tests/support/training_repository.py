@@ -37,6 +37,8 @@ RECIPE: dict[str, Any] = {
     "learning_rate": 0.01,
     "warmup_steps": 2,
     "seeds": [1],
+    "keep_last": 1,
+    "keep_spacing": 0.1,
     "final_rate_share": 0.1,
     "betas": [0.9, 0.95],
     "epsilon": 1e-8,
@@ -50,7 +52,7 @@ RECIPE: dict[str, Any] = {
 def recipe_of(**changes: Any) -> Recipe:
     """The recipe of one seed; `architecture` changes single fields."""
     shape = {**RECIPE["architecture"], **changes.pop("architecture", {})}
-    shared = {name: value for name, value in RECIPE.items() if name != "seeds"}
+    shared = {name: value for name, value in RECIPE.items() if name not in ("seeds", "keep_last", "keep_spacing")}
     return check({**shared, "architecture": shape, "seed": 1, **changes}, Recipe, "train")
 
 

@@ -35,6 +35,7 @@ class TrainingJob(Params):
     tokens: Path  # data/tokenize_corpus, absolute
     precision: Literal["bf16", "fp32"]
     checkpoint_seconds: float = Field(gt=0)
+    kept: tuple[int, ...] = ()  # steps whose checkpoints stay to the end
     peak_tflops: float | None = Field(default=None, gt=0)  # of one processor in this precision, for MFU
     threads: int = Field(default=0, ge=0)
     compile: bool = False
@@ -73,7 +74,13 @@ class TrainingJob(Params):
         return self
 
 
-def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], training: Training) -> TrainingJob:
+def job_of(
+    recipe: Recipe,
+    tokens: Path,
+    precision: Literal["bf16", "fp32"],
+    training: Training,
+    kept: tuple[int, ...] = (),
+) -> TrainingJob:
     """The job on the compute file's layout. `ConfigError` when the model cannot be divided that way."""
     try:
         return TrainingJob(
@@ -82,6 +89,7 @@ def job_of(recipe: Recipe, tokens: Path, precision: Literal["bf16", "fp32"], tra
             tokens=tokens.resolve(),
             precision=precision,
             checkpoint_seconds=training.checkpoint_minutes * 60,
+            kept=kept,
             peak_tflops=training.peak_tflops,
             threads=training.threads,
             compile=training.compile,

@@ -154,7 +154,9 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
             if self.rank == 0:
                 if (folder / "stop").exists() and self.iteration_step < recipe.steps:
                     order = STOP
-                elif self.iteration_step == recipe.steps or time.monotonic() - self.saved >= self.interval:
+                elif (
+                    self.iteration_step in (*job.kept, recipe.steps) or time.monotonic() - self.saved >= self.interval
+                ):
                     order = SAVE
             decision = torch.tensor(order, device="cuda")
             dist.broadcast(decision, 0)
@@ -168,12 +170,11 @@ def build(job: TrainingJob, folder: Path, checkpoint: Path | None, config: str) 
             if self.rank == self.logger_ranks[0]:
                 checkpoints.write_contents(path, hashes)
                 write_steps(path / LOSSES, self.steps)
-                old = sorted((folder / "checkpoints").glob("*/" + LOSSES), key=lambda p: int(p.parent.name))[
-                    :-KEPT_CHECKPOINTS
-                ]
-                for losses in old:
-                    losses.unlink()  # from here on the checkpoint does not count
-                    shutil.rmtree(losses.parent)
+                whole = {int(path.parent.name): path for path in (folder / "checkpoints").glob("*/" + LOSSES)}
+                for step in sorted(whole)[:-KEPT_CHECKPOINTS]:
+                    if step not in job.kept:
+                        whole[step].unlink()  # from here on the checkpoint does not count
+                        shutil.rmtree(whole[step].parent)
             self.saved = time.monotonic()
             self.interval = max(job.checkpoint_seconds, 50 * (self.saved - started))  # at most 2% of the time
 

@@ -12,6 +12,8 @@ import yaml
 
 from cosmopedia.cli import calibrate, compare
 from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.evaluation.comparison import compare as compare_arms
+from cosmopedia.evaluation.readings import read
 from tests.support.answers import write_arm
 from tests.support.command_line import cosmo
 
@@ -200,3 +202,24 @@ def test_revisions_and_experiments_are_read_from_dvcs_cache(checkout: Path) -> N
     shutil.rmtree(".dvc/cache")
     with pytest.raises(DataError, match=r"base: data/evaluate is not in DVC's cache; `git checkout \w+ -- dvc.lock"):
         cosmo(compare.app, "base", "good")
+
+
+def test_a_baseline_of_the_same_items_is_named_for_scale_and_one_of_others_is_not(checkout: Path) -> None:
+    for arm in ("base", "other"):
+        write_arm(checkout / arm, 2)
+    for name, items in (("known", 60), ("small", 30)):
+        answers = write_arm(checkout / name, 1, items=items) / "data/evaluate"
+        (checkout / "data/baselines").mkdir(parents=True, exist_ok=True)
+        for kind in ("", "heldout-"):
+            shutil.move(answers / f"{kind}seed-1.parquet", checkout / f"data/baselines/{kind}{name}.parquet")
+    page = json.loads(cosmo(compare.app, "base", "other", "--json"))
+    scale, others = page["notes"][-2:]
+    assert others == "small (data/baselines) answered other items, and cannot be put next to these arms"
+    assert scale.startswith("for scale, known: all sets ")
+    names = {
+        "known": read("known", *({0: [Path(f"data/baselines/{kind}known.parquet")]} for kind in ("", "heldout-")))
+    }
+    row = next(
+        row for row in compare_arms(names | {"same": names["known"]}, PANELS) if row.scope.measure == "acc_norm"
+    )
+    assert f", early {100 * row.estimate.baseline:.2f} points (acc_norm)" in scale

@@ -7,6 +7,8 @@ import pytest
 
 from cosmopedia.errors import DataError
 from cosmopedia.evaluation import readings
+from cosmopedia.evaluation.arms import find
+from cosmopedia.evaluation.comparison import check_arms
 from cosmopedia.evaluation.effects import seed_scores
 from cosmopedia.evaluation.item_scores import METRICS, item_scores
 from cosmopedia.evaluation.readings import HELD_OUT, Scope
@@ -20,8 +22,8 @@ def read(folder: Path, seeds: int) -> readings.Readings:
     numbers = range(1, seeds + 1)
     return readings.read(
         folder.name,
-        {seed: files / f"seed-{seed}.parquet" for seed in numbers},
-        {seed: path for seed in numbers if (path := files / f"heldout-seed-{seed}.parquet").is_file()},
+        {seed: [files / f"seed-{seed}.parquet"] for seed in numbers},
+        {seed: [path] for seed in numbers if (path := files / f"heldout-seed-{seed}.parquet").is_file()},
     )
 
 
@@ -74,3 +76,20 @@ def test_seeds_that_answered_other_items_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other/data/evaluate/heldout-seed-2.parquet").rename(folder / "data/evaluate/heldout-seed-2.parquet")
     with pytest.raises(DataError, match=r"arm seed 1 has 60 items and arm seed 2 57.*arc_easy/000057 is only in"):
         read(folder, 2)
+
+
+def test_a_seeds_score_is_the_mean_over_its_checkpoints(tmp_path: Path) -> None:
+    files = write_arm(tmp_path / "two", 1) / "data/evaluate"
+    other = write_arm(tmp_path / "one", 1, draw=5) / "data/evaluate"
+    for name in ("", "heldout-"):
+        (files / f"{name}seed-1.parquet").rename(files / f"{name}seed-1-step-90.parquet")
+        (files / f"{name}seed-1.parquet").write_bytes((other / f"{name}seed-1.parquet").read_bytes())
+    arms = {name: find(name, tmp_path / name) for name in ("two", "one")}
+    assert [path.name for path in arms["two"].answers[1]] == ["seed-1-step-90.parquet", "seed-1.parquet"]
+    both = {name: readings.read(name, arm.answers, arm.held_out) for name, arm in arms.items()}
+    single = read(write_arm(tmp_path / "first", 1), 1)  # what has become the earlier checkpoint
+    for kind, task, measure in (("tasks", "piqa", "bpb"), ("sets", "stories", HELD_OUT)):
+        sums = [getattr(one, kind)[task].sums[measure] for one in (single, both["one"], both["two"])]
+        assert sums[2] == pytest.approx((sums[0] + sums[1]) / 2) and not np.allclose(sums[0], sums[1])
+    with pytest.raises(DataError, match=r"two has 2 checkpoints per seed and one 1.*same train\.keep_last"):
+        check_arms(both)

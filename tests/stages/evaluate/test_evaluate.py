@@ -14,18 +14,19 @@ import pytest
 import yaml
 
 from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.evaluation import lighteval_run
+from cosmopedia.evaluation.encoding import Sequence
+from cosmopedia.evaluation.heldout import HeldoutSet, read_set, windows
 from cosmopedia.evaluation.item_scores import best, by_character, item_scores
+from cosmopedia.evaluation.items import encode_items, read_items
+from cosmopedia.evaluation.lighteval_run import run_lighteval
+from cosmopedia.evaluation.scorer import Scorer, batches, packs
+from cosmopedia.evaluation.scores import by_group, heldout, highest_floor, over_seeds, panel, summary, with_floor
+from cosmopedia.evaluation.scoring import encoder_of
 from cosmopedia.tables.contracts import BENCHMARK, DETAIL, HELDOUT
 from cosmopedia.tables.parquet import read_table, write_table
-from stages.evaluate import lighteval_run
-from stages.evaluate.__main__ import encoder_of, main, settings
-from stages.evaluate.encoding import Sequence
+from stages.evaluate.__main__ import main, settings
 from stages.evaluate.floors import by_unigrams, longest_choice, unigram_logprobs
-from stages.evaluate.heldout import HeldoutSet, read_set, windows
-from stages.evaluate.items import encode_items, read_items
-from stages.evaluate.lighteval_run import run_lighteval
-from stages.evaluate.scorer import Scorer, batches, packs
-from stages.evaluate.scores import by_group, heldout, highest_floor, over_seeds, panel, summary, with_floor
 from tests.support import tokenizers
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 
@@ -670,3 +671,30 @@ def test_wrong_panels_are_found_with_the_settings(repository: Path):
         Path("params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "evaluate": recipe}))
         with pytest.raises(ConfigError, match=problem):
             settings()
+
+
+@pytest.mark.slow
+def test_a_seeds_score_is_the_mean_over_its_checkpoints(unrecorded: Path):
+    write_export(unrecorded / "models/export/seed-1", 5)
+    main()
+    alone = [single(folder) for folder in ("seed-0", "seed-1")]
+    (unrecorded / "models/export/seed-0/checkpoints").mkdir()
+    (unrecorded / "models/export/seed-1").rename(unrecorded / "models/export/seed-0/checkpoints/step-9")
+    main()
+    names = {path.stem for path in Path("data/evaluate").iterdir()}
+    assert names == {"seed-0", "seed-0-step-9", "heldout-seed-0", "heldout-seed-0-step-9"}
+    metrics = json.loads(Path("metrics/evaluate.json").read_text())
+    for name in ("small", "all"):
+        values = [scores["panels"][name]["bpb"] for scores in alone]
+        assert metrics["panels"][name]["bpb"] == pytest.approx(np.mean(values), rel=1e-5)
+        spread = metrics["seeds"]["0"]["over_checkpoints"]
+        assert spread["panels"][name]["bpb_sd"] == pytest.approx(np.std(values, ddof=1), rel=1e-3)
+        assert spread["checkpoints"] == 2 and spread["heldout"]["bpb_sd"] > 0
+
+
+def single(folder: str) -> dict:
+    """The panels of one model, from its answers."""
+    rows_of = read_table(Path(f"data/evaluate/{folder}.parquet"), DETAIL).to_pylist()
+    tasks = {task: summary([row for row in rows_of if row["task"] == task]) for task in ITEMS}
+    panels = {"small": ["arc_easy", "hellaswag"], "all": [*ITEMS]}
+    return {"panels": {name: panel(tasks[task] for task in members) for name, members in panels.items()}}

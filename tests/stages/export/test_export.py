@@ -28,6 +28,7 @@ def test_the_exported_folder_loads_plainly_and_gives_the_trained_logits(trained:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    write_model(Path("models/train/seed-1/checkpoints/step-9"), 257, seed=5)
     export.main()
     tokenizer = AutoTokenizer.from_pretrained("models/export/seed-1")
     inputs = tokenizer("Water boils at a lower temperature.", return_tensors="pt")
@@ -35,6 +36,11 @@ def test_the_exported_folder_loads_plainly_and_gives_the_trained_logits(trained:
         folders = ("models/export/seed-1", "models/train/seed-1")
         exported, original = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders)
         assert (exported(**inputs).logits - original(**inputs).logits).abs().max() < 1e-4
+    earlier = [f"models/{stage}/seed-1/checkpoints/step-9" for stage in ("export", "train")]
+    one, two = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in earlier)
+    assert all(torch.equal(one[name], weight) for name, weight in two.items())
+    assert not torch.equal(one["lm_head.weight"], exported.state_dict()["lm_head.weight"])
+    assert Path(earlier[0], "training.json").is_file() and Path(earlier[0], "tokenizer.json").is_file()
     assert exported.generate(**inputs, max_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
     assert tokenizer.chat_template is None and tokenizer.model_max_length == 128
     assert json.loads(Path("metrics/export.json").read_text())["logits_max_difference"] < 1e-4

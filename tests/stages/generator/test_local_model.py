@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from cosmopedia.errors import ConfigError
+from cosmopedia.generation.gguf import CUTS, fields_of, tokenizer_of
+from cosmopedia.generation.local_model import find_local, is_here, locate
 from cosmopedia.generation.model import GenerationModel
-from stages.generator.gguf import CUTS, fields_of, tokenizer_of
-from stages.generator.local_model import find_local, is_here, locate
 from tests.support.prompt_rows import ROOT
 from tests.support.tiny_llama import write_model, write_tokenizer
 
@@ -186,9 +186,9 @@ def test_what_is_no_whole_model_is_refused_by_name(tmp_path: Path, monkeypatch: 
         "package:json": "package:json carries 0 GGUF files",
     }.items():
         assert is_here(model)
-        for find in (locate, lambda model: find_local(model, None)):
+        for find in (locate, lambda model, key: find_local(model, None, key)):
             with pytest.raises(ConfigError, match=wanted):
-                find(model)
+                find(model, "generator.model")
     with pytest.raises(ConfigError, match="is no GGUF file, or is cut short"):
         fields_of(Path("two/a.gguf"))
     with pytest.raises(ConfigError, match="kind llama / smollm; byte-level ones"):

@@ -1,6 +1,7 @@
 """The report: complete, self-contained, safe to open, the same bytes for the same inputs."""
 
 import json
+import math
 import re
 import subprocess
 from html.parser import HTMLParser
@@ -10,8 +11,10 @@ import pytest
 import yaml
 
 from cosmopedia.errors import DataError
+from cosmopedia.evaluation.scores import detail_rows
 from cosmopedia.files import write_text
-from cosmopedia.tables.contracts import REMOVED
+from cosmopedia.tables.contracts import DETAIL, REMOVED
+from cosmopedia.tables.contracts import HELDOUT as HELDOUT_TABLE
 from cosmopedia.tables.parquet import write_table
 from cosmopedia.text import has_controls
 from stages.report.__main__ import main
@@ -19,7 +22,16 @@ from stages.report.corpus import publish
 from stages.report.facts import collect, evidence
 from stages.report.figures import draw_all
 from stages.report.headline import headline
-from stages.report.page import DASH, cut_note, floor_note, render, render_run, score_rows
+from stages.report.page import (
+    DASH,
+    baseline_rows,
+    cut_note,
+    floor_note,
+    published_rows,
+    render,
+    render_run,
+    score_rows,
+)
 from tests.support.documents import document, write_documents
 
 HOSTILE = '<script>alert("x")</script> | {{ 7 * 7 }} <img src=http://example.com/x.png> & so on'
@@ -88,6 +100,46 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             tmp_path / f"data/{stage}/removed/removed.parquet", [{**gone, "evidence": json.dumps(found)}], REMOVED
         )
     return tmp_path
+
+
+def detail(item: int, logprobs: list[float]) -> dict:
+    rows = detail_rows(
+        [{"item_id": f"arc_easy/{item}", "task": "arc_easy", "group": None, "gold": 0, "choices": [" a", " b"]}],
+        [logprobs],
+    )
+    return rows[0]
+
+
+def heldout_row(document: int, nats: float) -> dict:
+    return {"set": "stories", "document_id": f"stories/{document}", "nats": nats, "tokens": 9, "bytes": 100}
+
+
+def test_our_score_next_to_a_baseline_is_that_of_the_baselines_items(repository: Path):
+    right, wrong = [-1.0, -2.0], [-2.0, -1.0]
+    for name, answers, documents in (
+        ("baselines/{}other", [right, wrong], [50.0]),
+        ("evaluate/{}seed-1", [wrong, right, right], [100.0, 10.0]),
+        ("evaluate/{}seed-2", [wrong, wrong, right], [200.0, 10.0]),
+    ):
+        details = [detail(number, logprobs) for number, logprobs in enumerate(answers)]
+        write_table(Path(f"data/{name.format('')}.parquet"), details, DETAIL)
+        texts = [heldout_row(number, nats) for number, nats in enumerate(documents)]
+        write_table(Path(f"data/{name.format('heldout-')}.parquet"), texts, HELDOUT_TABLE)
+    published = {
+        "metric": "acc",
+        "source": "a | table",
+        "scores": {"arc_easy": {"published": 0.5, "ours": 0.25, "stderr": None, "items": 2}},
+    }
+    Path("metrics/baselines.json").write_text(json.dumps({"models": {"other": {"published": published}}}))
+    facts = collect(1, 2)
+    ours, other = facts.baselines["ours"], facts.baselines["other"]
+    assert (ours["panel"]["items"], ours["panel"]["acc_norm"], other["panel"]["acc_norm"]) == (2, 0.25, 0.5)
+    assert ours["heldout"]["bpb"] == pytest.approx(1.5 / math.log(2)) == 3 * other["heldout"]["bpb"]
+    assert [row[0] for row in baseline_rows(facts)] == ["highest floor", "this corpus's model", "other"]
+    assert published_rows(facts) == [["other", "arc_easy", "0.5", "0.25", DASH, "2", "acc; a | table"]]
+    Path("x.png").write_bytes(b"")
+    figures = dict.fromkeys(("waterfall", "prompts", "tokens", "loss", "scores"), Path("x.png"))
+    assert "Other people" in render(facts, "tiny", figures, 100)
 
 
 class Addresses(HTMLParser):

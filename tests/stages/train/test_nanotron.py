@@ -42,10 +42,13 @@ def losses(seed: int = 1) -> list[list[float]]:
         return [[float(value) for value in row] for row in list(csv.reader(stream))[1:]]
 
 
-def weights(seed: int = 1) -> dict[str, Any]:
+KEPT = "seed-1/checkpoints/step-9"
+
+
+def weights(model: str = "seed-1") -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    return load_file(f"models/train/seed-{seed}/model.safetensors")
+    return load_file(f"models/train/{model}/model.safetensors")
 
 
 def assert_exported(tolerance: float = 1e-4) -> None:
@@ -273,11 +276,12 @@ def test_both_trainers_agree(repository: Path) -> None:
     """Parameters, initial loss, schedule, the first losses and the weights, from one recipe."""
     import torch
 
-    set_recipe(repository, **TRAINING)
+    kept = {"keep_last": 2, "keep_spacing": 0.25}
+    set_recipe(repository, **TRAINING, **kept)
     train()
-    steps, before = losses(), weights()
+    steps, before, earlier = losses(), weights(), weights(KEPT)
     metrics = json.loads(Path("metrics/train.json").read_text())
-    set_recipe(repository, backend="nanotron", **TRAINING)
+    set_recipe(repository, backend="nanotron", **TRAINING, **kept)
     train()
     others, other_metrics = losses(), json.loads(Path("metrics/train.json").read_text())
     assert metrics["parameters"] == other_metrics["parameters"] == sum(w.numel() for w in weights().values())
@@ -289,6 +293,8 @@ def test_both_trainers_agree(repository: Path) -> None:
     assert others[-1][1] < others[0][1] - 0.3  # they learn
     assert other_metrics["validation_loss"] == pytest.approx(metrics["validation_loss"], abs=1e-4)
     assert all(torch.allclose(before[name], weight, atol=1e-3) for name, weight in weights().items())
+    assert all(torch.allclose(earlier[name], weight, atol=1e-3) for name, weight in weights(KEPT).items())
+    assert not all(torch.allclose(before[name], weight, atol=1e-3) for name, weight in earlier.items())
     assert_exported()
 
 
@@ -350,10 +356,12 @@ def workers() -> list[int]:
 @needs_nanotron
 def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(repository: Path) -> None:
     steps = {**TRAINING, "steps": 150, "batch": 4}
-    set_recipe(repository, backend="nanotron", **steps)
+    set_recipe(repository, backend="nanotron", **steps, keep_last=2, keep_spacing=0.3)
     set_compute(repository, checkpoint_minutes=1e-6)
     train()
     whole, whole_weights = losses(), Path("models/train/seed-1/model.safetensors").read_bytes()
+    kept = Path("models/train/seed-1/checkpoints/step-105/model.safetensors")
+    whole_kept = kept.read_bytes()
     whole_metrics = Path("metrics/train.json").read_bytes()
     Path(".store").rename(".store-whole")
 
@@ -385,6 +393,7 @@ def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(reposi
     assert "resumed at step" in summary
     assert losses() == whole  # every digit
     assert Path("models/train/seed-1/model.safetensors").read_bytes() == whole_weights
+    assert kept.read_bytes() == whole_kept != whole_weights
     assert Path("metrics/train.json").read_bytes() == whole_metrics
     assert not workers()
 

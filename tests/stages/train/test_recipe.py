@@ -8,6 +8,7 @@ import yaml
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.params import load
+from stages.train.__main__ import settings
 from stages.train.metrics import over_seeds
 from stages.train.recipe import TrainParams, learning_rate
 from tests.support.training_repository import PRESETS, RECIPE, ROOT, recipe_of, repository, set_compute, set_recipe  # noqa: F401  (the fixture)
@@ -84,3 +85,14 @@ def test_the_forecast_takes_a_measured_rate_else_the_peak(repository: Path) -> N
 
 def test_the_recipe_of_the_tests_is_a_recipe() -> None:
     assert recipe_of().tokens == RECIPE["steps"] * RECIPE["batch"] * RECIPE["sequence"]
+
+
+def test_the_kept_steps_lie_evenly_before_the_end(repository: Path) -> None:
+    set_recipe(repository, keep_last=3)
+    assert settings().kept_steps == (20, 22)  # of 24, a tenth apart
+    set_recipe(repository, keep_last=1)
+    assert settings().kept_steps == ()
+    for values, kept in (({"keep_last": 13}, "0, 2, 4"), ({"keep_last": 2, "keep_spacing": 0.01}, "24, 24")):
+        set_recipe(repository, **values)
+        with pytest.raises(ConfigError, match=f"would keep the steps {kept}"):
+            settings()

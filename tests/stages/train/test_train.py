@@ -50,6 +50,11 @@ def result(folder: Path) -> tuple[bytes, str, dict]:
     return (model / "model.safetensors").read_bytes(), (model / "losses.csv").read_text(), metrics
 
 
+def earlier(folder: Path, step: int) -> Path:
+    """The weights of a step that was kept."""
+    return folder / f"models/train/seed-1/checkpoints/step-{step}/model.safetensors"
+
+
 def forget(folder: Path) -> None:
     """Remove what training left in the store, finished models too."""
     shutil.rmtree(folder / ".store/train")
@@ -208,8 +213,14 @@ def test_the_same_corpus_and_recipe_give_the_same_weights(repository: Path):
     train()
     first = result(repository)
     forget(repository)
+    set_recipe(repository, keep_last=2)  # which keeps weights, and changes none
     train()
     assert result(repository) == first
+    assert earlier(repository, 22).read_bytes() != first[0]
+    forget(repository)
+    set_recipe(repository)
+    train()
+    assert result(repository) == first and not earlier(repository, 22).exists()
     losses = [float(line.split(",")[1]) for line in first[1].splitlines()[1:]]
     assert len(losses) == STEPS and losses[-1] < losses[0] - 0.5
     assert first[2]["train_loss"] == pytest.approx(losses[-1], rel=1e-4)  # 5% of 24 steps is one
@@ -234,9 +245,10 @@ main()
 
 @pytest.mark.slow
 def test_a_killed_training_gives_the_weights_of_an_undisturbed_one(repository: Path):
-    set_recipe(repository, precision="bf16")
+    set_recipe(repository, precision="bf16", keep_last=3, keep_spacing=0.4)  # steps 4, 14 and 24
     train()
     undisturbed = result(repository)
+    kept = [earlier(repository, step).read_bytes() for step in (4, 14)]
     forget(repository)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen([sys.executable, "-c", KILLED], env=environment, stderr=subprocess.DEVNULL)
@@ -253,6 +265,8 @@ def test_a_killed_training_gives_the_weights_of_an_undisturbed_one(repository: P
     line = train()
     assert "resumed at step 1" in line or "resumed at step 2" in line
     assert result(repository) == undisturbed
+    assert [earlier(repository, step).read_bytes() for step in (4, 14)] == kept
+    assert len({*kept, undisturbed[0]}) == 3
     with sqlite3.connect(repository / "mlflow.db") as database:
         runs = database.execute("select run_uuid, status from runs order by start_time").fetchall()
         points = database.execute(

@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import Field
 
 from cosmopedia.errors import DataError
+from cosmopedia.evaluation.encoding import Encoder, Sequence
+from cosmopedia.evaluation.scorer import Scorer
 from cosmopedia.params import Params
 from cosmopedia.records import read_records
-from stages.evaluate.encoding import Encoder, Sequence
-from stages.evaluate.scorer import Scorer
 
 
 class HeldoutSet(Params):

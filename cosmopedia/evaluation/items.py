@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.evaluation.encoding import Encoder, Sequence
 from cosmopedia.rng import draw_sample, draw_u64
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_table
-from stages.evaluate.encoding import Encoder, Sequence
 
 BENCHMARKS = Path("data/benchmarks")
 BETWEEN_SHOTS = "\n\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cosmopedia.errors import DataError
+from cosmopedia.evaluation.encoding import Sequence
 from cosmopedia.execution.progress import Progress
-from stages.evaluate.encoding import Sequence
 
 if TYPE_CHECKING:
     import torch
@@ -88,13 +88,22 @@ def batches(rows: Iterable[Pack], tokens: int) -> Iterator[list[Pack]]:
 
 
 class Scorer:
-    """A model that scores. `untrained` gives its architecture random weights, drawn from that seed."""
+    """A model that scores. `untrained` gives its architecture random weights, drawn from that seed; `stage` is whose
+    progress is shown."""
 
-    def __init__(self, folder: Path, dtype: Dtype, batch_tokens: int, logits_mb: int, untrained: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        dtype: Dtype,
+        batch_tokens: int,
+        logits_mb: int,
+        untrained: int | None = None,
+        stage: str = "evaluate",
+    ):
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        self._torch, self.batch_tokens = torch, batch_tokens
+        self._torch, self.batch_tokens, self.stage = torch, batch_tokens, stage
         model: Any
         if untrained is None:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
@@ -112,7 +121,7 @@ class Scorer:
     def logprobs(self, sequences: list[Sequence], what: str) -> list[float]:
         """The summed log-probability of each sequence's scored tokens, in nats."""
         sums = [0.0] * len(sequences)
-        with Progress("evaluate", len(sequences), what) as progress, self._torch.inference_mode():
+        with Progress(self.stage, len(sequences), what) as progress, self._torch.inference_mode():
             for batch in batches(packs(sequences, self.shares), self.batch_tokens):
                 numbers = [number for pack in batch for number, _ in pack.branches]
                 for number, value in zip(numbers, self._score(batch), strict=True):

@@ -30,7 +30,7 @@ CUTS: dict[str, list[str]] = {
 
 
 def fields_of(path: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file by name. `ConfigError` when it is none, or lacks what a generator needs."""
+    """The metadata of a GGUF file by name. `ConfigError` when it is none, or lacks what is needed."""
     from gguf import GGUFReader
 
     try:
