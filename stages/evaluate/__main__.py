@@ -5,13 +5,12 @@ data/tokenize_corpus/ (token counts, for a floor).
 Out: metrics/evaluate.json (scores of tasks, panels and held-out sets with standard errors and floors, means over
 seeds; docs/evaluation.md has the keys), data/evaluate/seed-<n>.parquet (DETAIL, a row per item),
 data/evaluate/heldout-seed-<n>.parquet (HELDOUT, a row per document), metrics/plots/evaluate.csv.
-Contract: the same models, items, documents and machine give the same scores. Each model is a run in MLflow with all
-params, the git revision and the dataset's hash.
+Contract: the same models, items, documents and machine give the same scores. MLflow gets a run per model and one with
+the means, once all outs are written: no server that is slow or dead costs a score.
 Run: python -m stages.evaluate
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +18,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import clear_folder, write_text
-from cosmopedia.lineage import hash_files
 from cosmopedia.params import Params, load
 from cosmopedia.seeds import seed_folders, seed_of
 from cosmopedia.tables.contracts import DETAIL, HELDOUT
@@ -33,6 +30,7 @@ from stages.evaluate.floors import CORPUS, by_unigrams, longest_choice, unigram_
 from stages.evaluate.heldout import HeldoutSet, read_set, score_heldout
 from stages.evaluate.items import encode_items, read_items, regroup
 from stages.evaluate.lighteval_run import run_lighteval
+from stages.evaluate.record import record
 from stages.evaluate.scorer import Dtype, Scorer
 from stages.evaluate.scores import (
     Scores,
@@ -108,6 +106,8 @@ def main() -> str:
     metrics = collect(seeds, floors, params.panels)
     write_metrics(METRICS, metrics)
     write_text(BARS, score_table(metrics))
+    how = {"harness": params.harness, "shots": params.shots, "dtype": params.dtype}
+    record(metrics, seeds, models, {**how, "items": items, "documents": documents}, OUT, score_table(metrics))
     return summary_line(metrics)
 
 
@@ -126,7 +126,7 @@ def encoder_of(model: Path) -> Encoder:
 
 
 def evaluate(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inputs) -> Scores:
-    """Score one model, write its answers, record it; returns its scores."""
+    """Score one model and write its answers; returns its scores."""
     scorer = Scorer(model, params.dtype, params.batch_tokens, params.logits_mb)
     encoded = encode_items(encoder, inputs.all_items)
     if params.harness == "lighteval":
@@ -142,7 +142,6 @@ def evaluate(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inpu
     scores = scores_of(details, params) | {"heldout": heldout(documents)}
     for task, items in inputs.items.items():
         scores["tasks"][task]["cut"] = sum(item["item_id"] in cut for item in items)
-    record(scores, model)
     return scores
 
 
@@ -190,25 +189,6 @@ def collect(seeds: dict[str, Scores], floors: dict[str, Scores], panels: dict[st
             for seed, scores in seeds.items()
         },
     }
-
-
-def record(scores: Scores, model: Path) -> None:
-    """One MLflow run with a model's scores and lineage."""
-    training = json.loads((model / "training.json").read_text(encoding="utf-8"))
-    tags = {name: str(training[name]) for name in ("dataset_hash", "recipe_hash")}
-    tags |= {"weights_hash": hash_files([model / "model.safetensors"]), "seed": str(seed_of(model))}
-    with Run("evaluate", tags) as run:
-        for name, numbers in named_scores(scores):
-            run.metrics({f"{name}/{key}": value for key, value in numbers.items() if value is not None})
-
-
-def named_scores(scores: Scores) -> Iterator[tuple[str, Scores]]:
-    """The scores of each task, panel and held-out set, under the names that MLflow shows."""
-    yield from scores["tasks"].items()
-    for name, numbers in scores["panels"].items():
-        yield f"average_{name}", numbers
-    for name, numbers in scores["heldout"].items():
-        yield f"heldout_{name}", numbers
 
 
 def summary_line(metrics: Scores) -> str:
