@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+from cosmopedia.execution.environment import environment
 from cosmopedia.execution.mlflow_params import arm, as_yaml, params_that_matter
 from cosmopedia.execution.mlflow_sender import EXPERIMENT, KEY, SETTINGS, Sender, Spool, this_process
 from cosmopedia.execution.revision import git_revision
@@ -207,6 +208,7 @@ def _head(stage: str, tags: dict[str, str], about: About, resumable: bool) -> It
         "view": about.view,
     }
     yield _artifact("params.yaml", as_yaml())
+    yield _artifact("environment.json", json.dumps(environment(), indent=1))
 
 
 def _point(values: dict[str, float], step: int) -> dict[str, Any]:

@@ -363,16 +363,17 @@ class Sender(threading.Thread):
         self._wake.set()
 
     def _pass(self) -> None:
-        if self._client is None or self._experiments is None:
+        refusal = None
+        client, experiments = self._client, self._experiments
+        if client is None or experiments is None:
             client, experiments = connect(self._uri, self._checkout, self._folder)
             _end_killed_runs(client, experiments.id(EXPERIMENT))
             refusal = self._send_left(client, experiments)
-            self._own.send(client, experiments)
-            self._client, self._experiments = client, experiments
-            if refusal is not None:
-                reason = _reason(refusal)
-                print(f"{self.stage}: warning: MLflow does not take an earlier record ({reason})", file=sys.stderr)
-        self._own.send(self._client, self._experiments)
+        self._own.send(client, experiments)
+        self._client, self._experiments = client, experiments
+        if refusal is not None:
+            reason = _reason(refusal)
+            print(f"{self.stage}: warning: MLflow does not take an earlier record ({reason})", file=sys.stderr)
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from cosmopedia.errors import ClusterError
@@ -95,19 +96,31 @@ def train_seed(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: 
     return SeedRun(metrics, read_steps(out / LOSSES), remark)
 
 
+def trainer_of(recipe: Recipe) -> ModuleType:
+    """The module that trains: `fit` and `resolve_precision`."""
+    if recipe.backend == "nanotron":
+        from stages.train import nanotron_trainer as trainer
+    else:
+        from stages.train import transformers_trainer as trainer
+    return trainer
+
+
+def training_folder(recipe: Recipe, corpus: Corpus) -> Path:
+    """The folder of one seed in the store; `finished/` in it is the result."""
+    precision = trainer_of(recipe).resolve_precision(recipe.precision)
+    recipe_hash = content_hash(recipe.model_dump_json(), precision)
+    return store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash, code_hash())
+
+
 def finished_folder(recipe: Recipe, corpus: Corpus, shards: TokenShards, validation: TokenShards) -> tuple[Path, str]:
     """The finished folder of one seed, trained unless the store has it, and how it went, in a few words.
 
     The folder is `<store>/train/<key>/finished`, where the key names recipe, precision, corpus and trainers' code.
     """
-    if recipe.backend == "nanotron":
-        from stages.train import nanotron_trainer as trainer
-    else:
-        from stages.train import transformers_trainer as trainer
-
+    trainer = trainer_of(recipe)
     precision = trainer.resolve_precision(recipe.precision)
     recipe_hash = content_hash(recipe.model_dump_json(), precision)
-    folder = store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash, code_hash())
+    folder = training_folder(recipe, corpus)
     finished = folder / "finished"
     if (finished / "training.json").is_file():
         return finished, FROM_STORE
