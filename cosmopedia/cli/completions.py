@@ -46,7 +46,7 @@ def forecast() -> Forecast:
     with CompletionStore() as store:
         lookup = LookUp(of_generate.requests, of_generate.model, of_generate.sampling, store)
         lookup.reuse(earlier_completions)
-        return forecast_of(lookup, load_compute().serving)
+        return forecast_of(lookup, load_compute())
 
 
 def verify() -> dict[str, Any]:

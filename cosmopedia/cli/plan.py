@@ -1,29 +1,26 @@
-"""plan: show what a corpus costs: GPU hours, days, disk.
+"""plan: show what the next `dvc repro` runs and costs.
 
-The rates that it compares are published ones, a roofline (docs/scale.md has the arithmetic), and what this checkout's
-own runs measured (`<store root>/rates.json`).
+Without options the figures are those of cosmopedia/cli/pending.py: prompts, tokens, GPU hours, money, disk. With them
+they are those of a corpus of a given size. Its rates are published ones, a roofline (docs/scale.md has the
+arithmetic), and what this checkout's own runs measured (`<store root>/rates.json`).
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cosmopedia.cli.output import Json, new_app, print_json, print_table
 
+if TYPE_CHECKING:
+    from cosmopedia.cli.pending import Plan, StageCost
+
 app = new_app()
 PROMPTS, TOKENS = 30_000_000, 833  # Cosmopedia: 25 billion tokens from 30 million prompts
 PROMPT_TOKENS = 400  # an extract of 1,000 characters and its instructions
 GB = 1e9
-
-# Disk, bytes per generated token. The first was measured on the rehearsal; the second is an estimate for long texts
-# (the rehearsal's short ones take 6: a row's lineage weighs as much as its text there).
-SEGMENT_BYTES_PER_TOKEN = 1.7  # zstd, in the completion store
-PARQUET_BYTES_PER_TOKEN = 2.5  # a stage's table: text, prompt, seed and lineage
-TABLE_STAGES = 4  # generate, clean, dedup, decontaminate
-TOKEN_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,8 @@ def measured() -> list[Rate]:
 
 def estimate(prompts: int, tokens: int, gpus: int, rates: Iterable[Rate]) -> dict[str, Any]:
     """GPU hours and days at each rate, and bytes on disk, of `prompts` completions of `tokens` tokens each."""
+    from cosmopedia.cli.pending import PARQUET_BYTES_PER_TOKEN, SEGMENT_BYTES_PER_TOKEN, TABLE_STAGES, TOKEN_BYTES
+
     total = prompts * tokens
     hours = {rate: total / rate.tokens_per_second / 3600 for rate in rates}
     return {
@@ -116,21 +115,83 @@ def estimate(prompts: int, tokens: int, gpus: int, rates: Iterable[Rate]) -> dic
         ],
         "disk_bytes": {
             "completion store": total * SEGMENT_BYTES_PER_TOKEN,
-            f"tables of {TABLE_STAGES} stages": total * PARQUET_BYTES_PER_TOKEN * TABLE_STAGES,
+            f"tables of {len(TABLE_STAGES)} stages": total * PARQUET_BYTES_PER_TOKEN * len(TABLE_STAGES),
             "token shards": total * TOKEN_BYTES,
         },
     }
 
 
-@app.command(epilog="Example: cosmo plan --prompts 2000000 --tokens 800 --gpus 16")
+@app.command(epilog="Example: cosmo plan; cosmo plan --prompts 2000000 --tokens 800 --gpus 16")
 def plan(
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts; default: the article's.")] = PROMPTS,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens per completion, on average.")] = TOKENS,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs that work at once.")] = 64,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Prompts of a corpus; the article's: 30 million.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per completion, on average.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that work at once.")] = None,
     rate: Annotated[float | None, typer.Option(min=1e-9, help="Tokens/s of one GPU, as you measured it.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a corpus costs before anybody submits a job: GPU hours, days, disk."""
+    """Show what the next `dvc repro` runs and costs: new and cached prompts, tokens, GPU hours, money, disk.
+
+    With an option, show instead what a corpus of that size costs at several rates.
+    """
+    if prompts is None and tokens is None and gpus is None and rate is None:
+        from cosmopedia.cli.pending import make_plan
+
+        pending = make_plan()
+        if as_json:
+            print_json(pending.as_dict())
+        else:
+            print_plan(pending)
+        return
+    print_corpus(prompts or PROMPTS, tokens or TOKENS, gpus or 64, rate, as_json)
+
+
+def print_plan(plan: "Plan") -> None:
+    """A row per stage, the sums, and what is not certain."""
+    if not plan.stages:
+        typer.echo("nothing is pending: dvc repro would run no stage")
+        return
+    head = ["stage", "new", "cached", "prompt tokens", "tokens", "hours", "GPU hours", "money", "disk", "why"]
+    rows = [[*_cells(stage), stage.why] for stage in plan.stages]
+    sums = {name: plan.total(name) for name in plan.stages[0].__dataclass_fields__ if name in SUMMED}
+    rows.append([*_cells(type(plan.stages[0])(stage="in all", why="", **sums)), ""])  # type: ignore[arg-type]
+    print_table(head, rows, right=range(1, 9))
+    for stage in plan.stages:
+        if stage.basis:
+            typer.echo(f"{stage.stage}: {stage.known}; {stage.basis}")
+    for note in plan.notes:
+        typer.echo(f"note: {note}")
+    if plan.price_per_gpu_hour is None:
+        typer.echo("no price: set price_per_gpu_hour in the compute file")
+
+
+SUMMED = ("prompts_new", "prompts_cached", "prompt_tokens", "completion_tokens", "gpu_hours", "money", "disk_bytes")
+
+
+def _cells(stage: "StageCost") -> list[str | None]:
+    """A stage's figures as a table shows them; "~" before a count that is an estimate."""
+    from cosmopedia.cli.pending import ESTIMATED
+
+    about = "~" if stage.known == ESTIMATED else ""
+    tokens = stage.completion_tokens if stage.completion_tokens is not None else stage.training_tokens
+    counts = (stage.prompts_new, stage.prompts_cached, stage.prompt_tokens, tokens)
+    return [
+        stage.stage,
+        *(None if count is None else f"{about}{count:,}" for count in counts),
+        *(None if value is None else f"{value:,.2f}" for value in (stage.hours, stage.gpu_hours, stage.money)),
+        None if stage.disk_bytes is None else size(stage.disk_bytes),
+    ]
+
+
+def size(number: float) -> str:
+    """Bytes for people: "1.2 GB", "340 MB"."""
+    for limit, unit in ((1e12, "TB"), (GB, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:,.3g} {unit}"
+    return f"{number:.0f} B"
+
+
+def print_corpus(prompts: int, tokens: int, gpus: int, rate: float | None, as_json: bool) -> None:
+    """What a corpus costs before anybody submits a job: GPU hours, days, disk."""
     speed, batch = roofline(MIXTRAL, H100, 2, context=PROMPT_TOKENS + tokens / 2)
     rates = [Rate("yours", rate, "--rate")] if rate else []
     rates += [*measured(), *PUBLISHED]

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,15 @@ from cosmopedia.errors import ClusterError
 app = new_app()
 
 
-@app.command(epilog="Example: cosmo status --json")
-def status(as_json: Json = False) -> None:
+@app.command(epilog="Example: cosmo status --runs 20")
+def status(
+    runs: Annotated[int, typer.Option(min=0, help="Show the last so many runs of stages, and what in.")] = 0,
+    as_json: Json = False,
+) -> None:
     """Show what runs where and how far it is: Slurm jobs, the driver, stages with their endpoints, trainings."""
+    if runs:
+        print_runs(runs, as_json)
+        return
     current = read()
     if as_json:
         print_json(current)
@@ -41,6 +47,33 @@ def status(as_json: Json = False) -> None:
             typer.echo("\n" + "\n".join(module.describe(entry) for entry in entries))
     running = sum(map(is_running, current["stages"]))
     typer.echo(f"\n{len(jobs or ())} jobs, {running} stages that ask for completions")
+
+
+def print_runs(count: int, as_json: bool) -> None:
+    """The last runs of stages: when, how long, with which code, where. JSON has versions, engines and flags too."""
+    from cosmopedia.execution.environment import read_runs
+
+    last = read_runs()[-count:]
+    if as_json:
+        print_json(last)
+        return
+    head = ["began", "stage", "seconds", "outcome", "revision", "experiment", "host", "compute", "python", "torch"]
+    rows = []
+    for run in last:
+        seconds = f"{run['ended'] - run['began']:,.1f}" if "ended" in run else None
+        commit, _, dirty = run["git_revision"].partition("-")
+        rows.append(
+            [
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["began"])),
+                run["stage"],
+                seconds,
+                run.get("outcome", "killed, or still running"),
+                commit[:9] + (f"-{dirty}" if dirty else ""),
+                *(run.get(name) for name in ("experiment", "host", "compute", "python")),
+                run["packages"].get("torch"),
+            ]
+        )
+    print_table(head, rows, right=(2,))
 
 
 def read() -> dict[str, Any]:

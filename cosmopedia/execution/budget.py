@@ -93,10 +93,16 @@ class Forecast:
     instance_hours: float | None  # of one server; None: no rate is known
     gpus: int  # of one server
     basis: str  # where the rate comes from
+    prompt_tokens: int | None = None  # of the requests to send, about; None: not counted
+    price: float | None = None  # per GPU hour; None: the compute file states none
 
     @property
     def gpu_hours(self) -> float | None:
         return self.instance_hours * self.gpus if self.instance_hours is not None and self.gpus else None
+
+    @property
+    def money(self) -> float | None:
+        return self.gpu_hours * self.price if self.gpu_hours is not None and self.price is not None else None
 
     def sentence(self) -> str:
         """As people read it: "1.2M cached, 80k to generate, 66M tokens, about 31 GPU hours at the measured rate"."""
@@ -110,6 +116,10 @@ class Forecast:
                 unit = "GPU" if self.gpus else "CPU server"
                 about = f"{hours:,.1f} {unit} hours" if hours >= 1 else f"{hours * 60:,.1f} {unit} minutes"
                 parts.append(f"about {about} at {self.basis}")
+            if self.prompt_tokens is not None:
+                parts.append(f"prompts of {_short(self.prompt_tokens)} tokens")
+            if self.money is not None:
+                parts.append(f"{self.money:,.2f} at {self.price:g} per GPU hour")
         return ", ".join(parts)
 
     def metrics(self) -> dict[str, Any]:
@@ -117,22 +127,32 @@ class Forecast:
         return {
             "requests": self.requests,
             "tokens": self.tokens,
+            "prompt_tokens": self.prompt_tokens,
             "gpu_hours": self.gpu_hours,
+            "money": self.money,
             "instance_hours": self.instance_hours,
             "basis": self.basis,
         }
 
 
 def forecast(
-    requests: int, cached: int, cached_tokens: float | None, max_tokens: int, identity: str, serving: Serving
+    requests: int,
+    cached: int,
+    cached_tokens: float | None,
+    max_tokens: int,
+    identity: str,
+    serving: Serving,
+    prompt_tokens: int | None = None,
+    price: float | None = None,
 ) -> Forecast:
-    """`cached_tokens`: mean tokens of this run's completions in the store; `max_tokens`: the limit of a completion."""
+    """`cached_tokens`: mean tokens of this run's completions in the store; `max_tokens`: the limit of a completion;
+    `prompt_tokens`: of all requests to send; `price`: of a GPU hour."""
     rate = read_rate(identity)
     mean = cached_tokens or (rate.tokens_per_completion if rate else None)
     tokens = round(requests * (mean or max_tokens))
     speed, gpus, basis = _speed(rate, serving)
     hours = tokens / speed / 3600 if speed else None
-    return Forecast(requests, cached, tokens, mean is not None, hours, gpus, basis)
+    return Forecast(requests, cached, tokens, mean is not None, hours, gpus, basis, prompt_tokens, price)
 
 
 def _speed(rate: Rate | None, serving: Serving) -> tuple[float | None, int, str]:

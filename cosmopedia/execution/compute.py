@@ -344,6 +344,7 @@ class Compute(Params):
     data: Data
     training: Training
     driver: Driver | None = None  # of `dvc repro` itself as a job
+    price_per_gpu_hour: float | None = Field(default=None, gt=0)  # in your currency, for forecasts; null: not stated
 
     @property
     def uses_slurm(self) -> bool:

@@ -5,36 +5,69 @@ in `<store>/mlflow/`; a thread sends it (mlflow_sender.py). What a dead server d
 next stage that records sends it. Telemetry is off, and artefacts stay next to the database.
 """
 
+import json
 import logging
 import os
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from cosmopedia.execution.mlflow_sender import SETTINGS, Sender, Spool, this_process
+from cosmopedia.execution.environment import environment
+from cosmopedia.execution.mlflow_params import arm, as_yaml, params_that_matter
+from cosmopedia.execution.mlflow_sender import EXPERIMENT, KEY, SETTINGS, Sender, Spool, this_process
 from cosmopedia.execution.revision import git_revision
-from cosmopedia.lineage import store_root
-from cosmopedia.params import profile_path, read_yaml
+from cosmopedia.files import write_text
+from cosmopedia.lineage import hash_file, store_root
 
 WAIT_SECONDS = 60.0  # at most so long, and only while MLflow answers, is the end of a stage's work waited for,
 WAIT_AFTER_ERROR_SECONDS = 2.0  # and that of a stage that fails or is stopped
 
 
-def all_params() -> dict[str, str]:
-    """Every leaf of params.yaml and of the chosen profile, under its dotted name."""
-    profile = profile_path()
-    return dict(_flatten(read_yaml(profile.parent.parent / "params.yaml"))) | dict(_flatten(read_yaml(profile)))
+SMALL = 1 << 20  # bytes of a file that is an artifact itself; of a larger one MLflow gets the path
 
 
-def _flatten(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _flatten(value, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, str(node)[:6000]
+@dataclass(frozen=True)
+class Dataset:
+    """What a run was given: MLflow shows it in the table's column Dataset."""
+
+    name: str
+    digest: str
+    source: str  # a path in this repository
+    facts: dict[str, int]  # documents, tokens
+    use: str  # training, evaluation
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run over all seeds of one arm: same data, same recipe."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
+class About:
+    """How MLflow names a run, finds it again and links it."""
+
+    name: str | None = None  # None: "<stage> <arm>"
+    key: str | None = (
+        None  # the run of this stage and key is updated where MLflow has one, so that no repeat doubles it
+    )
+    parent: Parent | None = None
+    params: dict[str, str] = field(default_factory=dict)  # next to those of params.yaml that matter
+    datasets: tuple[Dataset, ...] = ()
+    links: dict[str, dict[str, str]] = field(default_factory=dict)  # a tag -> tags of the run whose id it gets
+    note: str | None = None  # Markdown: the run's description
+    experiment: str = EXPERIMENT
+    view: tuple[list[str], list[str]] | None = None  # metrics and params that the experiment's table shows
+
+
+NOTHING = About()
 
 
 class Run:
@@ -46,7 +79,7 @@ class Run:
     killed are set to KILLED when another run begins; a continued one is RUNNING again.
     """
 
-    def __init__(self, stage: str, tags: dict[str, str], key: str | None = None):
+    def __init__(self, stage: str, tags: dict[str, str], key: str | None = None, about: About = NOTHING):
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
@@ -59,7 +92,8 @@ class Run:
             self._spool = self._open(key)
             self._sender = Sender(self._spool, stage)
             if not self._spool.has_head:
-                self._write(self._head(tags, resumable=key is not None))
+                for entry in _head(stage, tags, about, resumable=key is not None):
+                    self._write(entry)
             self._write({"process": this_process()})
         except OSError as error:
             self._give_up(error)
@@ -78,17 +112,6 @@ class Run:
             path = path.with_name(f"{self.stage}-{uuid4().hex}.jsonl")
         return Spool.new(path)
 
-    def _head(self, tags: dict[str, str], resumable: bool) -> dict[str, Any]:
-        experiment = os.environ.get("DVC_EXP_NAME")
-        all_tags = {
-            "mlflow.runName": f"{self.stage} {experiment}" if experiment else self.stage,
-            "stage": self.stage,
-            "git_revision": git_revision(),
-            **({"dvc_experiment": experiment} if experiment else {}),
-            **tags,
-        }
-        return {"tags": all_tags, "params": all_params(), "time": _now(), "resumable": resumable}
-
     @property
     def id(self) -> str | None:
         """The run's id in MLflow; None until MLflow has given one."""
@@ -96,7 +119,11 @@ class Run:
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         """Add one point to each named series."""
-        self._write({"step": step, "time": _now(), "values": {name: float(value) for name, value in values.items()}})
+        self._write(_point(values, step))
+
+    def artifact(self, name: str, content: str | bytes) -> None:
+        """Add a file."""
+        self._write(_artifact(name, content))
 
     def flush(self, seconds: float = WAIT_SECONDS) -> bool:
         """Wait until MLflow has all points, or until it fails; whether it has them."""
@@ -113,12 +140,7 @@ class Run:
     def _give_up(self, error: OSError) -> None:
         """The disk takes no more: the stage goes on without a record."""
         self._sender = None
-        print(
-            f"{self.stage}: warning: MLflow's spool in {store_root() / 'mlflow'} cannot be written"
-            f" ({error.strerror or error}); this run is not recorded from here on",
-            file=sys.stderr,
-            flush=True,
-        )
+        _complain(self.stage, error)
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +157,76 @@ class Run:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def leave(
+    stage: str, tags: dict[str, str], about: About, metrics: dict[str, float], artifacts: dict[str, str | bytes]
+) -> None:
+    """Leave the whole record of something finished in the spool; the next `Run` that begins sends it first."""
+    folder = (store_root() / "mlflow").absolute()
+    entries = [*_head(stage, tags, about, resumable=False), _point(metrics, 0)]
+    entries += [_artifact(name, content) for name, content in artifacts.items()]
+    entries.append({"end": "FINISHED", "time": _now()})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / f"{stage}-{uuid4().hex}.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+    except OSError as error:
+        _complain(stage, error)
+
+
+def file_artifact(path: Path) -> tuple[str, str | bytes]:
+    """(name, content) of a small file; of a large one a note that says where it is."""
+    content = path.read_bytes() if path.stat().st_size <= SMALL else None
+    if content is not None:
+        return path.name, content
+    return f"{path.name}.txt", f"{path}, {path.stat().st_size:,} bytes, sha256 {hash_file(path)}\n"
+
+
+def _head(stage: str, tags: dict[str, str], about: About, resumable: bool) -> Iterator[dict[str, Any]]:
+    """What a spool begins with: the run, and all params as an artifact."""
+    experiment = os.environ.get("DVC_EXP_NAME")
+    own = {"stage": stage, "git_revision": git_revision()}
+    if experiment:
+        own["dvc_experiment"] = experiment
+    parent = None
+    if about.parent:
+        parent = own | {"mlflow.runName": about.parent.name, KEY: about.parent.key}
+    own["mlflow.runName"] = about.name or f"{stage} {arm()}"
+    if about.key:
+        own[KEY] = about.key
+    if about.note:
+        own["mlflow.note.content"] = about.note
+    yield {
+        "tags": own | tags,
+        "params": params_that_matter(about.params),
+        "time": _now(),
+        "resumable": resumable,
+        "experiment": about.experiment,
+        "parent": parent,
+        "datasets": [asdict(dataset) for dataset in about.datasets],
+        "links": about.links,
+        "view": about.view,
+    }
+    yield _artifact("params.yaml", as_yaml())
+    yield _artifact("environment.json", json.dumps(environment(), indent=1))
+
+
+def _point(values: dict[str, float], step: int) -> dict[str, Any]:
+    return {"step": step, "time": _now(), "values": {name: float(value) for name, value in values.items()}}
+
+
+def _artifact(name: str, content: str | bytes) -> dict[str, str]:
+    data = content.encode() if isinstance(content, str) else content
+    return {"artifact": name, "base64": b64encode(data).decode("ascii")}
+
+
+def _complain(stage: str, error: OSError) -> None:
+    print(
+        f"{stage}: warning: MLflow's spool in {store_root() / 'mlflow'} cannot be written"
+        f" ({error.strerror or error}); this run is not recorded from here on",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _now() -> int:

@@ -13,11 +13,13 @@ import socket
 import sys
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from cosmopedia.execution.mlflow_views import write_view
 from cosmopedia.execution.redaction import redact
 from cosmopedia.files import lock, replacing, write_text
 from cosmopedia.lineage import main_checkout
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "cosmopedia"
+SCORES = "cosmopedia scores"  # evaluated models, in a table of their own that has only what compares them
+KEY = "cosmopedia.key"  # the tag by which a run is found again
 SETTINGS = {  # of MLflow, unless the environment has its own
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password in it
@@ -36,6 +40,7 @@ HOST, PID, STARTED = "process.host", "process.id", "process.started"  # tags tha
 INTERVAL = 1.0  # seconds between two requests, whose points are sent together,
 LONGEST_PAUSE = 60.0  # and after failures
 MAX_BYTES = 256 << 20  # of a spool; points beyond that are left out
+DIGEST_CHARS = 36  # of a dataset, MLflow's limit
 REJECTED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # MLflow will not take such an entry later either
 
 
@@ -137,7 +142,7 @@ class SpoolSender:
         self._known: dict[str, set[int]] | None = None  # steps of each series that MLflow has
         self._described = True
 
-    def send(self, client: "MlflowClient", experiment: str, alive: bool = True) -> None:
+    def send(self, client: "MlflowClient", experiments: "Experiments", alive: bool = True) -> None:
         """Send what is new. A spool that is not `alive` is of a process that has ended: its run gets an end."""
         entries, until = self.spool.entries(self.sent)
         for entry in entries:
@@ -146,9 +151,10 @@ class SpoolSender:
         entries = [entry for entry in entries if "run" not in entry]
         if entries and self._head:
             parts = _by_process(entries)
-            self._open(client, experiment, parts[-1][0].get("process", {}) if alive else {})
+            self._open(client, experiments, parts[-1][0].get("process", {}) if alive else {})
             for part in parts:
                 self._send_points(client, part, may_come_again=part is not parts[-1])
+            self._send_artifacts(client, entries)
             last = entries[-1]
             self.ended = "end" in last
             if self.ended or not alive:
@@ -157,36 +163,101 @@ class SpoolSender:
                 self._tidy(status)
         self.sent = until
 
-    def _open(self, client: "MlflowClient", experiment: str, process: dict[str, str]) -> None:
+    def _open(self, client: "MlflowClient", experiments: "Experiments", process: dict[str, str]) -> None:
         """Create the run, or find it again and make it this process's. A deleted run is begun anew."""
-        from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
-
         if self._known is not None:
             return
-        if self.run_id is not None and self._described:
-            try:
-                for name, value in process.items():
-                    client.set_tag(self.run_id, name, value)
-                if process:
-                    client.update_run(self.run_id, status="RUNNING")
-                series = client.get_run(self.run_id).data.metrics
-                self._known = {
-                    name: {point.step for point in client.get_metric_history(self.run_id, name)} for name in series
-                }
-                return
-            except MlflowException as error:
-                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", *REJECTED):
-                    raise
-                self.run_id = None
+        if self.run_id is not None and self._described and self._take_up(client, process):
+            return
+        experiment = experiments.id(self._head.get("experiment", EXPERIMENT))
+        tags, start = self._head["tags"] | process, self._head["time"]
+        if parent := self._head.get("parent"):
+            found = _find(client, experiment, parent)
+            tags["mlflow.parentRunId"] = found or client.create_run(experiment, start, parent).info.run_id
+        if view := self._head.get("view"):
+            write_view(client, experiment, *view)
+        for tag, of in self._head.get("links", {}).items():
+            if found := _find(client, experiments.id(EXPERIMENT), of):
+                tags[tag] = found
         if self.run_id is None:
-            tags, start = self._head["tags"] | process, self._head["time"]
+            self.run_id = _find(client, experiment, tags) if KEY in tags else None
+        if self.run_id is None:
             self.run_id = client.create_run(experiment, start_time=start, tags=tags).info.run_id
-            self._described = False
-        params = [Param(key, value) for key, value in self._head["params"].items()]
-        _send_all(lambda: client.log_batch(self.run_id, params=params), "its params")  # type: ignore[arg-type]
+            known: dict[str, set[int]] = {}
+        else:
+            known = self._update(client, tags, bool(process))
+        self._described = False
+        self._describe(client)
         self.spool.append({"run": self.run_id})
-        self._known, self._described = {}, True
+        self._known, self._described = known, True
+
+    def _take_up(self, client: "MlflowClient", process: dict[str, str]) -> bool:
+        """Go on with the run whose id the spool has; False when MLflow has it no longer."""
+        from mlflow.exceptions import MlflowException
+
+        assert self.run_id is not None
+        try:
+            for name, value in process.items():
+                client.set_tag(self.run_id, name, value)
+            if process:
+                client.update_run(self.run_id, status="RUNNING")
+            self._known = _steps(client, self.run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", *REJECTED):
+                raise
+            self.run_id = None
+        return self.run_id is not None
+
+    def _update(self, client: "MlflowClient", tags: dict[str, str], running: bool) -> dict[str, set[int]]:
+        """Bring the run of an earlier process with the same key up to date; the points that need not be sent again:
+        those of a curve. Of scores, which are points of step 0, the newer one counts."""
+        assert self.run_id is not None
+        for name, value in tags.items():
+            client.set_tag(self.run_id, name, value)
+        client.update_run(self.run_id, status="RUNNING" if running else None, name=tags.get("mlflow.runName"))
+        return {name: steps - {0} for name, steps in _steps(client, self.run_id).items()}
+
+    def _describe(self, client: "MlflowClient") -> None:
+        """Params, which MLflow lets nobody change, and inputs."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        assert self.run_id is not None
+        run_id = self.run_id
+        known = client.get_run(run_id).data.params
+        params = [Param(key, value) for key, value in self._head["params"].items() if key not in known]
+        _send_all(lambda: client.log_batch(run_id, params=params), "its params")
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=one["name"],
+                    digest=one["digest"][:DIGEST_CHARS],
+                    source_type="local",
+                    source=json.dumps({"uri": one["source"]}),
+                    profile=json.dumps(one["facts"] | {"hash": one["digest"]}),
+                ),
+                [InputTag("mlflow.data.context", one["use"])],
+            )
+            for one in self._head.get("datasets", ())
+        ]
+        if inputs:
+            _send_all(lambda: client.log_inputs(run_id, inputs), "its datasets")
+
+    def _send_artifacts(self, client: "MlflowClient", entries: list[dict[str, Any]]) -> None:
+        """Send files. They are copies, so that one which MLflow does not take is left out with a warning."""
+        from tempfile import TemporaryDirectory
+
+        assert self.run_id is not None
+        files = [entry for entry in entries if "artifact" in entry]
+        with TemporaryDirectory() as scratch:
+            for entry in files:
+                name = entry["artifact"]
+                path = Path(scratch) / Path(name).name
+                path.write_bytes(b64decode(entry["base64"]))
+                try:
+                    client.log_artifact(self.run_id, str(path), str(Path(name).parent) if "/" in name else None)
+                except Exception as error:  # MLflow's, requests', boto's, the file system's
+                    print(f"warning: MLflow keeps no {name} ({_reason(error)})", file=sys.stderr, flush=True)
+                    return
 
     def _send_points(self, client: "MlflowClient", entries: list[dict[str, Any]], may_come_again: bool) -> None:
         """`may_come_again`: the process that continues a killed one records some of its points once more."""
@@ -211,6 +282,20 @@ class SpoolSender:
         else:
             lines = [json.dumps(entry) for entry in (self._head, {"run": self.run_id})]
             write_text(self.spool.path, "".join(f"{line}\n" for line in lines))
+
+
+def _find(client: "MlflowClient", experiment: str, tags: dict[str, str]) -> str | None:
+    """The newest run with the stage and the key of `tags`; without a key, the newest with all of them."""
+    names = ("stage", KEY) if KEY in tags else tuple(tags)
+    wanted = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in names)
+    runs = client.search_runs([experiment], wanted, max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _steps(client: "MlflowClient", run: str) -> dict[str, set[int]]:
+    """The steps of each series that MLflow has."""
+    series = client.get_run(run).data.metrics
+    return {name: {point.step for point in client.get_metric_history(run, name)} for name in series}
 
 
 def _by_process(entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -247,7 +332,7 @@ class Sender(threading.Thread):
         self.stage, self._own = stage, SpoolSender(spool)
         self._uri, self._checkout, self._folder = tracking_uri(), main_checkout(), spool.path.parent
         self._client: MlflowClient | None = None
-        self._experiment = ""
+        self._experiments: Experiments | None = None
         self._failures, self._stopped = 0, False
         self._wake, self._changed = threading.Event(), threading.Condition()
         self._wanted: int | None = None  # bytes of the spool for which `drain` waits
@@ -278,12 +363,17 @@ class Sender(threading.Thread):
         self._wake.set()
 
     def _pass(self) -> None:
-        if self._client is None:
-            client, experiment = connect(self._uri, self._checkout, self._folder)
-            _end_killed_runs(client, experiment)
-            self._send_left(client, experiment)
-            self._client, self._experiment = client, experiment
-        self._own.send(self._client, self._experiment)
+        refusal = None
+        client, experiments = self._client, self._experiments
+        if client is None or experiments is None:
+            client, experiments = connect(self._uri, self._checkout, self._folder)
+            _end_killed_runs(client, experiments.id(EXPERIMENT))
+            refusal = self._send_left(client, experiments)
+        self._own.send(client, experiments)
+        self._client, self._experiments = client, experiments
+        if refusal is not None:
+            reason = _reason(refusal)
+            print(f"{self.stage}: warning: MLflow does not take an earlier record ({reason})", file=sys.stderr)
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -310,21 +400,40 @@ class Sender(threading.Thread):
     def _done(self) -> bool:
         return self._own.ended or (self._wanted is not None and self._own.sent >= self._wanted)
 
-    def _send_left(self, client: "MlflowClient", experiment: str) -> None:
-        """Send the spools of processes that have ended."""
+    def _send_left(self, client: "MlflowClient", experiments: "Experiments") -> Exception | None:
+        """Send the spools of processes that have ended, up to the first that MLflow does not take; its error. That one
+        must not keep this process's own record."""
         for path in sorted(self._folder.glob("*.jsonl")):
             spool = None if path == self._own.spool.path else Spool.claim(path)
             if spool is None:
                 continue
             try:
                 if spool.is_left():
-                    SpoolSender(spool).send(client, experiment, alive=False)
+                    SpoolSender(spool).send(client, experiments, alive=False)
+            except Exception as error:  # whatever it is
+                return error
             finally:
                 spool.close()
+        return None
 
 
-def connect(uri: str, checkout: Path, folder: Path) -> "tuple[MlflowClient, str]":
-    """MLflow's client and the experiment's id. Both are made if need be, by one process at a time."""
+class Experiments:
+    """MLflow's experiments by name, each made when it is first needed, by one process at a time."""
+
+    def __init__(self, client: "MlflowClient", artifacts: str | None, lock_path: Path):
+        self._client, self._artifacts, self._lock = client, artifacts, lock_path
+        self._ids: dict[str, str] = {}
+
+    def id(self, name: str) -> str:
+        """An experiment's id."""
+        if name not in self._ids:
+            with _one_at_a_time(self._lock):
+                self._ids[name] = _experiment(self._client, name, self._artifacts)
+        return self._ids[name]
+
+
+def connect(uri: str, checkout: Path, folder: Path) -> "tuple[MlflowClient, Experiments]":
+    """MLflow's client and the experiments. The database is made if need be, by one process at a time."""
     from mlflow.tracking import MlflowClient
 
     database = checkout / "mlflow.db"
@@ -333,7 +442,8 @@ def connect(uri: str, checkout: Path, folder: Path) -> "tuple[MlflowClient, str]
             with replacing(database) as draft:  # a kill in the middle leaves no half database
                 MlflowClient(sqlite_uri(draft)).search_experiments(max_results=1)
         client = MlflowClient(uri)
-        return client, _experiment(client, (checkout / "mlruns").as_uri() if uri.startswith("sqlite:") else None)
+    artifacts = (checkout / "mlruns").as_uri() if uri.startswith("sqlite:") else None
+    return client, Experiments(client, artifacts, folder / "lock")
 
 
 @contextlib.contextmanager
@@ -345,16 +455,16 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
         yield
 
 
-def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
+def _experiment(client: "MlflowClient", name: str, artifacts: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return experiment.experiment_id
     try:
-        return client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        return client.create_experiment(name, artifact_location=artifacts)
     except MlflowException:  # another machine has created it meanwhile
-        experiment = client.get_experiment_by_name(EXPERIMENT)
+        experiment = client.get_experiment_by_name(name)
         if experiment is None:
             raise
         return experiment.experiment_id

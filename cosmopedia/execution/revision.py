@@ -21,3 +21,19 @@ def git_revision() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def branch() -> str:
+    """The checked-out branch; "" for a commit without one, and outside a git repository."""
+    try:
+        return _git("branch", "--show-current").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def file_at(revision: str, path: str) -> str:
+    """A file's text at a revision; "" where that has none."""
+    try:
+        return _git("show", f"{revision}:./{path}")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -14,12 +14,11 @@ from typing import Any
 
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.budget import NO_BUDGET, Budget, Forecast, forecast, refuse, spent, write_rate
-from cosmopedia.execution.compute import Serving, load_compute
+from cosmopedia.execution.compute import Compute, Serving, load_compute
 from cosmopedia.execution.progress import Progress
-from cosmopedia.generation.complete import CACHED, CompletionRun, LookUp
+from cosmopedia.execution.spending import Ledger
+from cosmopedia.generation.complete import CACHED, SAMPLED, CompletionRun, LookUp
 from cosmopedia.generation.model import GenerationModel
-
-SAMPLED = 256  # completions in the store whose mean length forecasts that of the rest
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,19 @@ class Send:
     def __call__(self, run: CompletionRun, lookup: LookUp) -> None:
         from cosmopedia.execution.servers import release
 
-        serving = load_compute().serving
-        plan = forecast_of(lookup, serving)
+        compute = load_compute()
+        serving = compute.serving
+        plan = forecast_of(lookup, compute)
         if run.total:
             long = f"; {len(lookup.too_long)} prompts too long for the model" if lookup.too_long else ""
             print(f"{run.stage}: {plan.sentence()}{long}", flush=True)
-        run.figures = {"forecast": plan.metrics()}
+        ledger = Ledger(run.stage, lookup.keys.digest)
+        run.figures = {"forecast": plan.metrics(), "spent": ledger.total().figures()}
         if lookup.missing:
             refuse_to_send(run.stage, lookup)
             refuse(plan, self.budget)
             lookup.store.check_writable()
-            _send(run, lookup, plan, serving, self)
+            _send(run, lookup, plan, serving, self, ledger)
         elif not self.keep:
             release(run.stage, lookup.model, serving)
 
@@ -65,20 +66,16 @@ def refuse_to_send(stage: str, lookup: LookUp) -> None:
         raise ConfigError(f"$COSMO_SEND is {answer!r}; set it to never, or unset it")
 
 
-def forecast_of(lookup: LookUp, serving: Serving) -> Forecast:
+def forecast_of(lookup: LookUp, compute: Compute) -> Forecast:
     """What it will cost to complete what is missing."""
-    lengths = []
-    for key, state in zip(lookup.keys, lookup.states, strict=True):
-        if state == CACHED and (completion := lookup.store.get(key)):
-            lengths.append(min(max(completion.tokens, 0), lookup.sampling.max_new_tokens))
-            if len(lengths) == SAMPLED:
-                break
-    mean = sum(lengths) / len(lengths) if len(lengths) >= SAMPLED // 8 else None
+    mean = lookup.mean_tokens(SAMPLED // 8)
     cached = lookup.states.count(CACHED)
-    return forecast(lookup.missing, cached, mean, lookup.sampling.max_new_tokens, lookup.model.identity, serving)
+    limit, identity = lookup.sampling.max_new_tokens, lookup.model.identity
+    prompts, price = lookup.prompt_tokens(), compute.price_per_gpu_hour
+    return forecast(lookup.missing, cached, mean, limit, identity, compute.serving, prompts, price)
 
 
-def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, how: Send) -> None:
+def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, how: Send, ledger: Ledger) -> None:
     """Start the servers, send the requests, end the servers; the store and the run's counts have the results."""
     from cosmopedia.execution.client.dispatcher import Dispatcher
     from cosmopedia.execution.client.endpoints import Pool
@@ -112,7 +109,7 @@ def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, 
             failed_before=run.reasons,
         )
         with Progress(run.stage, lookup.missing, "completions") as progress:
-            status = StatusWriter(run.stage, dispatcher, run.total, run.cached, plan, progress, record)
+            status = StatusWriter(run.stage, dispatcher, run.total, run.cached, plan, progress, record, ledger)
             try:
                 with status:
                     dispatcher.run(lookup.pending())

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cosmopedia.errors import ConfigError, errors_as_sentences
+from cosmopedia.execution.environment import recorded
 from cosmopedia.execution.settings import check_settings_once
 from cosmopedia.files import lock
 
@@ -27,7 +28,7 @@ def run_stage(stage: str, main: Callable[[], str]) -> None:
         if "DVC_STAGE" in os.environ:
             end_with_dvc()
             check_settings_once()
-        with alone(stage):
+        with alone(stage), recorded(stage):
             print(f"{stage}: {main()}", flush=True)
 
 

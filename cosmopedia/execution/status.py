@@ -17,6 +17,7 @@ from cosmopedia.execution.budget import Forecast
 from cosmopedia.execution.client.dispatcher import Dispatcher
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.progress import Progress, remaining_seconds
+from cosmopedia.execution.spending import Ledger, Spent
 from cosmopedia.files import write_text
 from cosmopedia.lineage import store_root
 
@@ -39,9 +40,10 @@ class StatusWriter:
         plan: Forecast,
         progress: Progress,
         record: Run | None = None,
+        ledger: Ledger | None = None,
     ):
         self.stage, self.dispatcher, self.total, self.cached = stage, dispatcher, total, cached
-        self.plan, self.progress, self.record = plan, progress, record
+        self.plan, self.progress, self.record, self.ledger = plan, progress, record, ledger
         self.series: list[dict[str, float]] = []
         self.path = store_root() / "runs" / f"{stage}.status.json"
         self._every, self._since, self._recorded, self._shown = 1, 0, 0.0, 0
@@ -63,6 +65,10 @@ class StatusWriter:
         self._tick("finished" if kind is None else "stopped")
         if self.record is not None:
             self._log(self.status("finished", time.monotonic()))
+            total = self.total_spent().figures() | {f"forecast_{k}": v for k, v in self.plan.metrics().items()}
+            figures = {k: v for k, v in total.items() if isinstance(v, int | float)}
+            names = {k: k if k.startswith("forecast_") else f"spent_{k}" for k in figures}
+            self.record.metrics({names[k]: v for k, v in figures.items()})
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK_SECONDS):
@@ -91,6 +97,8 @@ class StatusWriter:
             if len(self.series) > MAX_POINTS:
                 self.series, self._every = self.series[::2], self._every * 2
         self._write(status)
+        if self.ledger is not None:
+            self.ledger.write(self.spent(now))
         done = self.dispatcher.done
         self.progress.waiting, self.progress.under_way = self._waiting(status, now), status["in_flight"]
         self.progress.advance(
@@ -196,6 +204,17 @@ class StatusWriter:
         """Mean over the time in which tokens arrived."""
         return self._busy / self._watched if self._watched else 0.0
 
+    def spent(self, now: float) -> Spent:
+        """What this attempt has cost until now."""
+        outcome, pool, price = self.dispatcher.outcome, self.dispatcher.pool, self.plan.price
+        hours, gpu_hours = pool.instance_seconds(now) / 3600, pool.gpu_seconds(now) / 3600
+        money = gpu_hours * price if price is not None and gpu_hours else None
+        return Spent(outcome.new, outcome.tokens, outcome.prompt_tokens, hours, gpu_hours, money)
+
+    def total_spent(self) -> Spent:
+        """What these requests have cost, earlier attempts included."""
+        return self.ledger.total() if self.ledger is not None else self.spent(self._last)
+
     def figures(self) -> dict[str, Any]:
         """The run in a few numbers: the forecast and what it was."""
         outcome, pool = self.dispatcher.outcome, self.dispatcher.pool
@@ -206,9 +225,12 @@ class StatusWriter:
             "actual": {
                 "requests": outcome.new + len(outcome.failures),
                 "tokens": outcome.tokens,
+                "prompt_tokens": outcome.prompt_tokens,
                 "gpu_hours": gpu_seconds / 3600 if gpu_seconds else None,
+                "money": self.spent(self._last).money,
                 "instance_hours": instances / 3600,
             },
+            "spent": self.total_spent().figures(),  # over all attempts
             "seconds": seconds,
             "tokens_per_second": outcome.tokens / seconds,
             "tokens_per_second_instance": outcome.tokens / instances if instances else 0.0,

@@ -4,6 +4,7 @@ The rate is the one that this store has measured for the same model and trainer;
 compute file states, `USUAL_MFU` of that.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -57,25 +58,68 @@ def rate(recipe: Recipe) -> tuple[float, str] | None:
     return None
 
 
+@dataclass(frozen=True)
+class TrainingForecast:
+    """What training some seeds takes; `hours` of all of them, one after the other."""
+
+    parameters: int
+    tokens: int  # of one seed
+    flops: float  # of one seed
+    seeds: int
+    tokens_per_second: float | None  # None: no rate is known
+    basis: str  # where the rate comes from
+    gpus: int  # 0: on a CPU
+    disk_bytes: float  # of checkpoints, at most
+    kept: int = 0  # earlier checkpoints of each seed that stay
+    kept_bytes: float = 0.0  # what they take more
+
+    @property
+    def hours(self) -> float | None:
+        return self.tokens / self.tokens_per_second / 3600 * self.seeds if self.tokens_per_second else None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        return self.hours * self.gpus if self.hours is not None and self.gpus else None
+
+    def sentence(self) -> str:
+        """As people read it."""
+        sentence = f"train: {self.parameters / 1e6:,.1f}M parameters, {self.tokens:,} tokens, {self.flops:.2g} FLOPs"
+        if self.seeds > 1:
+            sentence += f" for each of {self.seeds} seeds"
+        if self.hours is not None:
+            duration = f"{self.hours:,.1f} h" if self.hours >= 1 else f"{self.hours * 60:.1f} min"
+            sentence += f"; about {duration} at {self.tokens_per_second:,.0f} tokens/s ({self.basis})"
+            if self.gpu_hours is not None:
+                sentence += f", {self.gpu_hours:,.1f} GPU hours"
+        sentence += f"; checkpoints up to {self.disk_bytes / 1e9:.2g} GB"
+        if self.kept:
+            sentence += (
+                f", {self.kept_bytes / 1e9:.2g} GB more for {self.kept} earlier ones that stay; evaluate takes"
+                f" {self.kept + 1} times as long"
+            )
+        return sentence
+
+
+def forecast(recipe: Recipe, seeds: int, kept: int = 0) -> TrainingForecast:
+    """What training `seeds` models by a recipe takes; `kept` earlier checkpoints of each stay."""
+    speed, basis = rate(recipe) or (None, "no known rate")
+    training = load_compute().training
+    on_gpus = training.peak_tflops or (isinstance(training, SlurmTraining) and training.slurm.gpus)
+    return TrainingForecast(
+        parameters=recipe.parameters,
+        tokens=recipe.tokens,
+        flops=recipe.tokens * recipe.flops_per_token,
+        seeds=seeds,
+        tokens_per_second=speed,
+        basis=basis,
+        gpus=training.layout.processes if recipe.backend == "nanotron" and on_gpus else 0,
+        disk_bytes=3 * BYTES * recipe.parameters,  # two checkpoints are kept while one is written
+        kept=kept,
+        # nanotron keeps whole checkpoints until the end, transformers their weights in fp32
+        kept_bytes=kept * (BYTES if recipe.backend == "nanotron" else WEIGHT_BYTES) * recipe.parameters,
+    )
+
+
 def describe(recipe: Recipe, seeds: int, kept: int = 0) -> str:
-    """The forecast in a sentence; `kept` earlier checkpoints of each seed stay."""
-    flops = recipe.tokens * recipe.flops_per_token
-    sentence = f"train: {recipe.parameters / 1e6:,.1f}M parameters, {recipe.tokens:,} tokens, {flops:.2g} FLOPs"
-    if seeds > 1:
-        sentence += f" for each of {seeds} seeds"
-    known = rate(recipe)
-    if known:
-        speed, source = known
-        hours = recipe.tokens / speed / 3600 * seeds
-        duration = f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
-        sentence += f"; about {duration} at {speed:,.0f} tokens/s ({source})"
-        training = load_compute().training
-        on_gpus = training.peak_tflops or (isinstance(training, SlurmTraining) and training.slurm.gpus)
-        if recipe.backend == "nanotron" and on_gpus:
-            sentence += f", {hours * training.layout.processes:,.1f} GPU hours"
-    disk = 3 * BYTES * recipe.parameters / 1e9  # two checkpoints are kept while one is written
-    sentence += f"; checkpoints up to {disk:.2g} GB"
-    if kept:  # nanotron keeps whole checkpoints until the end, transformers their weights in fp32
-        more = kept * (BYTES if recipe.backend == "nanotron" else WEIGHT_BYTES) * recipe.parameters / 1e9
-        sentence += f", {more:.2g} GB more for {kept} earlier ones that stay; evaluate takes {kept + 1} times as long"
-    return sentence
+    """The forecast in a sentence."""
+    return forecast(recipe, seeds, kept).sentence()

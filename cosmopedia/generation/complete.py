@@ -6,6 +6,8 @@ times (look up, send, hand out), so that neither their texts nor their keys need
 can be iterated over again.
 """
 
+import hashlib
+import heapq
 import json
 import os
 import tempfile
@@ -39,6 +41,8 @@ from cosmopedia.store.store import CompletionStore
 T = TypeVar("T")
 
 TOKENISED = 64  # prompts that are tokenised together
+SAMPLED = 256  # completions in the store whose mean length forecasts that of the rest
+COUNTED = 512  # prompts whose tokens are counted for a forecast
 LOOKED_UP = 1024  # keys that are looked up together
 CACHED, MISSING, TOO_LONG = range(3)  # states of a request
 
@@ -48,6 +52,7 @@ class KeyFile:
 
     def __init__(self) -> None:
         self._folder = store_root() / "runs"
+        self._digest = hashlib.blake2b(digest_size=8)
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
@@ -56,6 +61,12 @@ class KeyFile:
         """Append some."""
         with writing(self._folder):
             self._file.write(b"".join(keys))
+        self._digest.update(b"".join(keys))
+
+    @property
+    def digest(self) -> str:
+        """Names the set of requests: 16 hex characters over all keys in their order."""
+        return self._digest.hexdigest()
 
     def __iter__(self) -> Iterator[str]:
         """Each key as 32 hex characters; several iterators may be in use at once."""
@@ -167,6 +178,8 @@ class LookUp:
         self.keys = KeyFile()
         self.too_long: list[Failure] = []
         missing = array("Q")
+        self.missing_chars = 0  # of the prompts to send, as they are sent
+        sample: list[tuple[int, str]] = []
         for batch in _batches(self.requests, LOOKED_UP):
             prompts = [request.prompt for request in batch]
             keys = [
@@ -177,8 +190,13 @@ class LookUp:
             self.keys.write(raw)
             states = [CACHED if present else MISSING for present in self.store.present(raw)]
             self._mark_too_long(prompts, keys, states)
+            for prompt, key, state in zip(prompts, keys, states, strict=True):
+                if state == MISSING:
+                    self.missing_chars += len(prompt)
+                    _keep_lowest(sample, int(key[:16], 16), prompt)
             missing.extend(int(key[:16], 16) for key, state in zip(keys, states, strict=True) if state == MISSING)
             self.states.extend(states)
+        self._sample = [prompt for _, prompt in sample]
         prefixes = np.frombuffer(missing, np.uint64)
         prefixes.sort()  # in place: eight bytes per request, and no copy
         self._prefixes = prefixes
@@ -203,6 +221,22 @@ class LookUp:
     def missing(self) -> int:
         """Requests that the store has no completion for, and that can be sent."""
         return self.states.count(MISSING)
+
+    def mean_tokens(self, least: int = 1) -> float | None:
+        """Mean tokens of the completions in the store, from `SAMPLED` of them; None for fewer than `least`."""
+        lengths = []
+        for key, state in zip(self.keys, self.states, strict=True):
+            if state == CACHED and (completion := self.store.get(key)):
+                lengths.append(min(max(completion.tokens, 0), self.sampling.max_new_tokens))
+                if len(lengths) == SAMPLED:
+                    break
+        return sum(lengths) / len(lengths) if len(lengths) >= least else None
+
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts to send: counted in `COUNTED` prompts at most, which stand for the others by their
+        length in characters."""
+        chars = sum(map(len, self._sample))
+        return round(self.missing_chars * sum(self.model.count_tokens(self._sample)) / chars) if chars else 0
 
     def reuse(self, import_from: Callable[[], Iterable[Table]]) -> int:
         """Take over what the store lacks from tables of earlier runs; returns how many completions.
@@ -254,6 +288,14 @@ def complete(
     send(run, lookup)
     run.failed = sum(run.reasons.values())
     return run
+
+
+def _keep_lowest(sample: list[tuple[int, str]], number: int, prompt: str) -> None:
+    """Keep the prompts of the `COUNTED` lowest keys: a draw that no order of the requests changes."""
+    if len(sample) < COUNTED:
+        heapq.heappush(sample, (-number, prompt))
+    elif -number > sample[0][0]:
+        heapq.heapreplace(sample, (-number, prompt))
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -7,12 +7,11 @@ seeds; docs/evaluation.md has the keys), data/evaluate/seed-<n>.parquet (DETAIL,
 data/evaluate/heldout-seed-<n>.parquet (HELDOUT, a row per document), metrics/plots/evaluate.csv; for the earlier
 checkpoints that train kept seed-<n>-step-<s>.parquet and heldout-seed-<n>-step-<s>.parquet.
 Contract: the same models, items, documents and machine give the same scores. A seed's score is the mean over its
-checkpoints. Each seed is a run in MLflow with all params, the git revision and the dataset's hash.
+checkpoints. MLflow gets a run per seed and one with the means, once all outs are written: no server that is slow or
+dead costs a score.
 Run: python -m stages.evaluate
 """
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from cosmopedia.evaluation.encoding import Encoder
@@ -28,13 +27,12 @@ from cosmopedia.evaluation.scoring import (
     read_inputs,
     scores_of,
 )
-from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import clear_folder, write_text
-from cosmopedia.lineage import hash_files
 from cosmopedia.seeds import checkpoint_folders, seed_folders, seed_of
 from cosmopedia.tables.row_counts import write_metrics
 from stages.evaluate.floors import CORPUS, by_unigrams, longest_choice, unigram_logprobs
+from stages.evaluate.record import record
 
 MODELS, OUT = Path("models/export"), Path("data/evaluate")
 SCORED = ("panels", "tasks", "groups", "heldout")
@@ -58,11 +56,14 @@ def main() -> str:
     metrics = collect(seeds, floors, params.panels)
     write_metrics(METRICS, metrics)
     write_text(BARS, score_table(metrics))
+    how = {"harness": params.harness, "shots": params.shots, "dtype": params.dtype}
+    on = {**how, "items": inputs.items, "documents": inputs.documents}
+    record(metrics, seeds, models, on, OUT, score_table(metrics))
     return summary_line(metrics)
 
 
 def evaluate(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inputs) -> Scores:
-    """Score one model with its earlier checkpoints, write the answers, record it; returns the means of the scores.
+    """Score one model with its earlier checkpoints, write the answers; returns the means of the scores.
 
     With several checkpoints, `over_checkpoints` has their number and standard deviations.
     """
@@ -72,7 +73,6 @@ def evaluate(model: Path, encoder: Encoder, params: EvaluateParams, inputs: Inpu
         answers.write(OUT, model.name if folder == model else f"{model.name}-{folder.name}")
         checkpoints[folder.name] = answers.scores
     scores = over_seeds(checkpoints)
-    record(scores, model)
     if len(checkpoints) == 1:
         return scores
     return scores | {"over_checkpoints": {"checkpoints": len(checkpoints), **spreads(checkpoints)}}
@@ -126,25 +126,6 @@ def collect(seeds: dict[str, Scores], floors: dict[str, Scores], panels: dict[st
             for seed, scores in seeds.items()
         },
     }
-
-
-def record(scores: Scores, model: Path) -> None:
-    """One MLflow run with a model's scores and lineage."""
-    training = json.loads((model / "training.json").read_text(encoding="utf-8"))
-    tags = {name: str(training[name]) for name in ("dataset_hash", "recipe_hash")}
-    tags |= {"weights_hash": hash_files([model / "model.safetensors"]), "seed": str(seed_of(model))}
-    with Run("evaluate", tags) as run:
-        for name, numbers in named_scores(scores):
-            run.metrics({f"{name}/{key}": value for key, value in numbers.items() if value is not None})
-
-
-def named_scores(scores: Scores) -> Iterator[tuple[str, Scores]]:
-    """The scores of each task, panel and held-out set, under the names that MLflow shows."""
-    yield from scores["tasks"].items()
-    for name, numbers in scores["panels"].items():
-        yield f"average_{name}", numbers
-    for name, numbers in scores["heldout"].items():
-        yield f"heldout_{name}", numbers
 
 
 def summary_line(metrics: Scores) -> str:

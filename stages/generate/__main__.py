@@ -49,9 +49,10 @@ class GenerateParams(Params):
         return Budget(max_gpu_hours=self.max_gpu_hours, max_tokens=self.max_tokens)
 
 
-def all_requests(params: GenerateParams, model: GenerationModel) -> PromptRequests:
-    """A request for each sample of each prompt."""
-    return PromptRequests(PromptTexts(tables_in(PROMPTS)), model, params.seed, params.samples_per_prompt)
+def all_requests(params: GenerateParams, model: GenerationModel, prompts: list[Path] | None = None) -> PromptRequests:
+    """A request for each sample of each prompt, of data/prompts or of the given files."""
+    texts = PromptTexts(prompts or tables_in(PROMPTS))
+    return PromptRequests(texts, model, params.seed, params.samples_per_prompt)
 
 
 def write_run(run: CompletionRun) -> None:

@@ -1,7 +1,8 @@
 """metrics/report.json: the few numbers that DVC compares; and the tables of removals and tokens that it draws.
 
 The important ones come first: `dvc exp show` leaves out columns from the right where a terminal is too narrow. No name
-here comes from a model's text, and nothing here differs between two runs of equal results.
+here comes from a model's text, or is that of a dep (`dvc exp show` takes the two for one column). Nothing here differs
+between two runs of equal results.
 """
 
 import csv
@@ -44,8 +45,6 @@ def headline(facts: Facts) -> dict[str, Any]:
         "heldout_bpb_sd": heldout.get("bpb_sd"),
         f"{panel}_bpb_sd": mean.get("bpb_sd"),
         f"{panel}_acc_norm_sd": mean.get("acc_norm_sd"),
-        "documents": facts.documents,
-        "prompts": prompts["rows_kept"],
         "prompt_duplicates": prompts.get("duplicate_rate", 0) + prompts.get("near_duplicate_rate", 0),
         "truncated": _share(generate.get("finish_reasons", {}).get("length", 0), generate["completed"]),
         "failed": _share(generate["failed"], generate["requests"]),

@@ -7,14 +7,12 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+from cosmopedia.execution.environment import PACKAGES, processor, version_of
 from cosmopedia.execution.revision import git_revision
 from cosmopedia.lineage import store_root
 
-PACKAGES = ("dvc", "torch", "transformers", "datatrove", "tokenizers", "polars", "pyarrow")
 GENERATION = ("label", "pilot", "generate")  # each leaves <store root>/runs/<stage>.json
 
 
@@ -27,32 +25,15 @@ def environment_rows(profile: str) -> list[list[str]]:
         ["profile", profile],
         ["compute file", os.environ.get("COSMO_COMPUTE") or "local"],
         ["machine", f"{platform.node()}, {platform.platform()}"],
-        ["processor", f"{os.cpu_count()} x {_processor()}"],
+        ["processor", f"{os.cpu_count()} x {processor()}"],
         ["Python", platform.python_version()],
-        *[[name, _version(name)] for name in PACKAGES],
+        *[[name, version_of(name) or "not installed"] for name in PACKAGES],
     ]
 
 
 def generation_rows() -> dict[str, list[list[str]]]:
     """What each stage that sends requests sent, reused and cost the last time it ran, by stage."""
     return {stage: rows for stage in GENERATION if (rows := _flat(_record(stage)))}
-
-
-def _processor() -> str:
-    """The processor's name: another one rounds differently, so that a model writes other words."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _record(stage: str) -> dict[str, Any]:

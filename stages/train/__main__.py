@@ -23,7 +23,7 @@ from cosmopedia.tables.row_counts import write_metrics
 from stages.train.metrics import loss_curve, over_seeds
 from stages.train.nanotron.job import job_of
 from stages.train.recipe import TrainParams
-from stages.train.seed_run import train_seed, use_one_gpu
+from stages.train.seed_run import FROM_STORE, record_means, train_seed, use_one_gpu
 from stages.train.windows import check_fit, open_split, read_corpus
 
 TOKENS, OUT = Path("data/tokenize_corpus"), Path("models/train")
@@ -56,6 +56,8 @@ def main() -> str:
     metrics = over_seeds({seed: run.metrics for seed, run in runs.items()})
     write_text(CURVE, loss_curve([run.steps for run in runs.values()]))
     write_metrics(METRICS, metrics)
+    if any(run.remark != FROM_STORE for run in runs.values()):
+        record_means(recipes[0], corpus, metrics)
     loss = "-" if metrics["validation_loss"] is None else f"{metrics['validation_loss']:.3f}"
     return (
         f"{metrics['parameters'] / 1e6:.1f}M parameters, {params.backend}, {len(runs)} seed(s), {params.steps} steps,"

@@ -6,21 +6,24 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from cosmopedia.errors import ClusterError
 from cosmopedia.execution import training_forecast as forecast
-from cosmopedia.execution.mlflow_run import Run
+from cosmopedia.execution.mlflow_params import arm
+from cosmopedia.execution.mlflow_run import About, Dataset, Parent, Run
 from cosmopedia.files import discard, lock, replacing
 from cosmopedia.lineage import hash_files, store_root
 from cosmopedia.rng import content_hash
 from cosmopedia.tables.row_counts import write_metrics
 from stages.train.checkpoints import LOSSES
-from stages.train.metrics import seed_metrics
+from stages.train.metrics import MEANS, seed_metrics
 from stages.train.recipe import Recipe
 from stages.train.steps import RESULTS, Step, read_steps, write_steps
 from stages.train.windows import Corpus, TokenShards
 
+FROM_STORE = "from the store"
 LINEAGE = ("recipe", "recipe_hash", "dataset_hash", "corpus_tokens", "documents")  # in training.json, not in metrics
 
 
@@ -44,6 +47,34 @@ def use_one_gpu() -> None:
     """Show torch one GPU: transformers' Trainer would spread over all of them, with larger batches."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     os.environ["CUDA_VISIBLE_DEVICES"] = first
+
+
+def parent_of(recipe: Recipe, corpus: Corpus) -> Parent:
+    """The run in MLflow over all seeds of a recipe and a corpus."""
+    shared = recipe.model_dump_json(exclude={"seed"})
+    return Parent(f"train {arm()} mean", content_hash("train", shared, corpus.dataset_hash))
+
+
+def facts_of(recipe: Recipe, corpus: Corpus) -> dict[str, str]:
+    """What MLflow shows of a training next to the params."""
+    sizes = {"model_parameters": recipe.parameters, "training_tokens": recipe.tokens}
+    sizes |= {"corpus_tokens": corpus.train.tokens, "documents": corpus.train.documents}
+    return {name: str(size) for name, size in sizes.items()}
+
+
+def datasets_of(corpus: Corpus) -> tuple[Dataset, ...]:
+    """The corpus, as an input of a run in MLflow."""
+    sizes = {"tokens": corpus.train.tokens, "documents": corpus.train.documents}
+    return (Dataset("corpus", corpus.dataset_hash, "data/tokenize_corpus", sizes, "training"),)
+
+
+def record_means(recipe: Recipe, corpus: Corpus, metrics: dict[str, Any]) -> None:
+    """Bring the run over all seeds up to date."""
+    parent = parent_of(recipe, corpus)
+    about = About(parent.name, parent.key, params=facts_of(recipe, corpus), datasets=datasets_of(corpus))
+    tags = {"dataset_hash": corpus.dataset_hash, "seeds": ", ".join(metrics["seeds"])}
+    with Run("train", tags, about=about) as run:
+        run.metrics({name: metrics[name] for name in MEANS if metrics[name] is not None})
 
 
 class SeedRun(NamedTuple):
@@ -72,6 +103,22 @@ def train_seed(
     return SeedRun(metrics, read_steps(out / LOSSES), remark)
 
 
+def trainer_of(recipe: Recipe) -> ModuleType:
+    """The module that trains: `fit` and `resolve_precision`."""
+    if recipe.backend == "nanotron":
+        from stages.train import nanotron_trainer as trainer
+    else:
+        from stages.train import transformers_trainer as trainer
+    return trainer
+
+
+def training_folder(recipe: Recipe, kept: tuple[int, ...], corpus: Corpus) -> Path:
+    """The folder of one seed in the store; `finished/` in it is the result. `kept` are steps whose weights stay."""
+    precision = trainer_of(recipe).resolve_precision(recipe.precision)
+    recipe_hash = content_hash(recipe.model_dump_json(), precision)
+    return store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash, code_hash(), *kept)
+
+
 def finished_folder(
     recipe: Recipe, kept: tuple[int, ...], corpus: Corpus, shards: TokenShards, validation: TokenShards
 ) -> tuple[Path, str]:
@@ -80,21 +127,24 @@ def finished_folder(
     The folder is `<store>/train/<key>/finished`, where the key names recipe, precision, corpus, trainers' code, and
     the steps before the last whose weights are `kept`.
     """
-    if recipe.backend == "nanotron":
-        from stages.train import nanotron_trainer as trainer
-    else:
-        from stages.train import transformers_trainer as trainer
-
+    trainer = trainer_of(recipe)
     precision = trainer.resolve_precision(recipe.precision)
     recipe_hash = content_hash(recipe.model_dump_json(), precision)
-    folder = store_root().resolve() / "train" / content_hash(recipe_hash, corpus.dataset_hash, code_hash(), *kept)
+    folder = training_folder(recipe, kept, corpus)
     finished = folder / "finished"
     if (finished / "training.json").is_file():
-        return finished, "from the store"
+        return finished, FROM_STORE
 
     lineage = {"dataset_hash": corpus.dataset_hash, "recipe_hash": recipe_hash}
     tags = lineage | {"precision": precision, "seed": str(recipe.seed)}
-    with claimed(folder), Run("train", tags, folder.name) as run, replacing(finished) as out:
+    about = About(
+        f"train {arm()} seed {recipe.seed}",
+        folder.name,
+        parent_of(recipe, corpus),
+        facts_of(recipe, corpus) | {"seed": str(recipe.seed)},
+        datasets_of(corpus),
+    )
+    with claimed(folder), Run("train", tags, folder.name, about) as run, replacing(finished) as out:
         out.mkdir()
         trained = trainer.fit(recipe, kept, corpus, shards, validation, folder, out, precision, run)
         metrics = seed_metrics(recipe, corpus, shards.windows, precision, trained)

@@ -68,6 +68,7 @@ class Outcome:
 
     new: int = 0
     tokens: int = 0
+    prompt_tokens: int = 0
     failures: list[Failure] = field(default_factory=list)
     retries: Counter[str] = field(default_factory=Counter)  # by reason, including requests that were completed later
 
@@ -350,6 +351,7 @@ class Dispatcher:
                 self._batch_full.set()
             self.outcome.new += 1
             self.outcome.tokens += result.tokens
+            self.outcome.prompt_tokens += result.prompt_tokens
         else:
             self.outcome.failures.append(result)
             self.reasons[result.reason] += 1

@@ -202,3 +202,30 @@ def test_edits_of_comments_and_docstrings_rerun_nothing_and_others_do(empty_fold
     assert "stages/slow" not in cosmo(app, "check")
     status = subprocess.run([dvc, "status", "--json"], capture_output=True, text=True, check=True)
     assert json.loads(status.stdout) == {"slow": [{"changed deps": {"stages/slow": "modified"}}]}
+
+
+def test_each_run_of_a_stage_is_kept_with_what_it_ran_in_and_delays_nothing(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cosmopedia.execution import environment
+
+    (checkout / ".store/runs").mkdir(parents=True)
+    (checkout / ".store/runs/stages.jsonl").write_text('{"run": "cut sh\n')
+    monkeypatch.setenv("COSMO_COMPUTE", "slurm-h100")
+    entered = time.thread_time()
+    with environment.recorded("prompts"):
+        entered = time.thread_time() - entered
+    with pytest.raises(ZeroDivisionError), environment.recorded("train"):
+        raise ZeroDivisionError
+    first, second = environment.read_runs()
+    assert (first["stage"], first["outcome"], second["outcome"]) == ("prompts", "done", "failed")
+    assert first["images"] == {"serving": "/fsx/images/text-generation-inference.sqsh"} and first["engine"] == "tgi"
+    assert "--max-batch-prefill-tokens=16384" in first["arguments"] and first["profile"] == "smoke"
+    assert first["packages"]["polars"] and first["git_revision"] and first["python"] and first["processor"]
+    assert entered < 0.01
+    shown = cosmo(app, "status", "--runs", 5)
+    assert "prompts" in shown and "done" in shown and "failed" in shown
+    (checkout / ".store/runs/stages.jsonl").unlink()
+    (checkout / ".store/runs/stages.jsonl").mkdir()
+    with environment.recorded("prompts"):  # a record that cannot be written stops no stage
+        pass

@@ -191,10 +191,16 @@ def test_scores_are_those_of_a_direct_computation_on_the_weights_that_are_there(
     assert torch.is_grad_enabled()
 
     with sqlite3.connect(repository / "mlflow.db") as database:
-        assert database.execute("select status from runs").fetchall() == [("FINISHED",), ("FINISHED",)]
-        recorded = dict(database.execute("select key, value from metrics"))
-        assert recorded["average_all/acc_norm"] == pytest.approx(metrics["panels"]["all"]["acc_norm"], rel=1e-5)
-        assert recorded["heldout_together/bpb"] == pytest.approx(metrics["heldout"]["together"]["bpb"], rel=1e-5)
+        finished = "select name, run_uuid from runs where status = 'FINISHED' order by name, end_time"
+        runs = database.execute(finished).fetchall()
+        assert [name for name, _ in runs] == ["no revision mean", "no revision seed 0", "no revision seed 0"]
+        named = "select key, value from metrics where run_uuid = ? order by timestamp"
+        recorded = dict(database.execute(named, (runs[0][1],)))  # of the means, twice: the newer ones count
+        assert recorded["all_acc_norm"] == pytest.approx(metrics["panels"]["all"]["acc_norm"], rel=1e-3)
+        assert recorded["heldout_bpb"] == pytest.approx(metrics["heldout"]["together"]["bpb"], rel=1e-3)
+        seed = dict(database.execute(named, (runs[2][1],)))
+        assert seed["heldout_bpb"] == pytest.approx(metrics["seeds"]["0"]["heldout"]["bpb"], rel=1e-3)
+        assert seed.keys() == recorded.keys() and len(seed) == 1 + 2 * 2 + len(ITEMS)
         assert ("evaluate.max_items", "3") in database.execute("select key, value from params").fetchall()
         tags = dict(database.execute("select key, value from tags"))
         assert tags["dataset_hash"] == "d" * 64 and "git_revision" in tags

@@ -268,11 +268,17 @@ def test_a_killed_training_gives_the_weights_of_an_undisturbed_one(repository: P
     assert [earlier(repository, step).read_bytes() for step in (4, 14)] == kept
     assert len({*kept, undisturbed[0]}) == 3
     with sqlite3.connect(repository / "mlflow.db") as database:
-        runs = database.execute("select run_uuid, status from runs order by start_time").fetchall()
+        runs = database.execute("select name, run_uuid, status from runs order by name").fetchall()
         points = database.execute(
-            "select step from metrics where key = 'loss' and run_uuid = ? order by step", (runs[-1][0],)
+            "select step from metrics where key = 'loss' and run_uuid = ? order by step", (runs[-1][1],)
         ).fetchall()
-    assert [status for _, status in runs] == ["FINISHED", "FINISHED"]  # the killed run and its continuation are one
+        parents = database.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()
+    # The same training, killed and continued, and the undisturbed one before it are one run, below that of the means.
+    assert [(name.rpartition(" ")[0], status) for name, _, status in runs] == [
+        ("train no revision", "FINISHED"),
+        ("train no revision seed", "FINISHED"),
+    ]
+    assert parents == [(runs[0][1],)]
     assert [step for (step,) in points] == list(range(1, STEPS + 1))
 
 
