@@ -40,7 +40,8 @@ class Version:
         return lock_content(text).get("stages") or {}
 
     @cached_property
-    def _hashes(self) -> dict[str, str]:
+    def outs(self) -> dict[str, str]:
+        """The outs that its dvc.lock names, and their hashes."""
         return {out["path"]: out.get("md5", "") for stage in self.lock.values() for out in stage.get("outs") or ()}
 
     @cached_property
@@ -49,7 +50,7 @@ class Version:
 
     def has(self, out: str) -> bool:
         """Whether it has an out at all; of a revision, whether its dvc.lock names it."""
-        return out in self._hashes if self.commit else bool(self.direct.get(out)) or (self.folder / out).exists()
+        return out in self.outs if self.commit else bool(self.direct.get(out)) or (self.folder / out).exists()
 
     def files(self, out: str) -> dict[str, Path]:
         """The files of an out that is a folder, by their names in it; {} without such an out.
@@ -59,9 +60,9 @@ class Version:
         if not self.commit:
             place = self.direct.get(out) or self.folder / out
             return {path.relative_to(place).as_posix(): path for path in sorted(place.rglob("*")) if path.is_file()}
-        if not self._hashes.get(out):
+        if not self.outs.get(out):
             return {}
-        listing = cached_file(self._caches, self._hashes[out])
+        listing = cached_file(self._caches, self.outs[out])
         entries = json.loads(listing.read_text(encoding="utf-8")) if listing else []
         files = {entry["relpath"]: cached_file(self._caches, entry["md5"]) for entry in entries}
         absent = [file for file, path in files.items() if path is None]
@@ -73,11 +74,18 @@ class Version:
             )
         return {file: path for file, path in sorted(files.items()) if path}
 
+    def path(self, out: str) -> Path | None:
+        """An out that is a file; None when it is not here."""
+        if self.commit:
+            digest = self.outs.get(out)
+            return cached_file(self._caches, digest) if digest else None
+        path = self.folder / out
+        return path if path.is_file() else None
+
     def json(self, out: str) -> dict[str, Any] | None:
         """An out that is a JSON file, such as a stage's metrics; None when it is not here."""
-        digest = self._hashes.get(out) if self.commit else None
-        path = cached_file(self._caches, digest) if digest else None if self.commit else self.folder / out
-        return read_json(path) if path and path.is_file() else None
+        path = self.path(out)
+        return read_json(path) if path else None
 
 
 def find(name: str, folder: Path, outs: Iterable[str], fits: Callable[[str], bool], wanted: str) -> Version:
