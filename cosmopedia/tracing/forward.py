@@ -97,7 +97,7 @@ def _origin(corpus: Corpus, row: Row, template_hash: Hasher) -> Row:
 
 
 def source_row(corpus: Corpus, row: Row) -> Row:
-    """The source row: dataset, revision, licence, and title, address and beginning where the source's table is here."""
+    """The source row: dataset, revision, licence; with title, address and text where the source's table is here."""
     known = {"row_id": row["seed_id"], "extract": row["seed_data"]}
     known |= {"revision": row["seed_revision"], "licence": row["seed_licence"]}
     known["dataset"] = dataset_of(corpus, row["source"])
