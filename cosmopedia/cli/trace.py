@@ -159,7 +159,9 @@ def backward(corpus: "Corpus", filters: dict[str, str], without: bool, ids: Path
         for c in report["cells"]
     )
     total = ["all", "", _number(report["generated"]), _number(report["documents"]), _number(report["tokens"])]
-    print_table(["source", "style", "completions", "in the corpus", "tokens"], [*cells, total], right=(2, 3, 4))
+    print_table(
+        ["source", "style", "completions", f"in data/{report['stage']}", "tokens"], [*cells, total], right=(2, 3, 4)
+    )
     typer.echo()
     rows = [("models", ", ".join(" and ".join(model["folders"]) for model in report["models"]) or "none here")]
     more = ["…"] if report["documents"] > len(report["sample_ids"]) else []

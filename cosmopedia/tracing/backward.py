@@ -152,10 +152,12 @@ def first_stage(filters: Filters) -> tuple[str, str]:
 def downstream(first: str, pipeline: Path = Path("dvc.yaml")) -> list[str]:
     """A stage and all that read its outs, directly or through others, in the order of dvc.yaml."""
     stages = read_yaml(pipeline)["stages"]
-    reached = {first}
-    for _ in stages:
-        outs = {out for stage in reached for out in _paths(stages.get(stage, {}), "outs")}
-        reached |= {name for name, stage in stages.items() if any(_reads(dep, outs) for dep in _paths(stage, "deps"))}
+    deps, outs = ({name: _paths(stage, kind) for name, stage in stages.items()} for kind in ("deps", "outs"))
+    reached, new = {first}, {first}
+    while new:
+        made = {out for stage in new for out in outs.get(stage, ())}
+        new = {name for name in stages if name not in reached and any(_reads(dep, made) for dep in deps[name])}
+        reached |= new
     return [name for name in stages if name in reached]
 
 
@@ -163,6 +165,7 @@ def _paths(stage: Mapping[str, Any], kind: str) -> list[str]:
     """A stage's outs or deps; a matrix's item is any."""
     listed = stage.get(kind) or ()
     paths = [next(iter(path)) if isinstance(path, dict) else path for path in listed]
+    paths = [path for path in paths if path.startswith(("data/", "models/", "metrics/"))]
     return [f"{path.partition('${')[0]}*{path.partition('}')[2]}" if "${" in path else path for path in paths]
 
 

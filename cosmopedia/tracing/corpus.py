@@ -64,6 +64,11 @@ class Corpus:
         """The last stage whose documents are here: what a model is trained on, where all of them are."""
         return next((stage for stage in reversed(DOCUMENTS) if self.cells(f"data/{stage}")), None)
 
+    def absent_after(self, stage: str) -> list[str]:
+        """The later stages whose documents are not here, though this version has them."""
+        later = DOCUMENTS[DOCUMENTS.index(stage) + 1 :]
+        return [one for one in later if not self.cells(f"data/{one}") and f"data/{one}" in self.missing]
+
 
 def scan(paths: Iterable[Path]) -> pl.LazyFrame:
     """A frame over files, with the file that a row is from in PATH."""

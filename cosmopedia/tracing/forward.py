@@ -60,15 +60,11 @@ def history(corpus: Corpus, stages: dict[str, Row], template_hash: Hasher) -> Ro
     first, last = next(iter(stages.values())), next(reversed(stages.values()))
     completion_id = first["completion_id"]
     removed = _removed(corpus, completion_id, stages)
-    final = corpus.final()
-    in_corpus = removed is None and final in stages
-    state = "in the corpus" if in_corpus else f"not in data/{final}, and in no table of removed documents"
-    if removed:
-        state = f"removed by {removed['stage']}: {removed['reason']}"
+    in_corpus = removed is None and corpus.final() in stages
     tokens = _tokens(corpus, completion_id) if in_corpus else None
     return {
         "id": completion_id,
-        "state": state,
+        "state": _state(corpus, stages, removed),
         "removed": removed,
         **_origin(corpus, first, template_hash),
         "written_by": {name: first[name] for name in MODEL} | {"tokens": first["text_token_length"]},
@@ -80,6 +76,19 @@ def history(corpus: Corpus, stages: dict[str, Row], template_hash: Hasher) -> Ro
         "models": _models(corpus, tokens),
         "text": removed["text"] if removed else last["text"],
     }
+
+
+def _state(corpus: Corpus, stages: dict[str, Row], removed: Row | None) -> str:
+    """Where a document is, in a few words; what is not here is not guessed."""
+    if removed:
+        return f"removed by {removed['stage']}: {removed['reason']}"
+    final, last = corpus.final() or DOCUMENTS[0], next(reversed(stages))
+    if final in stages:
+        absent = corpus.absent_after(final)
+        return f"in data/{final}; what {' and '.join(absent)} did is not here" if absent else "in the corpus"
+    unknown = [stage for stage in REMOVING if f"data/{stage}" in corpus.missing]
+    reason = f"what {' and '.join(unknown)} removed is not here" if unknown else "in no table of removed documents"
+    return f"in data/{last}, but not in data/{final}; {reason}"
 
 
 def _origin(corpus: Corpus, row: Row, template_hash: Hasher) -> Row:
