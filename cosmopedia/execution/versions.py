@@ -7,7 +7,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,9 @@ class Version:
         """The outs that its dvc.lock names, and their hashes."""
         return {out["path"]: out.get("md5", "") for stage in self.lock.values() for out in stage.get("outs") or ()}
 
-    @cached_property
+    @property
     def _caches(self) -> list[Path]:
-        return cache_folders()
+        return _caches_of(Path.cwd())
 
     def has(self, out: str) -> bool:
         """Whether it has an out at all; of a revision, whether its dvc.lock names it."""
@@ -113,6 +113,12 @@ def find(name: str, folder: Path, outs: Iterable[str], fits: Callable[[str], boo
     if not any(map(version.has, outs)):
         raise DataError(f"{name}: its {LOCK} has no {outs[0]}; run the pipeline there and commit {LOCK}")
     return version
+
+
+@cache
+def _caches_of(checkout: Path) -> list[Path]:
+    """DVC's caches, asked for once: DVC takes a second to say where they are."""
+    return cache_folders()
 
 
 def _experiments() -> dict[str, str]:

@@ -99,7 +99,7 @@ def test_a_piece_of_text_is_found_whatever_its_line_ends(run: Path) -> None:
     assert not several["documents"] and {row["id"] for row in several["matches"]} == {f"{KEPT}-0", f"{OTHER}-0"}
 
 
-def test_a_search_reads_no_more_than_its_bound(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_search_reads_no_more_than_its_bound(run: Path) -> None:
     with pytest.raises(DataError, match="in no text that was read"):
         cosmo(trace.app, "because the Earth", "--read-gb", "0")
     assert traced("A mill", "--source", "web")["documents"]
