@@ -185,12 +185,8 @@ def without_rows(costs: dict[str, Any]) -> list[tuple[str, str]]:
         ("stages that rerun", ", ".join(costs["stages"])),
     ]
     if costs["completions_reused"] is not None:
-        rows.append(
-            (
-                "completions",
-                f"{costs['completions_reused']:,} are in the store or in DVC's cache: none is generated again",
-            )
-        )
+        kept = f"{costs['completions_reused']:,} keep their keys: what the store or DVC's cache has is not generated again"
+        rows.append(("completions", kept))
     if costs["new_completions_at_most"]:
         rows.append(
             ("new", f"at most {costs['new_completions_at_most']:,}: prompts.per_cell lets other rows take their place")

@@ -81,7 +81,7 @@ def _whole(report: Row, names: tuple[str, str]) -> Table:
 
 def _lengths(report: Row, names: tuple[str, str]) -> Table:
     rows = [[q, *(DASH if n is None else f"{n:,}" for n in pair)] for q, pair in report["lengths"].items()]
-    return Table("Lengths in tokens", ("share of documents that are at most so long", *names), "rrr", rows)
+    return Table("Lengths in tokens", ("quantile", *names), "rrr", rows)
 
 
 def _topics(report: Row, names: tuple[str, str]) -> Table:

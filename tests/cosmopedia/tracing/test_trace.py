@@ -182,7 +182,7 @@ def test_a_corpus_without_something_says_what_is_lost_reused_and_done_again(run:
     assert (costs["documents_lost"], costs["documents_left"], costs["completions_reused"]) == (1, 1, 4)
     assert costs["duplicates_that_may_return"] == 1  # COPY was removed because KEPT stays
     assert costs["models_to_train_again"] == ["seed-1"]
-    assert "none is generated again" in cosmo(trace.app, "--source", "web", "--without")
+    assert "is not generated again" in cosmo(trace.app, "--source", "web", "--without")
 
 
 def test_the_stages_that_rerun_are_those_that_dvc_yaml_connects() -> None:
