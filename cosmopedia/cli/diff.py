@@ -13,7 +13,7 @@ from cosmopedia.cli.output import Json, new_app, print_json, print_table, visibl
 from cosmopedia.errors import ConfigError
 
 app = new_app()
-STAGES = ("generate", "clean", "dedup", "decontaminate", "mix")
+STAGES = ("generate", "natural", "clean", "dedup", "decontaminate")
 
 
 @app.command(epilog="Example: cosmo diff HEAD~1 --html diff.html")

@@ -164,6 +164,8 @@ def backward(corpus: "Corpus", filters: dict[str, str], without: bool, ids: Path
     )
     typer.echo()
     rows = [("models", ", ".join(" and ".join(model["folders"]) for model in report["models"]) or "none here")]
+    if mix := report["in_the_mix"]:
+        rows.append(("mix", f"takes {mix['documents']:,} of them, {mix['tokens']:,} tokens with their repeats"))
     more = ["…"] if report["documents"] > len(report["sample_ids"]) else []
     rows.append(("documents", ", ".join([*report["sample_ids"], *more])))
     rows += [("all ids", str(ids))] if ids else []
@@ -185,8 +187,8 @@ def without_rows(costs: dict[str, Any]) -> list[tuple[str, str]]:
         ("stages that rerun", ", ".join(costs["stages"])),
     ]
     if costs["completions_reused"] is not None:
-        kept = f"{costs['completions_reused']:,} keep their keys: what the store or DVC's cache has is not generated again"
-        rows.append(("completions", kept))
+        again = "keep their keys: what the store or DVC's cache has is not generated again"
+        rows.append(("completions", f"{costs['completions_reused']:,} {again}"))
     if costs["new_completions_at_most"]:
         rows.append(
             ("new", f"at most {costs['new_completions_at_most']:,}: prompts.per_cell lets other rows take their place")

@@ -229,6 +229,18 @@ def fates(ids: pl.Series, tables: Mapping[str, Path]) -> Counter[str]:
     return found + Counter({"no document": rest}) if rest and tables else found
 
 
+def mix_of(version: Version) -> dict[str, tuple[int, int]] | None:
+    """Documents that a version's mix takes, and their copies together, by cell; None without a mix."""
+    if version.direct or not version.has("data/mix"):
+        return None
+    cells = cells_of(version, "mix")
+    sums = {
+        name: pl.scan_parquet(paths, glob=False).select(pl.len(), pl.col("copies").sum())
+        for name, paths in cells.items()
+    }
+    return {name: frame.collect().row(0) for name, frame in sums.items()}
+
+
 def js_divergence(one: Mapping[str, int], two: Mapping[str, int]) -> float | None:
     """Jensen-Shannon divergence of two distributions in bits: 0 equal, 1 nothing shared; None when one is empty."""
     names = sorted(one.keys() | two.keys())

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from cosmopedia.dataset_diff.compare import KINDS, QUANTILES, Cell, Side, js_divergence, quantiles
+from cosmopedia.dataset_diff.compare import DOCUMENTS, KINDS, QUANTILES, Cell, Side, js_divergence, mix_of, quantiles
 from cosmopedia.execution.versions import Version
 from cosmopedia.tables.cell_files import source_and_style
 
 TOPICS = 10  # those whose shares moved most
 COUNTS = ("rows_a", "rows_b", *KINDS, "tokens_a", "tokens_b")
 Row = dict[str, Any]
+Mix = dict[str, tuple[int, int]]
 
 
 def report(versions: tuple[Version, Version], stage: str, cells: Iterable[Cell], samples: int) -> Row:
@@ -27,12 +28,14 @@ def report(versions: tuple[Version, Version], stage: str, cells: Iterable[Cell],
     totals = {name: sum(group[name] for group in groups) for name in COUNTS}
     sides = [_together([cell.sides[n] for cell in cells]) for n in (0, 1)]
     lengths = zip(QUANTILES, *(quantiles(side.lengths) for side in sides), strict=True)
+    mixes = mix_rows(*map(mix_of, versions)) if stage == DOCUMENTS[-1] else []
     rates = [rates_of(version) for version in versions]
     return {
         "a": {"name": versions[0].name, "kind": versions[0].kind},
         "b": {"name": versions[1].name, "kind": versions[1].kind},
         "stage": stage,
-        "same": not any(totals[kind] for kind in KINDS),
+        "same": not any(totals[kind] for kind in KINDS) and not mixes,
+        "mix": mixes,
         "totals": totals,
         "groups": groups,
         "changed_by": dict(sum((cell.changed_by for cell in cells), Counter()).most_common()),
@@ -44,6 +47,15 @@ def report(versions: tuple[Version, Version], stage: str, cells: Iterable[Cell],
         "cells": [cell_row(cell, rates) for cell in cells],
         "samples": spread([cell.samples for cell in cells], samples),
     }
+
+
+def mix_rows(a: Mix | None, b: Mix | None) -> list[Row]:
+    """Cells of which two mixes take other numbers of documents or copies; [] where one has no mix."""
+    if a is None or b is None:
+        return []
+    names = sorted(name for name in a.keys() | b.keys() if a.get(name, (0, 0)) != b.get(name, (0, 0)))
+    pairs = {name: list(zip(a.get(name, (0, 0)), b.get(name, (0, 0)), strict=True)) for name in names}
+    return [{"cell": name, "documents": documents, "copies": copies} for name, (documents, copies) in pairs.items()]
 
 
 RATES = ("duplicates", "contaminated", "removed by clean")

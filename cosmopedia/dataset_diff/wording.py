@@ -48,7 +48,7 @@ def tables(report: Row) -> list[Table]:
         return []
     names = (report["a"]["name"], report["b"]["name"])
     found = [_rows(report), _reasons(report), _whole(report, names), _lengths(report, names), _topics(report, names)]
-    return [table for table in [*found, _cells(report)] if table.rows]
+    return [table for table in [*found, _cells(report), _mix(report)] if table.rows]
 
 
 def _rows(report: Row) -> Table:
@@ -105,6 +105,11 @@ def _cells(report: Row) -> Table:
             pairs = [[DASH if v is None else word(v) for v in cell[name]] for name, word in shown.items()]
             rows.append([cell["cell"], *map(_pair, pairs), DASH if drift is None else f"{drift:.4f}"])
     return Table("Cells that differ", head, "lrrrlrr", rows)
+
+
+def _mix(report: Row) -> Table:
+    rows = [[one["cell"], *(_moved(*one[name]) for name in ("documents", "copies"))] for one in report["mix"]]
+    return Table("What the mix takes", ("cell", "documents", "with repeats"), "lrr", rows)
 
 
 def _pair(values: Sequence[str]) -> str:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.files import replacing
 from cosmopedia.params import read_yaml
-from cosmopedia.tracing.corpus import Corpus, collect, scan
+from cosmopedia.tracing.corpus import DOCUMENTS, Corpus, collect, scan
 from cosmopedia.tracing.forward import models
 
 # What can be asked for -> the column that has it.
@@ -77,9 +78,29 @@ def affected(corpus: Corpus, filters: Filters) -> Row:
         "generated": sum(cell["generated"] or 0 for cell in cells) if "generate" in counts else None,
         "documents": documents,
         "tokens": tokens,
+        "in_the_mix": mixed(corpus, filters) if final == DOCUMENTS[-1] else None,
         "sample_ids": samples,
         "models": models(corpus) if documents else [],
     }
+
+
+def mixed(corpus: Corpus, filters: Filters) -> Row | None:
+    """Documents and tokens that the mix takes of them, each as often as it is taken; None without a mix.
+
+    Where the mix takes every document once, which its row groups' statistics say, nothing is joined.
+    """
+    mix, frame = corpus.cells("data/mix"), frame_of(corpus, DOCUMENTS[-1], filters)
+    if not mix or frame is None:
+        return None
+    copies = scan(mix.values()).select("completion_id", "copies")
+    rows, most = collect(copies.select(pl.len(), most=pl.col("copies").max())).row(0)
+    everything = sum(pq.read_metadata(path).num_rows for path in corpus.cells(f"data/{DOCUMENTS[-1]}").values())
+    times = pl.lit(1)
+    if rows != everything or most != 1:
+        frame, times = frame.join(copies, on="completion_id"), pl.col("copies").cast(pl.Int64)
+    tokens = (pl.col("text_token_length").cast(pl.Int64) * times).sum()
+    documents, tokens = collect(frame.select(documents=pl.len(), tokens=tokens)).row(0)
+    return {"documents": documents, "tokens": tokens}
 
 
 def _by_cell(corpus: Corpus, stage: str, filters: Filters) -> dict[tuple[str, str], tuple[int, int]]:

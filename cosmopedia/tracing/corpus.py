@@ -12,7 +12,7 @@ from cosmopedia.errors import DataError
 from cosmopedia.execution.versions import Version
 from cosmopedia.tables.cell_files import cell_of
 
-DOCUMENTS = ("generate", "clean", "dedup", "decontaminate", "mix")  # stages with document tables, in their order
+DOCUMENTS = ("generate", "natural", "clean", "dedup", "decontaminate")  # stages with document tables, in their order
 REMOVING = ("clean", "dedup", "decontaminate")  # those with a table of removed documents
 PATH = "file of the row"
 
@@ -61,13 +61,13 @@ class Corpus:
         return names
 
     def final(self) -> str | None:
-        """The last stage whose documents are here: what a model is trained on, where all of them are."""
+        """The last stage whose documents are here; decontaminate's are those that the mix takes from."""
         return next((stage for stage in reversed(DOCUMENTS) if self.cells(f"data/{stage}")), None)
 
     def absent_after(self, stage: str) -> list[str]:
         """The later stages whose documents are not here, though this version has them."""
         later = DOCUMENTS[DOCUMENTS.index(stage) + 1 :]
-        return [one for one in later if not self.cells(f"data/{one}") and f"data/{one}" in self.missing]
+        return [one for one in later if one in REMOVING and f"data/{one}" in self.missing]
 
 
 def scan(paths: Iterable[Path]) -> pl.LazyFrame:
@@ -88,6 +88,12 @@ def with_id(column: str, what: str) -> pl.Expr:
     """Rows whose id is `what`, or `what` and a sample's number behind a dash."""
     key = pl.col(column)
     return (key >= what) & (key < f"{what}.") & ((key == what) | key.str.starts_with(f"{what}-"))
+
+
+def with_copies(column: str, document: str) -> pl.Expr:
+    """Rows of a document and of its further copies in a mix, whose ids have `#2`, `#3`, ... behind it."""
+    key = pl.col(column)
+    return key.str.starts_with(document) & ((key == document) | key.str.starts_with(f"{document}#"))
 
 
 def rows_with(paths: Mapping[str, Path], condition: pl.Expr, limit: int = 100) -> list[dict]:

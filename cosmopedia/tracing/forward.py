@@ -14,7 +14,17 @@ import polars as pl
 from cosmopedia.execution.versions import read_json
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tracing.changes import word_diff
-from cosmopedia.tracing.corpus import DOCUMENTS, PATH, REMOVING, Corpus, collect, rows_with, scan, with_id
+from cosmopedia.tracing.corpus import (
+    DOCUMENTS,
+    PATH,
+    REMOVING,
+    Corpus,
+    collect,
+    rows_with,
+    scan,
+    with_copies,
+    with_id,
+)  # fmt: skip
 from cosmopedia.tracing.templates import template_origin
 
 MODEL = ("model", "model_revision", "engine", "sampling", "sampling_seed", "finish_reason", "prompt_tokens")
@@ -60,11 +70,12 @@ def history(corpus: Corpus, stages: dict[str, Row], template_hash: Hasher) -> Ro
     first, last = next(iter(stages.values())), next(reversed(stages.values()))
     completion_id = first["completion_id"]
     removed = _removed(corpus, completion_id, stages)
-    in_corpus = removed is None and corpus.final() in stages
-    tokens = _tokens(corpus, completion_id) if in_corpus else None
+    final = corpus.final()
+    copies = _copies(corpus, stages[final]) if final in stages and not removed else None
+    tokens = _tokens(corpus, completion_id) if final in stages and not removed and copies != 0 else []
     return {
         "id": completion_id,
-        "state": _state(corpus, stages, removed),
+        "state": _state(corpus, stages, removed, copies),
         "removed": removed,
         **_origin(corpus, first, template_hash),
         "written_by": {name: first[name] for name in MODEL} | {"tokens": first["text_token_length"]},
@@ -72,17 +83,27 @@ def history(corpus: Corpus, stages: dict[str, Row], template_hash: Hasher) -> Ro
         "cleaning": _cleaning(stages),
         "duplicates": _duplicates(corpus, completion_id, removed),
         "contamination": _contamination(corpus, completion_id, removed),
+        "copies": copies,
         "tokens": tokens,
-        "models": _models(corpus, tokens),
+        "models": models(corpus) if any(place["split"] == "train" for place in tokens) else [],
         "text": removed["text"] if removed else last["text"],
     }
 
 
-def _state(corpus: Corpus, stages: dict[str, Row], removed: Row | None) -> str:
+def _copies(corpus: Corpus, row: Row) -> int | None:
+    """How often the mix takes a document; None without a mix."""
+    paths = corpus.cells("data/mix", cell_of(row[PATH]))
+    found = rows_with(paths, pl.col("completion_id") == row["completion_id"])
+    return sum(one["copies"] for one in found) if corpus.cells("data/mix") else None
+
+
+def _state(corpus: Corpus, stages: dict[str, Row], removed: Row | None, copies: int | None) -> str:
     """Where a document is, in a few words; what is not here is not guessed."""
     if removed:
         return f"removed by {removed['stage']}: {removed['reason']}"
     final, last = corpus.final() or DOCUMENTS[0], next(reversed(stages))
+    if copies == 0:
+        return f"in data/{final}, but the mix leaves it out"
     if final in stages:
         absent = corpus.absent_after(final)
         return f"in data/{final}; what {' and '.join(absent)} did is not here" if absent else "in the corpus"
@@ -110,7 +131,9 @@ def source_row(corpus: Corpus, row: Row) -> Row:
     known = {"row_id": row["seed_id"], "extract": row["seed_data"]}
     known |= {"revision": row["seed_revision"], "licence": row["seed_licence"]}
     known["dataset"] = dataset_of(corpus, row["source"])
-    path = corpus.file(f"data/sources/{row['source']}.parquet") if row["seed_id"] else None
+    table = f"data/sources/{row['source']}.parquet"
+    own = row["seed_id"] and (row["style"] != "natural" or corpus.version.has(table))  # other datasets have no table
+    path = corpus.file(table) if own else None
     rows = rows_with({"": path}, pl.col("row_id") == row["seed_id"]) if path else []
     return known | ({name: rows[0][name] for name in ("title", "url", "text")} if rows else {})
 
@@ -198,18 +221,17 @@ def _contamination(corpus: Corpus, completion_id: str, removed: Row | None) -> R
     return {"removed_for": items, "paraphrases": [{name: pair[name] for name in shown} for pair in pairs]}
 
 
-def _tokens(corpus: Corpus, completion_id: str) -> Row | None:
-    """The shard that has a document, its first token there and its number of tokens."""
+def _tokens(corpus: Corpus, completion_id: str) -> list[Row]:
+    """The shards that have a document, its first token there and its number of tokens; one place per copy."""
+    places = []
     for split in SPLITS:
         named = _named(corpus, "data/tokenize_corpus", f"{split}/documents.parquet")
-        for row in rows_with(named, pl.col("completion_id") == completion_id):
+        for row in rows_with(named, with_copies("completion_id", completion_id)):
             shard = f"data/tokenize_corpus/{split}/{row['shard']:03d}_{split}.ds"
-            return {"split": split, "shard": shard, "start": row["start"], "tokens": row["tokens"]}
-    return None
-
-
-def _models(corpus: Corpus, tokens: Row | None) -> list[Row]:
-    return models(corpus) if tokens and tokens["split"] == "train" else []
+            places.append({"split": split, "shard": shard, "start": row["start"], "tokens": row["tokens"]})
+        if places:  # all copies are on one side
+            break
+    return places
 
 
 def models(corpus: Corpus) -> list[Row]:

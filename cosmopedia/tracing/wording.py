@@ -20,7 +20,9 @@ def groups(history: Row, full: bool) -> list[Group]:
     parts[0][1][1:1] = [("cell", f"{history['source']} x {history['style']}, for {history['audience']}")]
     if history["template"]["path"]:
         parts.append(("template", _template(history["template"])))
-    parts.append(("prompt", [("id", history["prompt_id"]), ("text", cut(history["prompt"], full) or "(none)")]))
+    parts += [("prompt", [("id", history["prompt_id"]), ("text", cut(history["prompt"], full))])] * bool(
+        history["prompt"]
+    )
     if history["source_row"]["row_id"]:
         parts.append(("source row", _source_row(history["source_row"], full)))
     if history["topic"]:
@@ -44,13 +46,16 @@ def _after_writing(history: Row, full: bool) -> list[Group]:
         changed = history["cleaning"]["changed"]
         after.append(("clean", marked(history["cleaning"]["diff"], full) if changed else "changed nothing"))
     after += [("dedup", _dedup(history)), ("decontaminate", _decontamination(history))]
-    if history["tokens"]:
-        tokens = history["tokens"]
-        after.append(("tokens", f"{tokens['shard']}, {tokens['tokens']} from token {tokens['start']:,} on"))
-        if tokens["split"] == "validation":
-            after.append(("", "a validation document: no model is trained on it"))
+    if history["copies"] is not None:
+        after.append(("mix", f"takes it {history['copies']} times"))
+    for place in history["tokens"]:
+        after.append(("tokens", f"{place['shard']}, {place['tokens']} from token {place['start']:,} on"))
+    if any(place["split"] == "validation" for place in history["tokens"]):
+        after.append(("", "a validation document: no model is trained on it"))
     after += [("trained on it", _model(model)) for model in history["models"]]
     text = [("", cut(history["text"], full))]
+    if not written["model"]:
+        model = [("", "no model: natural text")]
     if history["removed"]:
         after.append(("removed by", f"{history['removed']['stage']}: {history['removed']['reason']}"))
     return [("written by", model), ("what became of it", [pair for pair in after if pair[1]]), ("text", text)]

@@ -85,6 +85,16 @@ def test_added_removed_and_changed_documents_are_counted_where_they_are(two: Pat
     assert report["removed_in_b"] == {"no document": 1}
 
 
+def test_two_mixes_of_the_same_documents_differ(two: Path) -> None:
+    for name, copies in (("a", 1), ("b", 3)):
+        (two / name / "data/mix").mkdir()
+        pl.DataFrame({ID: [f"{KEPT}-0"], "copies": [copies]}).write_parquet(two / name / "data/mix" / CELL)
+    report = compared("a", "b")
+    assert not report["same"] and report["totals"]["changed"] == 0
+    assert report["mix"] == [{"cell": "web-blogpost", "documents": [1, 1], "copies": [1, 3]}]
+    assert "What the mix takes" in cosmo(diff.app, "a", "b")
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -224,7 +234,7 @@ def test_revisions_are_compared_and_traced_from_dvcs_cache(two: Path) -> None:
     assert (report["totals"]["removed"], report["changed_by"]) == (1, {"written anew": 1})
     assert compared("at-a", "a")["same"] and compared("at-a", "HEAD~1")["same"]
     (old,) = json.loads(cosmo(trace.app, f"{OTHER}-0", "--rev", "at-a", "--json"))["documents"]
-    assert old["state"] == "in the corpus" and old["tokens"]["split"] == "validation"
+    assert old["state"] == "in the corpus" and old["tokens"][0]["split"] == "validation"
     run("rm", "-r", ".dvc/cache/files")
     with pytest.raises(
         DataError, match=r"at-a: data/decontaminate is not in DVC's cache; `git checkout \w+ -- dvc.lock"

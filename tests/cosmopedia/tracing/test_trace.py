@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from cosmopedia.cli import trace
@@ -59,7 +60,7 @@ def test_a_document_in_the_corpus_has_its_whole_history(run: Path) -> None:
     assert found["cleaning"]["diff"] == [["-", "Sure! Here it is.\n\n"], ["=", TEXT]]
     assert [other["id"] for other in found["duplicates"]["removed"]] == [f"{COPY}-0"]
     shard = "data/tokenize_corpus/train/000_train.ds"
-    assert found["tokens"] == {"split": "train", "shard": shard, "start": 1234, "tokens": 18}
+    assert found["tokens"] == [{"split": "train", "shard": shard, "start": 1234, "tokens": 18}]
     assert [model["model"] for model in found["models"]] == ["seed-1"]  # seed-2 is trained on another corpus
     assert found["text"] == TEXT
     assert one(KEPT) == found  # a prompt's id is its completions'
@@ -67,7 +68,7 @@ def test_a_document_in_the_corpus_has_its_whole_history(run: Path) -> None:
 
 def test_no_model_is_trained_on_a_validation_document(run: Path) -> None:
     found = one(OTHER)
-    assert found["tokens"]["split"] == "validation" and found["models"] == []
+    assert found["tokens"][0]["split"] == "validation" and found["models"] == []
     assert "no model is trained on it" in cosmo(trace.app, OTHER)
 
 
@@ -123,7 +124,7 @@ def test_part_of_the_data_is_enough_and_what_is_missing_is_named(run: Path) -> N
         shutil.rmtree(run / "data" / folder)
     found = traced(f"{KEPT}-0")
     (history,) = found["documents"]
-    assert history["state"] == "in the corpus" and history["cleaning"] is None and history["tokens"] is None
+    assert history["state"] == "in the corpus" and history["cleaning"] is None and history["tokens"] == []
     assert found["missing"]["data/generate"] == "dvc pull data/generate"
     assert found["missing"]["data/sources/web.parquet"] == "dvc pull data/sources/web.parquet"
     assert "data/mix" not in found["missing"]  # this pipeline has no such stage
@@ -145,13 +146,46 @@ def test_what_later_stages_did_is_not_guessed(run: Path) -> None:
     assert one(COPY)["state"] == "in data/clean, but not in data/decontaminate; what dedup removed is not here"
 
 
-def test_a_document_without_a_prompt_is_traced(run: Path) -> None:
-    """Natural text in the mix has no prompt, template or model."""
-    empty = dict.fromkeys(("prompt", "template", "template_hash", "seed_data", "model", "engine", "key"), "")
-    write_cell(run / "data/mix", [document(**empty, completion_id="page-1", text="From the web.", seed_id="")])
-    assert one("page-1")["state"] == "in the corpus"
-    assert "From the web." in cosmo(trace.app, "page-1")
-    assert one(f"{KEPT}-0")["state"].endswith("but not in data/mix; in no table of removed documents")
+def natural(number: int) -> dict[str, Any]:
+    """Natural text: no prompt, template or model."""
+    names = ("prompt", "prompt_id", "template", "template_hash", "seed_data", "model", "engine", "key", "audience")
+    own = {"completion_id": f"fineweb/{number}", "text": f"From the web, number {number}.", "seed_id": "0a"}
+    return document(**dict.fromkeys(names, ""), **own, source="fineweb", style="natural", text_token_length=7)
+
+
+def mix(run: Path, **copies: int) -> None:
+    """A mix of the natural document and those of the run, by their ids."""
+    schema = {"completion_id": pl.String, "copies": pl.Int32}
+    cells = {"fineweb-natural": "fineweb/", "web-blogpost": ""}
+    (run / "data/mix").mkdir()
+    for cell, start in cells.items():
+        taken = {i: n for i, n in sorted(copies.items()) if i.startswith("fineweb/") == bool(start)}
+        rows = {"completion_id": list(taken), "copies": list(taken.values())}
+        pl.DataFrame(rows, schema=schema).write_parquet(run / f"data/mix/{cell}.parquet")
+
+
+def test_natural_text_and_repeats_of_a_mix_are_traced(run: Path) -> None:
+    for stage in ("natural", "clean", "dedup", "decontaminate"):
+        write_cell(run / "data" / stage, [natural(1)], "fineweb-natural.parquet")
+    mix(run, **{f"{KEPT}-0": 1, "fineweb/1": 2})
+    places = pl.read_parquet(run / "data/tokenize_corpus/train/documents.parquet")
+    copies = [places.with_columns(completion_id=pl.lit(i)) for i in ("fineweb/1", "fineweb/1#2", "fineweb/11")]
+    pl.concat([places, *copies]).write_parquet(run / "data/tokenize_corpus/train/documents.parquet")
+    found = one("fineweb/1")
+    assert (found["state"], found["copies"], len(found["tokens"])) == ("in the corpus", 2, 2)
+    printed = cosmo(trace.app, "fineweb/1")
+    assert (
+        "From the web, number 1." in printed and "no model: natural text" in printed and "takes it 2 times" in printed
+    )
+    assert one(OTHER)["state"] == "in data/decontaminate, but the mix leaves it out" and not one(OTHER)["models"]
+    assert traced("--source", "fineweb")["in_the_mix"] == {"documents": 1, "tokens": 14}
+    assert traced("--source", "web")["in_the_mix"] == {"documents": 1, "tokens": 21}
+
+
+def test_a_mix_of_everything_once_is_the_corpus(run: Path) -> None:
+    mix(run, **{f"{KEPT}-0": 1, f"{OTHER}-0": 1})
+    report = traced("--source", "web")
+    assert report["in_the_mix"] == {"documents": report["documents"], "tokens": report["tokens"]}
 
 
 def test_what_comes_from_something_is_counted_by_source_and_style(run: Path) -> None:
