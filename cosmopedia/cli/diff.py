@@ -1,4 +1,4 @@
-"""diff: say what differs between two versions of the corpus, row by row.
+"""diff: say what differs between two versions of the corpus.
 
 A version is a git revision, a DVC experiment or a folder; docs/lineage.md shows an example.
 """
