@@ -1,4 +1,4 @@
-"""trace: say where a document came from, or what came from a source or topic.
+"""trace: say where a document came from, or what came from a source.
 
 Reads the tables of this checkout, or of a revision from DVC's cache; docs/lineage.md shows examples.
 """
