@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from cosmopedia.errors import DataError
 
 ID = "completion_id"
-BATCH = 5_000  # rows of one side; 2 kB of text and of prompt each are 20 MB
+BATCH = 2_000  # rows of one side; with texts of 3 kB a comparison takes 240 MB, however many rows there are
 
 
 def batches(paths: Iterable[Path], columns: list[str], batch_rows: int = BATCH) -> Iterator[pl.DataFrame]:

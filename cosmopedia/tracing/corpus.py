@@ -90,12 +90,6 @@ def with_id(column: str, what: str) -> pl.Expr:
     return (key >= what) & (key < f"{what}.") & ((key == what) | key.str.starts_with(f"{what}-"))
 
 
-def with_copies(column: str, document: str) -> pl.Expr:
-    """Rows of a document and of its further copies in a mix, whose ids have `#2`, `#3`, ... behind it."""
-    key = pl.col(column)
-    return key.str.starts_with(document) & ((key == document) | key.str.starts_with(f"{document}#"))
-
-
 def rows_with(paths: Mapping[str, Path], condition: pl.Expr, limit: int = 100) -> list[dict]:
     """Whole rows, with the name of their file (of `paths`) in PATH; [] without files."""
     if not paths:

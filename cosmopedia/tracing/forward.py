@@ -22,13 +22,13 @@ from cosmopedia.tracing.corpus import (
     collect,
     rows_with,
     scan,
-    with_copies,
     with_id,
 )  # fmt: skip
 from cosmopedia.tracing.templates import template_origin
 
 MODEL = ("model", "model_revision", "engine", "sampling", "sampling_seed", "finish_reason", "prompt_tokens")
 LIKE = 20  # duplicates that are listed
+COPIES = 10_000  # of one document, at most
 SPLITS = ("train", "validation")
 
 Row = dict[str, Any]
@@ -226,7 +226,9 @@ def _tokens(corpus: Corpus, completion_id: str) -> list[Row]:
     places = []
     for split in SPLITS:
         named = _named(corpus, "data/tokenize_corpus", f"{split}/documents.parquet")
-        for row in rows_with(named, with_copies("completion_id", completion_id)):
+        # the n-th copy of a mix has `#n` behind its id; one test per id, for this table is in no order and read whole
+        rows = rows_with(named, pl.col("completion_id").str.starts_with(completion_id), limit=COPIES)
+        for row in (row for row in rows if row["completion_id"].partition("#")[0] == completion_id):
             shard = f"data/tokenize_corpus/{split}/{row['shard']:03d}_{split}.ds"
             places.append({"split": split, "shard": shard, "start": row["start"], "tokens": row["tokens"]})
         if places:  # all copies are on one side
