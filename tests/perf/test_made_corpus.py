@@ -1,6 +1,8 @@
-"""The made-up corpus of perf.trace is a finished run: its tables have their contracts, and what is planted is found."""
+"""The made-up corpus of perf.trace is a finished run: its tables have their contracts, what is planted is found."""
 
 from pathlib import Path
+
+import pytest
 
 from cosmopedia.dataset_diff.compare import compare
 from cosmopedia.dataset_diff.report import report
@@ -11,6 +13,7 @@ from cosmopedia.tracing.forward import trace
 from perf.made_corpus import CELLS, made_corpus
 
 
+@pytest.mark.slow
 def test_a_made_corpus_can_be_traced_and_its_changes_are_found(tmp_path: Path) -> None:
     for name, changed in (("a", 0), ("b", 10)):
         made_corpus(tmp_path / name, 50 * len(CELLS), changed)
