@@ -1,7 +1,10 @@
 """A small run as its stages leave it, made by hand: five documents, one of them removed by each of three stages."""
 
 import json
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,8 +66,16 @@ def removed(folder: Path, *rows: tuple[dict, str, object]) -> None:
     write_table(folder / "removed/removed.parquet", table, REMOVED)
 
 
-def finished_run(root: Path) -> dict[str, dict]:
-    """Write data/ and models/ of the run below `root`; the generated rows by prompt id."""
+def finished_run(root: Path) -> None:
+    """Put data/ and models/ of the run below `root`."""
+    shutil.copytree(_made().name, root, dirs_exist_ok=True)
+
+
+@cache
+def _made() -> TemporaryDirectory[str]:
+    """The run, written once and copied from here."""
+    folder = TemporaryDirectory(prefix="finished-run-")
+    root = Path(folder.name)
     data, rows = root / "data", made_rows()
     write_cell(data / "generate", list(rows.values()))
     failed = {
@@ -86,7 +97,7 @@ def finished_run(root: Path) -> dict[str, dict]:
     removed(data / "decontaminate", (rows[LEAKED], "contaminated", {"items": [{"item_id": "arc_easy/000001"}]}))
     _before(data, rows)
     _after(root)
-    return rows
+    return folder
 
 
 def _before(data: Path, rows: dict[str, dict]) -> None:
