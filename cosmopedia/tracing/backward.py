@@ -142,7 +142,8 @@ def without(corpus: Corpus, report: Row) -> Row:
     final, filters = report["stage"], report["filters"]
     total = _by_cell(corpus, final, {})
     rows, tokens = (sum(one[n] for one in total.values()) for n in (0, 1))
-    first, edit = first_stage(filters)
+    natural = {cell["style"] for cell in report["cells"]} == {"natural"}
+    first, edit = ("natural", "leave the component out of mix.presets") if natural else first_stage(filters)
     generated = sum(one[0] for one in _by_cell(corpus, "generate", {}).values()) if report["generated"] else None
     return {
         "documents_lost": report["documents"],
