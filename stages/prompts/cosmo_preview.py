@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cosmopedia.cli.output import Json, new_app, print_json, print_table
+from cosmopedia.cli.output import Json, new_app, print_json, print_table, visible
 from cosmopedia.errors import ConfigError
 
 app = new_app()
@@ -42,8 +42,8 @@ def preview(
         print_json(shown)
         return
     for row in shown["prompts"]:
-        seed_id, prompt = prompts.visible(row["seed_id"]), prompts.visible(row["prompt"])
+        seed_id, prompt = visible(row["seed_id"]), visible(row["prompt"])
         typer.echo(f"--- {seed_id}, {shown['format']} for {shown['audience']}\n{prompt}\n")
         if row["completion"] is not None:
-            typer.echo(f"--- completion\n{prompts.visible(row['completion'])}\n")
+            typer.echo(f"--- completion\n{visible(row['completion'])}\n")
     typer.echo(f"{len(shown['prompts'])} of {source}-{style}, {shown['template']} ({shown['template_digest'][:8]})")

@@ -5,7 +5,6 @@ web.parquet where they exist, else the first records of the profile's dataset an
 """
 
 import asyncio
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ from stages.sources.reader import reader_of
 
 READ = 200  # rows of a dataset that are drawn from, when the sources stage has not run
 TIMEOUT_S = 600.0  # of a completion
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what a terminal would obey
 
 
 def style_of(params: PromptsParams, source: str, name: str) -> Style:
@@ -122,11 +120,6 @@ def first_rows(source: str) -> pl.DataFrame:
 def note(text: str) -> None:
     """A remark for the person, next to the prompts."""
     print(f"note: {text}", file=sys.stderr)
-
-
-def visible(text: str) -> str:
-    """Text for a terminal: control characters and direction overrides are spelled out."""
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def completions(prompts: list[tuple[str, str]], url: str) -> list[str]:

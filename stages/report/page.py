@@ -4,9 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
-from cosmopedia.text import without_controls
+from cosmopedia.pages import page_template
 from stages.report.facts import FILTERS, Facts
 from stages.report.run_record import environment_rows, generation_rows
 
@@ -22,7 +20,7 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
     if CLUSTERS.is_file():
         images["clusters"] = data_uri(CLUSTERS)
     contamination_head, contamination = contamination_table(facts)
-    return template("page.html.j2").render(
+    return page_template(HERE, "page.html.j2").render(
         profile=profile,
         images={"clusters": None} | images,
         sections=SECTIONS,
@@ -64,21 +62,9 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
     )
 
 
-def template(name: str) -> Template:
-    """A page's template; it escapes what it is given, and leaves control characters out."""
-    pages = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=_without_controls
-    )
-    return pages.get_template(name)
-
-
-def _without_controls(value: Any) -> Any:
-    return without_controls(value) if type(value) is str else value
-
-
 def render_run(profile: str) -> str:
     """The page about the run, which is no result."""
-    return template("run.html.j2").render(
+    return page_template(HERE, "run.html.j2").render(
         profile=profile, environment=environment_rows(profile), generation=generation_rows()
     )
 

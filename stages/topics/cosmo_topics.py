@@ -1,4 +1,4 @@
-"""topics: show how clusters were decided, and propose decisions for those without one."""
+"""topics: show how clusters were decided, and propose decisions."""
 
 from typing import Annotated
 

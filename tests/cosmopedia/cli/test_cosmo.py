@@ -15,8 +15,8 @@ from cosmopedia.errors import ClusterError, ConfigError, DataError
 from tests.support.command_line import cosmo
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ["calibrate", "check", "cluster", "compare", "deps", "doctor", "lock", "pin", "plan", "preview"]
-COMMANDS += ["status", "store"]
+COMMANDS = ["calibrate", "check", "cluster", "compare", "deps", "diff", "doctor", "lock", "pin", "plan", "preview"]
+COMMANDS += ["status", "store", "topics", "trace"]
 CLUSTER = ["submit", "stop", "reap"]
 STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "unused"]
 HEAVY = ("numpy", "polars", "pyarrow", "torch", "transformers", "dvc", "mlflow", "psutil", "jinja2", "rich")
