@@ -23,6 +23,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.parquet import ParquetWriter
 from datatrove.utils.stats import PipelineStats
 
+from cosmopedia.corpus.components import NATURAL, is_natural, synthetic_first
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import Data
 from cosmopedia.execution.data_tasks import DataTasks
@@ -142,20 +143,32 @@ class CorpusRun:
     `mb_per_second` is how fast a worker of the stage is, where it is far from the others: with the bytes of the input
     it decides how many tasks and workers pay, up to what the compute file allows. Results do not depend on it.
 
+    `natural` is a second folder, of natural text; later stages find its cells among their others. `synthetic` are the
+    cells that are not, `synthetic_rows` their documents: every total is theirs (corpus/components.py).
+
     A context manager: empties `out` on entry; on exit removes the scratch folder, unless tasks failed or the run was
     stopped (see `DataTasks`). Pipelines write to `scratch`, and cells through `WriteCells`.
     """
 
     def __init__(
-        self, stage: str, folder: Path | str, out: Path | str, data: Data, mb_per_second: float = MB_PER_SECOND
+        self,
+        stage: str,
+        folder: Path | str,
+        out: Path | str,
+        data: Data,
+        mb_per_second: float = MB_PER_SECOND,
+        natural: Path | str | None = None,
     ):
         self.stage, self.out, self.data = stage, Path(out), data
-        self.cells = tables_in(folder)
+        self.cells = tables_in(folder) if natural is None else _of_both(tables_in(folder), Path(natural))
+        self.cells = synthetic_first(self.cells)
+        self.synthetic = [cell for cell in self.cells if not is_natural(cell)]
         footers = [_checked_footer(cell) for cell in self.cells]
         self.rows = sum(footer.num_rows for footer in footers)
-        if not self.rows:
+        self.synthetic_rows = sum(footer.num_rows for footer in footers[: len(self.synthetic)])
+        if not self.synthetic_rows:
             raise DataError(
-                f"{folder}: no row in {len(self.cells)} file(s), so there is nothing for {stage}; see"
+                f"{folder}: no row in {len(self.synthetic)} file(s), so there is nothing for {stage}; see"
                 f" metrics/{Path(folder).name}.json for what became of the rows, and run {Path(folder).name} again"
             )
         check_rows(self.cells)
@@ -198,9 +211,9 @@ class CorpusRun:
     def settle(self, parts: list[Path], keep: bool = True) -> tuple[dict[str, Any], list[dict]]:
         """Merge the exclusion writers' folders into `removed/removed.parquet` and balance the row counts.
 
-        Returns metrics (rows overall and by cell, removed rows by reason) and, with `keep`, the removed rows without
-        their texts. Memory does not grow with the rows, except for those that are kept. `DataError` when no row is
-        left.
+        Returns metrics (rows of the synthetic part and by cell, removed rows by reason) and, with `keep`, the removed
+        rows without their texts. Memory does not grow with the rows, except for those that are kept. `DataError` when
+        no row of the synthetic part is left.
         """
         self.arrays.check()
         counts = {cell: RowCounts(cell) for cell in map(cell_of, self.cells)}
@@ -219,7 +232,7 @@ class CorpusRun:
             counts[cell_of(cell)].rows_in += count_rows(cell)
             counts[cell_of(cell)].kept += count_rows(self.out / cell.name)
         total = RowCounts(self.stage)
-        for count in counts.values():
+        for count in (counts[cell] for cell in sorted(set(map(cell_of, self.synthetic)))):
             total.rows_in += count.rows_in
             total.kept += count.kept
             total.removed.update(count.removed)
@@ -232,7 +245,8 @@ class CorpusRun:
         """The message for a corpus that is removed as a whole: which rule took most, and an example of it."""
         table = self.out / "removed" / "removed.parquet"
         reason, removed = counts.removed.most_common(1)[0]
-        row = next(row for row in read_rows([table], REMOVED) if row["reason"] == reason)
+        rows = (row for row in read_rows([table], REMOVED) if row["style"] != NATURAL)
+        row = next(row for row in rows if row["reason"] == reason)
         cell = f"{row['source']}-{row['style']}"
         return (
             f"{self.out}: none of {counts.rows_in} documents is left; {reason!r} took {removed}"
@@ -258,6 +272,12 @@ def statistic(stats: PipelineStats, prefix: str) -> dict[str, int]:
                 name = label.removeprefix(prefix)
                 totals[name] = totals.get(name, 0) + int(value.total)
     return dict(sorted(totals.items()))
+
+
+def natural_rows(metrics: dict[str, Any]) -> str:
+    """ "; web-natural 324 of 334", for a summary line; "" without natural text. `metrics`: what `settle` returns."""
+    cells = {cell: counts for cell, counts in metrics["cells"].items() if is_natural(cell)}
+    return "".join(f"; {cell} {counts['rows_kept']} of {counts['rows_in']}" for cell, counts in cells.items())
 
 
 def check_rows(cells: list[Path]) -> None:
@@ -299,6 +319,15 @@ def _refuse_shared_id(cells: list[Path], twice: np.ndarray) -> None:
                         f" {cell.name}); ids must be unique over all cells: run the stage that writes them again, or"
                         " remove one of the files"
                     )
+
+
+def _of_both(written: list[Path], natural: Path) -> list[Path]:
+    """The cells of completions and those of natural text; `DataError` where a style has the name of the latter."""
+    if wrong := [cell for cell in written if is_natural(cell)]:
+        raise DataError(
+            f"{wrong[0]}: no style may be named {NATURAL!r}, the cells of natural text are; rename the template"
+        )
+    return [*written, *natural.glob("*.parquet")]
 
 
 def _checked_footer(cell: Path) -> pq.FileMetaData:

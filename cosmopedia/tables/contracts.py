@@ -327,7 +327,7 @@ _PROMPT_FIELDS: dict[str, object] = {
 PROMPT = Contract("prompts", _schema(**_PROMPT_FIELDS), "prompt_id", in_name=("source", "style"))
 
 _DOCUMENT_FIELDS: dict[str, object] = {
-    "completion_id": _s,  # "<prompt_id>-<sample index>"
+    "completion_id": _s,  # "<prompt_id>-<sample index>"; of natural text "<component>/<hash of the row's id>"
     "prompt": _s,
     "text_token_length": _i32,  # tokens that the model wrote, as the server counted them; without a thought's
     "text": _s,
@@ -346,7 +346,8 @@ _DOCUMENT_FIELDS: dict[str, object] = {
     "engine": _s,
 }
 
-# What generate, clean, dedup and decontaminate hand on: the published dataset's six columns first, then the lineage.
+# What generate, natural, clean, dedup and decontaminate hand on: the published dataset's six columns first, then the
+# lineage.
 DOCUMENT = Contract(
     "documents",
     _schema(**_DOCUMENT_FIELDS),
@@ -374,6 +375,9 @@ FAILED = Contract(
     _schema(completion_id=_s, prompt_id=_s, key=_s, reason=_s, detail=_s, attempts=_i32),
     "completion_id",
 )
+
+# How often a document of data/decontaminate is in the mix. Only those that are.
+MIXED = Contract("documents of the mix", _schema(completion_id=_s, copies=_i32), "completion_id", {"copies": 1})
 
 # A document that a stage removed, with the whole evidence as JSON.
 REMOVED = Contract(

@@ -1,16 +1,18 @@
 """clean: strip boilerplate openings and closings, and remove completions that are not documents.
 
-In: data/generate/<source>-<style>.parquet (DOCUMENT), models/generator/tokenizer.json (to count texts that were cut).
+In: data/generate/<source>-<style>.parquet (DOCUMENT), data/natural/<component>-natural.parquet (DOCUMENT),
+models/generator/tokenizer.json (to count texts that were cut, and natural text).
 Out: data/clean/<source>-<style>.parquet (DOCUMENT), data/clean/removed/removed.parquet (REMOVED: empty, invalid,
 refusal, truncated, short, language, repetition), metrics/clean.json.
 Contract: per pattern of chat the metrics have the share of documents that it touched and what it matched in three;
-`text_token_length` stays the server's count unless the text was changed; then it counts the text alone.
+`text_token_length` stays the server's count unless the text was changed; then it counts the text alone. Natural text
+has the rules of `clean.natural` and no chat; its rows are in `cells`, and in no total.
 Run: python -m stages.clean
 """
 
 from pathlib import Path
 
-from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, removed_writer, statistic
+from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, natural_rows, removed_writer, statistic
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
@@ -32,7 +34,8 @@ def main() -> str:
     params = settings()
     if not TOKENIZER.is_file():
         raise DataError(f"{TOKENIZER} is missing; run the generator stage, or dvc pull")
-    with CorpusRun("clean", "data/generate", "data/clean", load_compute().data, MB_PER_SECOND) as run:
+    data = load_compute().data
+    with CorpusRun("clean", "data/generate", "data/clean", data, MB_PER_SECOND, natural="data/natural") as run:
         parts, examples = run.scratch / "removed", run.scratch / "examples"
         steps = [
             ReadCells(run.cells),
@@ -52,7 +55,7 @@ def main() -> str:
     own = {"changed": counted, "control_characters": controls, "patterns": patterns}
     write_metrics("metrics/clean.json", {**metrics, **own})
     reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
-    return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}"
+    return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}{natural_rows(metrics)}"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from pydantic import Field, model_validator
 
 from cosmopedia.corpus.chat import Chat, ChatParams
+from cosmopedia.corpus.components import NATURAL
 from cosmopedia.corpus.pipeline import removal
 from cosmopedia.corpus.sentences import to_last_sentence
+from cosmopedia.params import Params
 from cosmopedia.text import has_controls, without_controls
 from stages.clean.language import LanguageRule, foreign
 from stages.clean.repetition import RepetitionLimits, repetition
@@ -23,6 +25,13 @@ from stages.clean.repetition import RepetitionLimits, repetition
 TEXT_CONTROLS = frozenset("\t\n\r")
 EXAMPLES = 3  # of what a pattern matched, kept for the metrics
 EXAMPLE_CHARS = 200
+
+
+class NaturalRules(Params):
+    """The rules for natural text that are not those for completions."""
+
+    min_tokens: int = Field(ge=1)  # a text of exactly so many stays
+    repetition: RepetitionLimits
 
 
 class CleanParams(ChatParams):
@@ -34,6 +43,7 @@ class CleanParams(ChatParams):
     min_tokens: int = Field(ge=0)  # a text of exactly so many stays
     language: LanguageRule | None  # null: any
     repetition: RepetitionLimits
+    natural: NaturalRules
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:
@@ -99,13 +109,34 @@ def clean(
         return Removed("empty", {"changes": list(changes)})
     if changes:
         tokens = count(text)
-    if tokens < params.min_tokens:
+    unfit = _unfit(text, tokens, params, params)
+    return unfit or Cleaned(text, tokens, changes, (*opened.cut, *closed.cut))
+
+
+def clean_natural(text: str, params: CleanParams, count: Callable[[str], int]) -> Cleaned | Removed:
+    """What becomes of natural text. Nobody was asked for it: nothing is cut off, and it is no refusal."""
+    if not text.strip():
+        return Removed("empty")
+    if (share := invalid_share(text)) > params.max_invalid_share:
+        return Removed("invalid", {"share": round(share, 4)})
+    changes: tuple[str, ...] = ()
+    if params.control_characters == "remove" and has_controls(text):
+        text, changes = without_controls(text), ("control_characters",)
+        if not text.strip():
+            return Removed("empty", {"changes": list(changes)})
+    tokens = count(text)
+    return _unfit(text, tokens, params, params.natural) or Cleaned(text, tokens, changes)
+
+
+def _unfit(text: str, tokens: int, params: CleanParams, limits: CleanParams | NaturalRules) -> Removed | None:
+    """Why a text that is read to its end is removed, by the limits for its kind; None when it stays."""
+    if tokens < limits.min_tokens:
         return Removed("short", {"tokens": tokens})
     if params.language is not None and (evidence := foreign(text, params.language)) is not None:
         return Removed("language", evidence)
-    if (broken := repetition(text, params.repetition)) is not None:
+    if (broken := repetition(text, limits.repetition)) is not None:
         return Removed("repetition", {"rule": broken[0], "share": round(broken[1], 4)})
-    return Cleaned(text, tokens, changes, (*opened.cut, *closed.cut))
+    return None
 
 
 def invalid_share(text: str) -> float:
@@ -147,14 +178,18 @@ class CleanFilter(BaseFilter):
 
     def filter(self, doc: Document) -> bool:
         row = doc.metadata
-        if has_controls(doc.text):
-            self.stat_update("control_characters")
-        result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
+        natural = row["style"] == NATURAL
+        if natural:
+            result = clean_natural(doc.text, self.params, self._count)
+        else:
+            if has_controls(doc.text):
+                self.stat_update("control_characters")
+            result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
         if isinstance(result, Removed):
             row.update(removal(result.reason, **result.evidence))
             return False
         doc.text, row["text_token_length"] = result.text, result.tokens
-        for change in result.changes:
+        for change in () if natural else result.changes:
             self.stat_update(f"changed.{change}")
         for name, matched in result.chat:
             some = self.examples.get(name, [])

@@ -7,7 +7,7 @@ benchmark, item, form, detectors, shared n-gram, matched text and both ratios of
 metrics/decontaminate.json, and the article's table, contaminated documents and distinct items by source and benchmark,
 in metrics/decontaminate.md and metrics/plots/contamination.csv.
 Contract: the rule is in stages/decontaminate/index.py. Shards, the order of documents and PYTHONHASHSEED change
-nothing.
+nothing. Natural text is searched too; it is in `cells` and among what was removed, and in no total and no table.
 Run: python -m stages.decontaminate
 """
 
@@ -15,7 +15,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, removed_writer, statistic
+from cosmopedia.corpus.components import NATURAL
+from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, natural_rows, removed_writer, statistic
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
@@ -55,13 +56,14 @@ def item_forms(tables: list[Path], published_only: bool) -> Iterator[Form]:
 
 
 def leave_common_out(run: CorpusRun, index: Index, allowed: float | None) -> Common:
-    """Count the items' n-grams in all documents, and mark in the index those that are in too many."""
+    """Count the items' n-grams in all synthetic documents, and mark in the index those that are in too many."""
     if allowed is None:
         return Common(None, 0, [])
-    max_documents = int(allowed * run.rows if allowed < 1 else allowed)
+    max_documents = int(allowed * run.synthetic_rows if allowed < 1 else allowed)
     counts = run.scratch / "counts"
     index.save(run.scratch / "counted.pickle")
-    run.run("count", [ReadCells(run.cells), CountNgrams(run.scratch / "counted.pickle", counts)], total=run.rows)
+    steps = [ReadCells(run.synthetic), CountNgrams(run.scratch / "counted.pickle", counts)]
+    run.run("count", steps, total=run.synthetic_rows)
     documents = merged_counts(counts, index.ngrams)
     index.common = documents > max_documents
     return Common(max_documents, int(index.common.sum()), index.commonest(documents, SHOWN))
@@ -87,7 +89,7 @@ def main() -> str:
         step = RemoveContaminated(run.cells, run.out, index_file, pairs, removed_writer(parts), notes)
         stats = run.run("decontaminate", [step], total=run.rows)
         metrics, _ = run.settle([parts])
-        rows = merged_pairs(pairs)
+        rows = [row for row in merged_pairs(pairs) if row.pop("style") != NATURAL]
     paraphrases = read_paraphrases()
     table = contamination_table(rows, params.removing())
     by_source: dict[str, dict[str, dict[str, int]]] = {}
@@ -115,6 +117,7 @@ def main() -> str:
     return (
         f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; {metrics['rows_removed']} contaminated of"
         f" {candidates.get('documents', 0)} that share an n-gram with one of {index.items} benchmark items"
+        f"{natural_rows(metrics)}"
     )
 
 

@@ -15,6 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.batching import batched
 
+from cosmopedia.corpus.components import NATURAL
 from cosmopedia.corpus.pipeline import WriteCells, as_document, removal
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import TableWriter, read_batches
@@ -101,15 +102,16 @@ class RemoveContaminated(WriteCells):
 
     def _contaminated(self, index: Index, table: pa.Table, pairs: list[Row]) -> dict[int, list[dict[str, Any]]]:
         """The items that contaminate each contaminated document, by its place in the table; adds to `pairs`."""
-        about = table.select(["completion_id", "source"])
+        about = table.select(["completion_id", "source", "style"])
+        natural = "natural_" if table["style"][0].as_py() == NATURAL else ""  # a cell has one style
         contaminated: dict[int, list[dict[str, Any]]] = {}
         removing = index.rule.removing()
         first = 0
         for batch in table.select(["text"]).to_batches(max_chunksize=BATCH):
             for number, findings in index.findings(batch["text"]):
-                self.stat_update("candidate.documents", value=int(findings.pairs > 0))
-                self.stat_update("candidate.pairs", value=findings.pairs)
-                self.stat_update("candidate.common_only", value=findings.common_only)
+                self.stat_update(f"{natural}candidate.documents", value=int(findings.pairs > 0))
+                self.stat_update(f"{natural}candidate.pairs", value=findings.pairs)
+                self.stat_update(f"{natural}candidate.common_only", value=findings.common_only)
                 place = first + number
                 found = [*contaminated_pairs(about.slice(place, 1).to_pylist()[0], findings, index.rule)]
                 pairs += ({name: row[name] for name in row if name not in ("matched", "ngram")} for row in found)

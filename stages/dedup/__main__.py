@@ -6,7 +6,9 @@ evidence {"share"} of a copy, else {"kept": id, "kind": "exact" | "minhash", "ja
 metrics/dedup.json (`copies`: how much of the documents is in their extracts; `near`: candidates of MinHash, and those
 that verification spared).
 Contract: of a group the document with the smallest completion id is kept, for any number of tasks and workers; the
-whole rule is in stages/dedup/verify.py, what counts as a word in stages/dedup/words.py.
+whole rule is in stages/dedup/verify.py, what counts as a word in stages/dedup/words.py. Of synthetic and natural text
+the synthetic stays: what becomes of the synthetic part is the same with natural text and without. Natural text is in
+`cells`, and in no total.
 Run: python -m stages.dedup
 """
 
@@ -18,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cosmopedia.corpus.minhash import LONGEST_SKETCH
-from cosmopedia.corpus.pipeline import CorpusRun, statistic
+from cosmopedia.corpus.pipeline import CorpusRun, natural_rows, statistic
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import Params, load
@@ -61,7 +63,7 @@ def find_duplicates(run: CorpusRun, params: DedupParams) -> dict[str, int]:
     clusters, members = run.scratch / "clusters.npy", run.scratch / "members"
     parts = max(run.tasks, 1 + run.rows * (params.buckets + 1) // KEYS_PER_PART)
     run.run("pairs", [FindPairs(run.scratch / "keys", run.scratch / "pairs")], tasks=parts)
-    run.run("clusters", [Clusters(run.scratch / "pairs", clusters)], tasks=1)
+    run.run("clusters", [Clusters(run.scratch / "pairs", clusters, run.synthetic_rows)], tasks=1)
     run.arrays.check()
     counts: dict[str, int] = {}
     if size := len(np.load(clusters, mmap_mode="r")):
@@ -88,7 +90,8 @@ def main() -> str:
         stats = run.run("index", [index], total=run.rows)
         near = find_duplicates(run, params)
         metrics, _ = run.settle([write_kept(run)], keep=False)
-        copies = copied(stats, sorted(set(map(cell_of, run.cells))))
+        synthetic = sorted(set(map(cell_of, run.synthetic)))
+        copies = copied(stats, synthetic)
     for row_counts in [metrics, *metrics["cells"].values()]:
         duplicates = row_counts["rows_removed"] - row_counts["removed"].get("copy", 0)
         row_counts["rate"] = duplicates / max(row_counts["rows_in"], 1)
@@ -96,7 +99,7 @@ def main() -> str:
     metrics |= {"near": near, "copies": copies, "goal_rate": goal, "within_goal": rate <= goal}
     write_metrics("metrics/dedup.json", metrics)
     if rate > goal:
-        worst = max(metrics["cells"], key=lambda cell: metrics["cells"][cell]["rate"])
+        worst = max(synthetic, key=lambda cell: metrics["cells"][cell]["rate"])
         print(
             f"dedup: warning: {rate:.1%} duplicates, the goal is at most {goal:.1%}; most in {worst}"
             f" ({metrics['cells'][worst]['rate']:.1%}); see data/dedup/removed, and vary prompts or sampling",
@@ -106,7 +109,7 @@ def main() -> str:
     copy = f", {removed['copy']} copies of their extracts" if "copy" in removed else ""
     return (
         f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; {removed.get('exact', 0)} exact and"
-        f" {removed.get('near', 0)} near duplicates removed ({rate:.2%}){copy}"
+        f" {removed.get('near', 0)} near duplicates removed ({rate:.2%}){copy}{natural_rows(metrics)}"
     )
 
 

@@ -4,8 +4,9 @@ Of the documents with the same fingerprint the smallest completion id stays (`ex
 document with the smallest completion id is kept and the others are removed (`near`), whatever the shards were. With
 `min_jaccard` a document is removed only when its Jaccard similarity with the one that is kept reaches that number;
 else it is compared with the next document that is kept, in the order of ids, and when it is that similar to none it is
-kept too. A cluster is a chain: two members may be less similar than each is to a third. Similarities are of n-grams of
-words with numbers and signs, whatever the keys had been made of.
+kept too. Natural text comes after all synthetic documents, whatever its ids, and decides about none of them: these are
+judged in the clusters that they make among themselves. A cluster is a chain: two members may be less similar than each
+is to a third. Similarities are of n-grams of words with numbers and signs, whatever the keys had been made of.
 """
 
 from collections.abc import Iterable
@@ -31,7 +32,8 @@ from stages.dedup.words import Shingles, fingerprints, hashed_words
 
 MEMBERS_PER_PART = 8_000  # documents that a task has in memory, with their words and n-grams: 200 MB at 700 words
 MEMBER = pa.schema(
-    [("cluster", pa.int64()), ("document", pa.int64()), ("completion_id", pa.string()), ("text", pa.string())]
+    [(name, pa.int64()) for name in ("cluster", "chain", "document")]
+    + [("completion_id", pa.string()), ("text", pa.string())]
 )
 REMOVAL = pl.Schema(
     {
@@ -63,7 +65,7 @@ class Members(PipelineStep):
                     places = np.searchsorted(clusters[:, 0], [first, first + table.num_rows])
                     own = np.array(clusters[slice(*places)])
                     members = table.take(own[:, 0] - first)
-                    rows = pa.table([own[:, 1], own[:, 0], *members.columns], schema=MEMBER)
+                    rows = pa.table([own[:, 1], own[:, 2], own[:, 0], *members.columns], schema=MEMBER)
                     for part in np.unique(own[:, 1] % self.parts).tolist():
                         if part not in writers:
                             path = self.target / f"{part:05d}" / f"{rank:05d}.parquet"
@@ -93,14 +95,14 @@ class VerifyClusters(PipelineStep):
         shingles = Shingles.of(hashed, self.n_grams)
         marks = fingerprints(members["text"], hashed)
         rows = pl.DataFrame(
-            {name: members[name].to_numpy() for name in ("cluster", "document")}
+            {name: members[name].to_numpy() for name in ("cluster", "chain", "document")}
             | {"completion_id": members["completion_id"], "one": marks[:, 0], "other": marks[:, 1]}
         ).with_row_index("place")
-        rows = rows.sort("cluster", "completion_id").with_columns(
+        rows = rows.sort("cluster", pl.col("chain") < 0, "completion_id").with_columns(
             same=pl.col("completion_id").first().over("cluster", "one", "other")
         )
         removals: list[tuple] = []
-        in_order = rows.select("cluster", "place", "document", "completion_id", "same").rows()
+        in_order = rows.select("cluster", "place", "document", "chain", "completion_id", "same").rows()
         for _, cluster in groupby(in_order, itemgetter(0)):
             removals += self._decide([member[1:] for member in cluster], shingles)
         self.target.mkdir(exist_ok=True)
@@ -108,14 +110,27 @@ class VerifyClusters(PipelineStep):
             self.target / f"{rank:05d}.parquet"
         )
 
-    def _decide(self, members: list[tuple[int, int, str, str]], shingles: Shingles) -> list[tuple]:
-        """The removals of a cluster of (place, document, id, smallest id with the same words), in the order of ids."""
-        first = [(name, shingles.distinct(place)) for place, _, name, same in members if name == same]
-        near = near_duplicates(first, self.min_jaccard)
-        self.stat_update("near.candidates", value=len(first) - 1)
-        self.stat_update("near.spared", value=len(first) - 1 - len(near))
+    def _decide(self, members: list[tuple[int, int, int, str, str]], shingles: Shingles) -> list[tuple]:
+        """The removals of a cluster of (place, document, chain, id, first id with the same words).
+
+        Members come in the order of ids, synthetic documents first. These are decided chain by chain, as if there
+        were no natural text; that is compared with all that stay.
+        """
+        chains: dict[int, list[tuple[str, np.ndarray]]] = {}
+        for place, _, chain, name, same in members:
+            if name == same:
+                chains.setdefault(chain, []).append((name, shingles.distinct(place)))
+        natural = chains.pop(-1, [])
+        near: dict[str, tuple[str, float]] = {}
+        for first in chains.values():
+            removed = near_duplicates(first, self.min_jaccard)
+            near |= removed
+            self.stat_update("near.candidates", value=len(first) - 1)
+            self.stat_update("near.spared", value=len(first) - 1 - len(removed))
+        kept = [member for first in chains.values() for member in first if member[0] not in near]
+        near |= near_duplicates(natural, self.min_jaccard, kept)
         removals = []
-        for _, document, name, same in members:
+        for _, document, _, name, same in members:
             if name != same:
                 removals.append((document, "exact", *near.get(same, (same, 1.0))))  # the one that stays for both
             elif name in near:
@@ -124,10 +139,13 @@ class VerifyClusters(PipelineStep):
 
 
 def near_duplicates(
-    members: Iterable[tuple[str, np.ndarray]], min_jaccard: float | None
+    members: Iterable[tuple[str, np.ndarray]], min_jaccard: float | None, others: Iterable[tuple[str, np.ndarray]] = ()
 ) -> dict[str, tuple[str, float]]:
-    """{removed: (kept for it, their similarity)} of a cluster's (id, set of shingles) in the order of ids."""
-    kept: list[tuple[str, np.ndarray]] = []
+    """{removed: (kept for it, their similarity)} of a cluster's (id, set of shingles) in the order of ids.
+
+    `others` stay, whatever the members are.
+    """
+    kept = [*others]
     removed: dict[str, tuple[str, float]] = {}
     for name, own in members:
         for earlier, other in kept:

@@ -1,6 +1,7 @@
 """export: each trained model as a Hugging Face folder that loads with plain `AutoModelForCausalLM`.
 
-In: models/train/seed-<n>/, the tokenizer files of data/tokenize_corpus/, models/generator/generator.json.
+In: models/train/seed-<n>/, the tokenizer files of data/tokenize_corpus/, models/generator/generator.json,
+metrics/mix.json.
 Out: models/export/seed-<n>/ (model.safetensors, config.json, generation_config.json, tokenizer files, README.md,
 training.json; likewise checkpoints/step-<n>/ for the earlier steps that train kept), metrics/export.json.
 Contract: the exported model gives the trained one's logits on a fixed input within 1e-4, or the stage fails. For
@@ -24,6 +25,7 @@ from stages.export.hugging_face import read_tokenizer, write_model
 
 TRAINED, TOKENIZER, OUT = Path("models/train"), Path("data/tokenize_corpus"), Path("models/export")
 GENERATOR, METRICS = Path("models/generator/generator.json"), Path("metrics/export.json")
+MIX = Path("metrics/mix.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,15 +38,15 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no JSON: {error}; run the stage that writes it again") from None
 
 
-def export(trained: Path, out: Path, generator: dict[str, Any]) -> dict[str, Any]:
-    """Export one model; returns its metrics."""
+def export(trained: Path, out: Path, generator: dict[str, Any], shares: dict[str, float]) -> dict[str, Any]:
+    """Export one model; returns its metrics. `shares`: of each component of what it was trained on."""
     from stages.export.logits import compare_logits
 
     training = read_json(trained / "training.json")
     tokenizer = read_tokenizer(TOKENIZER, training["vocabulary"])
     with replacing(out) as draft:  # a full disk leaves no half model
         parameters = write_model(trained, tokenizer, draft)
-        write_text(draft / "README.md", model_card(training, generator))
+        write_text(draft / "README.md", model_card(training, generator, shares))
         shutil.copyfile(trained / "training.json", draft / "training.json")
         difference = compare_logits(trained, draft, training["vocabulary"])
         for checkpoint in checkpoint_folders(trained):
@@ -62,8 +64,9 @@ def settings() -> None:
 
 def main() -> str:
     folders, generator = seed_folders(TRAINED), read_json(GENERATOR)
+    shares = {name: component["share"] for name, component in read_json(MIX)["components"].items()}
     clear_folder(OUT)
-    models = [export(trained, OUT / trained.name, generator) for trained in folders]
+    models = [export(trained, OUT / trained.name, generator, shares) for trained in folders]
     metrics = {
         "models": len(models),
         "parameters": models[0]["parameters"],

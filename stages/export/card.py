@@ -9,16 +9,30 @@ from typing import Any
 
 import yaml
 
+from cosmopedia.corpus.components import SYNTHETIC
+
 TEMPLATE = Path(__file__).with_name("card.md")
+CORPUS = """a synthetic corpus{share}: textbooks, blog posts, WikiHow articles,
+stories and forum posts that **{model}** (revision `{revision}`) wrote"""
 
 
-def model_card(training: dict[str, Any], generator: dict[str, Any]) -> str:
+def texts(generator: dict[str, Any], shares: dict[str, float]) -> str:
+    """What a model was trained on, in words; `shares`: of each component of the mix."""
+    natural = [f"{name} text ({share:.0%})" for name, share in shares.items() if name != SYNTHETIC]
+    if SYNTHETIC not in shares:
+        return ", ".join(natural)
+    share = f" ({shares[SYNTHETIC]:.0%})" if natural else ""
+    return ", ".join([*natural, CORPUS.format(share=share, **generator)])
+
+
+def model_card(training: dict[str, Any], generator: dict[str, Any], shares: dict[str, float]) -> str:
     """README.md of an exported folder; `training` is training.json, `generator` generator.json."""
     recipe = training["recipe"]
     facts = {name: value for name, value in training.items() if name != "recipe"} | recipe["architecture"]
     facts |= {"sequence": recipe["sequence"], "seed": recipe["seed"]}
     facts["recipe_text"] = yaml.safe_dump(recipe, sort_keys=False)
-    facts |= {"generator": generator["model"], "generator_revision": generator["revision"]}
+    written_by = {"model": generator["model"], "revision": generator["revision"]}
+    facts["texts"] = texts(written_by, shares)
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute({name: shown(value) for name, value in facts.items()})
 

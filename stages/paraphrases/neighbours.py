@@ -195,20 +195,20 @@ class Candidates(NamedTuple):
 
 
 def find_candidates(items: list[dict[str, Any]], out: Path, model: Model, near: Near) -> Candidates:
-    """The pairs of documents and items that are near to each other. Empties `out`."""
+    """The pairs of synthetic documents and items that are near to each other. Empties `out`."""
     data = load_compute().data
     with CorpusRun("paraphrases", "data/dedup", out, data) as run:
         # Here one process uses all cores; elsewhere a task for each cell.
-        tasks = 1 if data.executor == "local" else max(1, min(data.tasks, len(run.cells)))
+        tasks = 1 if data.executor == "local" else max(1, min(data.tasks, len(run.synthetic)))
         vectors, parts = run.scratch / "items.npy", run.scratch / "parts"
         texts = [item["question"] for item in items] + [f"{item['question']} {item['answer']}" for item in items]
         run.arrays.run("items", [EmbedItems(texts, vectors, model)], 1)
         indexed = Items([(item["item_id"], item["task"]) for item in items], vectors)
-        step = FindNeighbours(run.cells, indexed, model, near, parts, run.arrays.notes("neighbours"))
-        stats = run.arrays.run("neighbours", [step], tasks, total=run.rows)
+        step = FindNeighbours(run.synthetic, indexed, model, near, parts, run.arrays.notes("neighbours"))
+        stats = run.arrays.run("neighbours", [step], tasks, total=run.synthetic_rows)
         run.arrays.check()
         pairs, left_out = nearest_of_items(parts, near.per_item)
-        return Candidates(pairs, run.rows, total(stats, "passages"), left_out)
+        return Candidates(pairs, run.synthetic_rows, total(stats, "passages"), left_out)
 
 
 def nearest_of_items(parts: Path, per_item: int) -> tuple[pa.Table, int]:

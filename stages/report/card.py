@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from string import Template
 
+from cosmopedia.corpus.components import SYNTHETIC
 from stages.report.facts import FILTERS, Facts
 from stages.report.page import DASH, contamination_table, floor_note, number
 
@@ -65,6 +66,7 @@ def dataset_card(facts: Facts, profile: str) -> str:
         "parameters": number(m["train"]["parameters"]),
         "trained_tokens": number(m["train"]["tokens"]),
         "epochs": number(m["train"]["epochs"], 2),
+        "mix": _mix(m["mix"]["components"]),
         "perplexity": number(m["train"].get("validation_perplexity")),
         "acc_norm": number(mean["acc_norm"], 3),
         "panel": panel,
@@ -80,6 +82,14 @@ def _rows(rows) -> str:
     return "\n".join(
         "| " + " | ".join(str(v).replace("|", "\\|").replace("\n", " ") for v in row) + " |" for row in rows
     )
+
+
+def _mix(components: dict[str, dict]) -> str:
+    """What else than these documents the model was trained on; nothing when it was not."""
+    if [*components] == [SYNTHETIC]:
+        return ""
+    shares = ", ".join(f"{row['share']:.0%} {name}" for name, row in components.items())
+    return f" of {shares} text"
 
 
 def _contamination(facts: Facts) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from cosmopedia.corpus.components import NATURAL, is_natural
 from cosmopedia.errors import DataError
 from cosmopedia.rng import draw_u64
 from cosmopedia.tables.cell_files import cell_of, source_and_style
@@ -19,7 +20,8 @@ from cosmopedia.tables.parquet import read_batches, read_rows, tables_in
 from stages.report.baselines import next_to_ours
 
 METRICS, DATA = Path("metrics"), Path("data")
-REQUIRED = ("prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "tokenize_corpus", "train", "evaluate")
+REQUIRED = ("prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "mix", "tokenize_corpus", "train")
+REQUIRED += ("evaluate",)
 OPTIONAL = ("generator", "embed", "cluster", "label", "topics", "benchmarks", "export", "baselines")
 FILTERS = ("clean", "dedup", "decontaminate")  # the stages that take documents out, in order
 GLANCE = ("completion_id", "source", "style", "format", "audience", "text_token_length", "model", "model_revision")
@@ -37,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the report shows."""
+    """What the report shows; documents are those of the synthetic part."""
 
     metrics: dict[str, dict[str, Any]]  # by stage; {} for an optional one that is missing
     sources: dict[str, dict[str, Any]]  # metrics/sources/<name>.json by name
@@ -64,7 +66,7 @@ class Facts:
 
 def collect(seed: int, examples: int) -> Facts:
     """Read everything. `DataError` for a required file that is missing."""
-    cells = tables_in(DATA / "decontaminate")
+    cells = published_tables()
     corpus, chosen = glance(cells, seed, examples)
     metrics = {n: read_metrics(n) for n in REQUIRED} | {n: read_metrics(n, optional=True) for n in OPTIONAL}
     first_panel = next(iter(metrics["evaluate"]["panels"].values()))
@@ -83,6 +85,11 @@ def collect(seed: int, examples: int) -> Facts:
         },
         **corpus,
     )
+
+
+def published_tables() -> list[Path]:
+    """The tables of the finished synthetic documents."""
+    return [table for table in tables_in(DATA / "decontaminate") if not is_natural(table)]
 
 
 def glance(cells: list[Path], seed: int, examples: int) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -126,6 +133,8 @@ def removed_examples(stage: str, seed: int, examples: int) -> dict[str, list[dic
     """For each reason some of the rows that a stage removed, drawn by the seed, with the evidence parsed."""
     drawn: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
     for row in read_rows([DATA / stage / "removed" / "removed.parquet"], REMOVED):
+        if row["style"] == NATURAL:
+            continue
         heap = drawn.setdefault(row["reason"], [])
         entry = (-draw_u64(seed, "report", row["completion_id"]), row["completion_id"], row)
         heapq.heappush(heap, entry) if len(heap) < examples else heapq.heappushpop(heap, entry)

@@ -49,6 +49,7 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
         contamination_note=contamination_note(facts),
         contamination_head=contamination_head,
         contamination=contamination,
+        mix=mix_rows(facts),
         model=model_rows(facts),
         scores_head=[*SCORE_HEAD, "informative"],
         scores=score_rows(facts),
@@ -228,6 +229,20 @@ def contamination_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
     tasks = sorted({row["task"] for row in facts.contamination} | facts.metrics["benchmarks"].get("tasks", {}).keys())
     tasks = tasks if columns else []
     return ["benchmark", *columns], [[task, *(counts.get((task, c), DASH) for c in columns)] for task in tasks]
+
+
+def mix_rows(facts: Facts) -> list[list[str]]:
+    """What the model is trained on, by component."""
+    return [
+        [
+            name,
+            share(m["share"]),
+            *(number(m[key]) for key in ("tokens", "documents")),
+            number(m["copies"], 3),
+            number(m["available_tokens"]),
+        ]
+        for name, m in facts.metrics["mix"]["components"].items()
+    ]
 
 
 def model_rows(facts: Facts) -> list[list[str]]:

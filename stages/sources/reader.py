@@ -16,7 +16,6 @@ from pydantic import PlainValidator
 from cosmopedia import patterns
 from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params
-from cosmopedia.rng import content_hash
 
 FOLDER = Path(__file__).parent / "readers"
 
@@ -67,15 +66,6 @@ def reader_of(source: str) -> Reader:
     if source not in sources():
         raise ConfigError(f"unknown source {source!r}; known sources: {', '.join(sources())}")
     return import_module(f"stages.sources.readers.{source}").READER
-
-
-def row_id(values: dict[str, Any], text: str) -> str:
-    """The row's own id, or the hash of its text where it has none; NaN, as text or number, is none. `TypeError` for an
-    id that is a list or an object."""
-    own = values.get("id")
-    if isinstance(own, list | dict):
-        raise TypeError(f"id must be text or a number, found {type(own).__name__}")
-    return content_hash(text) if own is None or str(own).casefold() in ("", "nan") else str(own)
 
 
 def url_of(values: dict[str, Any]) -> str | None:

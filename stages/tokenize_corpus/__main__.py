@@ -1,10 +1,12 @@
 """tokenize_corpus: the corpus as shuffled token shards, split into train and validation by document.
 
-In: data/decontaminate/<source>-<style>.parquet (DOCUMENT), the tokenizer (models/generator/, or as params say).
+In: data/decontaminate/<source>-<style>.parquet (DOCUMENT), data/mix/<source>-<style>.parquet (MIXED: which of them and
+how often), the tokenizer (models/generator/, or as params say).
 Out: data/tokenize_corpus/{train,validation}/NNN_<split>.ds: little-endian uint16 or uint32 tokens, an end-of-text
 token after each document; NNN_<split>.ds.index: uint64 document ends, in tokens; NNN_<split>.ds.metadata: nanotron's;
-{train,validation}/documents.parquet: where each completion is (completion_id, shard, start, tokens); the tokenizer's
-files; corpus.json (what training needs to know); metrics/tokenize_corpus.json.
+{train,validation}/documents.parquet: where each document is (completion_id, shard, start, tokens); the n-th copy of
+one has `#n` behind its id; the tokenizer's files; corpus.json (what training needs to know);
+metrics/tokenize_corpus.json.
 Contract: the same bytes for any number of workers. In corpus.json `shards` has each shard's SHA-256; `dataset_hash` is
 SHA-256 over the names and bytes of all shards and indices.
 Run: python -m stages.tokenize_corpus
@@ -12,9 +14,11 @@ Run: python -m stages.tokenize_corpus
 
 import json
 from collections import Counter
+from pathlib import Path
 
 from pydantic import Field
 
+from cosmopedia.corpus.components import component
 from cosmopedia.corpus.pipeline import CorpusRun
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
@@ -22,9 +26,11 @@ from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.lineage import hash_file, hash_files
 from cosmopedia.params import Params, load
+from cosmopedia.tables.contracts import MIXED
+from cosmopedia.tables.parquet import read_batches
 from cosmopedia.tables.row_counts import write_metrics
 from stages.tokenize_corpus.fidelity import Counts
-from stages.tokenize_corpus.shards import GROUPS, SPLITS, check_shards, write_shards
+from stages.tokenize_corpus.shards import GROUPS, MIX, SPLITS, check_shards, write_shards
 from stages.tokenize_corpus.tokenizer_files import copy_tokenizer
 
 
@@ -40,12 +46,18 @@ class TokenizeCorpusParams(Params):
 
 
 def by_group(counts: Counter[tuple[str, ...]]) -> dict[str, dict[str, int]]:
-    """Tokens by source, by style and by audience."""
-    table: dict[str, dict[str, int]] = {group: {} for group in GROUPS}
+    """Tokens by component, by source, by style and by audience."""
+    table: dict[str, dict[str, int]] = {group: {} for group in ("component", *GROUPS)}
     for key, tokens in sorted(counts.items()):
-        for group, value in zip(GROUPS, key, strict=True):
+        for group, value in zip(table, (component(*key[:2]), *key), strict=True):
             table[group][value] = table[group].get(value, 0) + tokens
     return table
+
+
+def documents_of_mix(cells: list[Path]) -> int:
+    """How many documents the mix has, each copy counted."""
+    tables = read_batches([MIX / cell.name for cell in cells], MIXED, batch_rows=1 << 16)
+    return sum(sum(table["copies"].to_pylist()) for table in tables)
 
 
 def settings() -> TokenizeCorpusParams:
@@ -58,19 +70,20 @@ def main() -> str:
     params = settings()
     with CorpusRun("tokenize_corpus", "data/decontaminate", "data/tokenize_corpus", load_compute().data) as run:
         files = copy_tokenizer(params.tokenizer, run.out, run.scratch)
+        mixed = documents_of_mix(run.cells)
         splits: dict[str, dict[str, int]] = {}
         counts = Counts()
         for split in SPLITS:
             counts.add(write_shards(run, split, files, params.seed, params.validation_fraction, params.shard_tokens))
             tokens, documents = check_shards(run.out / split, files.token_bytes)
             splits[split] = {"tokens": tokens, "documents": documents}
-        if sum(split["documents"] for split in splits.values()) != run.rows or splits["train"]["documents"] == 0:
-            raise DataError(f"data/decontaminate: {run.rows} documents gave {splits}; training needs at least one")
+        if sum(split["documents"] for split in splits.values()) != mixed or splits["train"]["documents"] == 0:
+            raise DataError(f"{MIX}: {mixed} documents gave {splits}; training needs at least one")
         counts.check(params.tokenizer, params.max_unknown, params.max_changed)
         shards = [path for split in SPLITS for path in (run.out / split).glob("*.ds*") if path.suffix != ".metadata"]
         corpus = {
             "tokens": sum(split["tokens"] for split in splits.values()),
-            "documents": run.rows,
+            "documents": mixed,
             **splits,
             "vocab_size": files.vocab_size,
             "token_bytes": files.token_bytes,

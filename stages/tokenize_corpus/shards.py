@@ -17,14 +17,18 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.tokens.merger import DocumentTokenizerMerger
 from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 
-from cosmopedia.corpus.pipeline import CorpusRun, ReadCells
+from cosmopedia.corpus.components import copy_id
+from cosmopedia.corpus.pipeline import CorpusRun, as_document
 from cosmopedia.errors import DataError, InternalError
 from cosmopedia.rng import draw_unit
+from cosmopedia.tables.contracts import DOCUMENT, MIXED
+from cosmopedia.tables.parquet import read_rows
 from stages.tokenize_corpus.fidelity import Counts, DocumentNotes, read_counts
 from stages.tokenize_corpus.pieces import Piece, PieceTokenizer
 from stages.tokenize_corpus.tokenizer_files import TokenizerFiles
 
 SPLITS = ("train", "validation")
+MIX = Path("data/mix")
 GROUPS = ("source", "style", "audience")
 ROW_GROUP = 10_000  # documents in one row group of documents.parquet
 AT_ONCE = 500_000  # characters that are encoded together
@@ -45,8 +49,50 @@ def is_validation(seed: int, completion_id: str, fraction: float) -> bool:
     return draw_unit(seed, "validation", completion_id) < fraction
 
 
+class ReadMix(PipelineStep):
+    """Yields the documents of every `world_size`-th file that are in the mix, with the number of their copies."""
+
+    type = "READER"
+    name = "mix"
+
+    def __init__(self, cells: list[Path], mix: Path):
+        super().__init__()
+        self.cells, self.mix = cells, mix
+
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+        """Both files of a cell are sorted by id. `DataError` when the mix has a document that the cell has not."""
+        for cell in self.cells[rank::world_size]:
+            mixed = read_rows([self.mix / cell.name], MIXED)
+            taken = next(mixed, None)
+            for row in read_rows([cell], DOCUMENT):
+                if taken is not None and row["completion_id"] == taken["completion_id"]:
+                    document = as_document(row, cell)
+                    document.metadata["copies"] = taken["copies"]
+                    yield document
+                    taken = next(mixed, None)
+            if taken is not None:
+                raise DataError(
+                    f"{self.mix / cell.name}: {taken['completion_id']!r} is not in {cell}; run the mix stage again"
+                )
+
+
+class Repeat(PipelineStep):
+    """Yields each document as often as it is in the mix, with an id of its own each time."""
+
+    type = "FILTER"
+    name = "copies"
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+        for document in cast(Iterator[Document], data):
+            for copy in range(1, document.metadata["copies"] + 1):
+                yield Document(text=document.text, id=copy_id(document.id, copy), metadata=document.metadata)
+
+
 class SplitFilter(PipelineStep):
-    """Passes the documents of one split. `DataError` for one without text: it would be a lone end-of-text token."""
+    """Passes the documents of one split; all copies of a document are on one side.
+
+    `DataError` for one without text: it would be a lone end-of-text token.
+    """
 
     type = "FILTER"
     name = "split"
@@ -196,7 +242,7 @@ def write_shards(
     for folder in (counts, documents, target):
         folder.mkdir()
     tokenizer = CellTokenizer(cells, files, seed, counts, documents)
-    steps = [ReadCells(run.cells), SplitFilter(split, seed, fraction), tokenizer]
+    steps = [ReadMix(run.cells, MIX), SplitFilter(split, seed, fraction), Repeat(), tokenizer]
     run.run(f"tokenise {split}", steps, tasks=len(run.cells), total=run.rows)
     for index in sorted(cells.glob("*.ds.index")):
         if index.stat().st_size == 0:  # a cell without documents of this split

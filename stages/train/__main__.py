@@ -1,6 +1,7 @@
 """train: a Llama trained on the token shards, once per seed.
 
-In: data/tokenize_corpus/{train,validation}/*.ds, data/tokenize_corpus/corpus.json.
+In: data/tokenize_corpus/{train,validation}/*.ds, data/tokenize_corpus/corpus.json, metrics/mix.json (how often a
+document may be seen).
 Out: models/train/seed-<n>/ (config.json, model.safetensors, losses.csv, training.json; from nanotron
 probe.safetensors; with keep_last above 1 checkpoints/step-<n>/ with config.json and model.safetensors),
 metrics/train.json, metrics/plots/train_loss.csv (step, learning_rate, loss; means over seeds).
@@ -23,6 +24,7 @@ from cosmopedia.tables.row_counts import write_metrics
 from stages.train.metrics import loss_curve, over_seeds
 from stages.train.nanotron.job import job_of
 from stages.train.recipe import TrainParams
+from stages.train.repeats import check_repeats
 from stages.train.seed_run import FROM_STORE, record_means, train_seed, use_one_gpu
 from stages.train.windows import check_fit, open_split, read_corpus
 
@@ -43,6 +45,7 @@ def main() -> str:
     corpus = read_corpus(TOKENS)
     shards, validation = (open_split(TOKENS, split, corpus, params.sequence) for split in ("train", "validation"))
     check_fit(shards, params, corpus)
+    check_repeats(params, shards.windows)
     recipes = [params.recipe(seed) for seed in params.seeds]
     if params.backend == "nanotron":  # what is missing, or does not fit, is refused before torch is loaded
         torchrun.python_of(training)

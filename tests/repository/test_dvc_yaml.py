@@ -32,7 +32,7 @@ def params_of(stage: dict, profile: str) -> dict[str, set[str]]:
     declared: dict[str, set[str]] = {"params.yaml": set(), f"profiles/{profile}.yaml": set()}
     for entry in stage.get("params", []):
         if isinstance(entry, str):
-            declared["params.yaml"].add(entry.replace("${train.preset}", "profile"))
+            declared["params.yaml"].add(entry.replace("${train.preset}", "profile").replace("${mix.preset}", "third"))
         else:
             for file, keys in entry.items():
                 declared[file.replace("${profile}", profile)] |= set(keys)

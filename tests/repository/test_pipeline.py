@@ -22,7 +22,9 @@ from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the 
 ROOT = Path(__file__).parents[2]
 DVC = str(Path(sys.executable).parent / "dvc")
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
-TO_THE_TOKENS = {"prompts", "pilot", "generate", "clean", "dedup", "paraphrases", "decontaminate", "tokenize_corpus"}
+TO_THE_TOKENS = {
+    *("prompts", "pilot", "generate", "clean", "dedup", "paraphrases", "decontaminate", "mix", "tokenize_corpus"),
+}
 AFTER_THE_TOKENS = {"train", "export", "evaluate", "report"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first checkout takes minutes, and counts for its test
 
@@ -182,7 +184,7 @@ def test_another_checkout_gives_the_same_bytes_on_slurm(
     assert here.equals(there)
     shutil.rmtree(other / "data/generate")  # two servers have other batches, which move the last digits of a model
     shutil.copytree(folder / "data/generate", other / "data/generate")
-    run("-s clean", "-s dedup", "-s paraphrases", "-s decontaminate", "-s tokenize_corpus")
+    run("-s natural", "-s clean", "-s dedup", "-s paraphrases", "-s decontaminate", "-s mix", "-s tokenize_corpus")
     assert slurm.jobs() == []
     compare("data/clean/**/*.parquet", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
 

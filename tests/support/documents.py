@@ -6,9 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from cosmopedia.corpus.components import NATURAL
 from cosmopedia.rng import content_hash
-from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT, PARAPHRASE
+from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT, MIXED, PARAPHRASE
 from cosmopedia.tables.parquet import write_table
+from stages.natural.documents import BLANK
 
 ROOT = Path(__file__).parents[2]
 PAIRS = Path("data/paraphrases/pairs.parquet")
@@ -52,9 +54,28 @@ def document(**overrides: object) -> dict:
 
 
 def write_documents(path: Path, rows: Iterable[dict]) -> None:
-    """Write DOCUMENT rows to one file, sorted by id; source and style follow from the file's name."""
+    """Write DOCUMENT rows to one file, sorted by id; source and style follow from the file's name.
+
+    What is written to data/decontaminate is in the mix, once.
+    """
     source, _, style = path.stem.partition("-")
-    write_table(path, [{**row, "source": source, "style": style} for row in rows], DOCUMENT)
+    rows = [{**row, "source": source, "style": style} for row in rows]
+    write_table(path, rows, DOCUMENT)
+    if path.parent.name == "decontaminate":
+        write_mix(path.parents[1] / "mix" / path.name, {row["completion_id"]: 1 for row in rows})
+
+
+def write_mix(path: Path, copies: dict[str, int]) -> None:
+    """Write MIXED rows to one file."""
+    write_table(path, [{"completion_id": name, "copies": number} for name, number in copies.items()], MIXED)
+
+
+def natural_document(text: str, component: str = "web", **overrides: object) -> dict:
+    """A DOCUMENT row of natural text, as the stage natural writes it."""
+    name = f"{component}/{content_hash(text)}"
+    lineage = {"seed_id": f"{component}/1", "seed_revision": "sha256:0", "seed_licence": "CC0-1.0"}
+    own = {"completion_id": name, "text": text, "text_token_length": len(text.split())}
+    return BLANK | own | lineage | {"source": component, "style": NATURAL} | overrides
 
 
 def write_items(folder: Path, task: str, pairs: Iterable[tuple[str, str]]) -> None:

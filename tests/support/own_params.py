@@ -19,3 +19,12 @@ def text_of(name: str) -> str:
 def own_params(name: str) -> dict[str, Any]:
     """The content of one of OWN_PARAMS."""
     return yaml.safe_load(text_of(name))
+
+
+OWN_MIX = tuple(own_params(name)["mix"] for name in OWN_PARAMS)  # params.yaml's section and the profile's
+
+
+def write_params(*contents: dict[str, Any]) -> None:
+    """Write the content of each of OWN_PARAMS below the current folder."""
+    for name, content in zip(OWN_PARAMS, contents, strict=True):
+        Path(name).write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -82,6 +82,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     set_compute(tmp_path)
     set_recipe(tmp_path)
     write_corpus(tmp_path / "data/tokenize_corpus")
+    (tmp_path / "metrics").mkdir()
+    limits = {"components": {"synthetic": {"copies": 1.0, "max_repeats": 1000}}}
+    (tmp_path / "metrics/mix.json").write_text(json.dumps(limits))
     monkeypatch.chdir(tmp_path)
     yield tmp_path
 

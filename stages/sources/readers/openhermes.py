@@ -3,7 +3,8 @@
 from typing import Any
 
 from cosmopedia.params import Params
-from stages.sources.reader import Reader, Rejected, Rows, SourceRow, row_id, text_of
+from cosmopedia.record_ids import row_id
+from stages.sources.reader import Reader, Rejected, Rows, SourceRow, text_of
 
 
 class OpenhermesFilter(Params):

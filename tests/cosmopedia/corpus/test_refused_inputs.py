@@ -18,7 +18,7 @@ from stages.clean import __main__ as clean
 from stages.decontaminate import __main__ as decontaminate
 from stages.dedup import __main__ as dedup
 from stages.tokenize_corpus import __main__ as tokenize_corpus
-from tests.support.documents import byte_tokenizer, document, repository, write_documents, write_items
+from tests.support.documents import byte_tokenizer, document, repository, write_documents, write_items, write_mix
 
 INPUTS = {
     "clean": "data/generate", "dedup": "data/clean", "decontaminate": "data/dedup",
@@ -113,6 +113,7 @@ def test_what_no_stage_should_work_on_is_refused_by_name(folder: Path, stage: st
     repository(folder, stage)
     cell = folder / INPUTS[stage] / "web-blogpost.parquet"
     cell.parent.mkdir(parents=True)
+    write_mix(folder / "data/mix/web-blogpost.parquet", {row["completion_id"]: 1 for row in table().to_pylist()})
     for change, message in REFUSED:
         pq.write_table(change(table()), cell)
         with pytest.raises(DataError, match=rf"{INPUTS[stage]}/web-blogpost\.parquet: {message}"):

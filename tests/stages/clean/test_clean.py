@@ -13,8 +13,16 @@ from cosmopedia.tables.parquet import read_rows
 from stages.clean.__main__ import main
 from stages.clean.language import foreign
 from stages.clean.repetition import TOKEN, RepetitionLimits, most_duplicate_characters, repetition
-from stages.clean.rules import Cleaned, CleanParams, Removed, clean
-from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
+from stages.clean.rules import Cleaned, CleanParams, Removed, clean, clean_natural
+from tests.support.documents import (
+    ROOT,
+    byte_tokenizer,
+    bytes_of,
+    document,
+    natural_document,
+    repository,
+    write_documents,
+)  # fmt: skip
 from tests.support.stage_folders import files_of, on_scratch
 
 PARAMS = CleanParams.model_validate(
@@ -330,6 +338,35 @@ def test_a_closing_that_is_not_anchored_to_the_end_is_refused(pattern: str):
         check(values, CleanParams, "clean")
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (PROSE, Cleaned(PROSE, words(PROSE), ())),
+        ("Sure, I can help with that! Bread rises.", Cleaned("Sure, I can help with that! Bread rises.", 8, ())),
+        ("I'm sorry, but I can't write that.", Cleaned("I'm sorry, but I can't write that.", 7, ())),
+        ("It ends without a full", Cleaned("It ends without a full", 5, ())),
+        ("\x00" + PROSE, Cleaned(PROSE, words(PROSE), ("control_characters",))),
+        (" \n", Removed("empty")),
+        ("\ufffd" * 9, Removed("invalid", {"share": 1.0})),
+        ("Two words", Removed("short", {"tokens": 2})),
+    ],
+)
+def test_natural_text_is_no_answer_to_anybody(text: str, found: Cleaned | Removed):
+    natural = PARAMS.natural.model_copy(update={"min_tokens": 5})
+    assert clean_natural(text, PARAMS.model_copy(update={"natural": natural}), words) == found
+
+
+def test_natural_text_has_thresholds_of_its_own():
+    menu = "\n".join(f"{name} Home Contact" for name in ("Bread", "Water", "Stone", "Glass")) + "\n"
+    assert judge(menu, repetition=OFF) == Cleaned(menu, 500, ())
+    found = clean_natural(
+        menu, PARAMS.model_copy(update={"natural": PARAMS.natural.model_copy(update={"min_tokens": 3})}), words
+    )
+    assert isinstance(found, Removed) and found.reason == "repetition"
+    russian = "\u041f\u0440\u0438\u0432\u0435\u0442 " * 60
+    assert clean_natural(russian, PARAMS, words) == Removed("language", {"script": "Latin", "share": 0.0})
+
+
 @pytest.fixture
 def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -361,6 +398,38 @@ def test_rows_in_are_rows_kept_and_rows_removed_by_reason(generated: Path):
         "web-blogpost.parquet",
         "wikihow-article.parquet",
     ]
+
+
+def test_natural_text_is_cleaned_in_the_same_run_and_counted_apart(generated: Path):
+    repository(generated, "clean")
+    alone = main()
+    before, metrics = bytes_of(generated / "data/clean"), read_yaml(generated / "metrics/clean.json")
+    assert not any("natural" in name for name in before)
+    pages = [natural_document(f"{PROSE} Page\x1b {i}.", text_token_length=0) for i in range(2)]
+    write_documents(generated / "data/natural/web-natural.parquet", [*pages, natural_document("\x00")])
+    assert main() == f"{alone}; web-natural 2 of 3"
+    after = bytes_of(generated / "data/clean")
+    assert {name: after[name] for name in before if "removed" not in name}.items() <= before.items()
+    counts = read_yaml(generated / "metrics/clean.json")
+    assert counts["cells"].pop("web-natural")["removed"] == {"invalid": 1}
+    assert counts == metrics  # the totals are the completions'
+    rows = [*read_rows(["data/clean/web-natural.parquet"], DOCUMENT)]
+    assert {row["text_token_length"] for row in rows} == {len(f"{PROSE} Page 0.".encode())}
+
+
+def test_a_style_cannot_take_the_name_of_natural_text(generated: Path):
+    repository(generated, "clean")
+    write_documents(generated / "data/generate/web-natural.parquet", [document(text=PROSE)])
+    with pytest.raises(DataError, match=r"data/generate/web-natural.parquet: no style may be named 'natural'"):
+        main()
+
+
+def test_an_id_of_natural_text_that_a_completion_has_is_refused(generated: Path):
+    repository(generated, "clean")
+    taken = document(text=f"{PROSE} Number 0.")["completion_id"]
+    write_documents(generated / "data/natural/web-natural.parquet", [natural_document(PROSE, completion_id=taken)])
+    with pytest.raises(DataError, match="is in more than one file"):
+        main()
 
 
 def test_control_characters_go_and_are_counted_and_words_stay_apart(generated: Path):

@@ -26,7 +26,15 @@ from stages.decontaminate.__main__ import main
 from stages.decontaminate.forms import Form
 from stages.decontaminate.index import DecontaminateParams, Findings, Index
 from stages.decontaminate.matching_blocks import Matcher
-from tests.support.documents import ROOT, bytes_of, document, repository, write_documents, write_items
+from tests.support.documents import (
+    ROOT,
+    bytes_of,
+    document,
+    natural_document,
+    repository,
+    write_documents,
+    write_items,
+)
 
 # The published rule alone.
 RULE = DecontaminateParams(
@@ -325,6 +333,21 @@ def test_the_report_counts_documents_and_distinct_items_by_source_and_task(dedup
     assert "| arc_easy | 2 (2) | – |" in report and "| piqa | – | 1 (1) |" in report
 
 
+def test_natural_text_is_searched_and_counted_apart(deduplicated: Path):
+    repository(deduplicated, "decontaminate", common_ngram=1)
+    line = main()
+    before = bytes_of(deduplicated / "metrics")
+    texts = [f"{FILLER} {ICE} It becomes a solid.", f"A page. {FILLER}", f"{SUN} The Earth turns."]
+    write_documents(deduplicated / "data/dedup/web-natural.parquet", [natural_document(text) for text in texts])
+    assert main() == f"{line}; web-natural 1 of 3"
+    metrics = read_yaml(deduplicated / "metrics/decontaminate.json")
+    assert metrics["cells"].pop("web-natural")["removed"] == {"contaminated": 2}
+    after = bytes_of(deduplicated / "metrics")
+    assert json.loads(before.pop("decontaminate.json")) == metrics and before.items() <= after.items()
+    rows = [*read_rows(["data/decontaminate/removed/removed.parquet"], REMOVED)]
+    assert sum(row["style"] == "natural" for row in rows) == 2
+
+
 def test_the_evidence_names_item_ngram_matched_text_and_both_ratios(deduplicated: Path):
     repository(deduplicated, "decontaminate")
     main()
@@ -512,4 +535,4 @@ def test_a_new_benchmark_reruns_nothing_that_generates():
     }:
         reached |= more
     checks = {"benchmarks", "paraphrases", "decontaminate"}
-    assert reached == checks | {"tokenize_corpus", "train", "export", "evaluate", "report"}
+    assert reached == checks | {"mix", "tokenize_corpus", "train", "export", "evaluate", "report"}

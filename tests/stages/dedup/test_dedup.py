@@ -26,7 +26,7 @@ from stages.dedup.clusters import Clusters, pairs
 from stages.dedup.index import KEY
 from stages.dedup.verify import near_duplicates
 from stages.dedup.words import ANY_NUMBER, WITH_SIGNS, Shingles, fingerprints, hashed_words, shares
-from tests.support.documents import bytes_of, document, repository, write_documents
+from tests.support.documents import bytes_of, document, natural_document, repository, write_documents
 
 TOPICS = ["rivers", "bread", "volcanoes", "algebra", "sailing", "glass", "bees", "bridges"]
 
@@ -102,6 +102,8 @@ def test_the_goal_is_checked_and_rates_are_given_by_cell(cleaned: Path, capsys: 
 
 @pytest.mark.slow
 def test_the_bytes_do_not_depend_on_tasks(cleaned: Path, monkeypatch: pytest.MonkeyPatch):
+    pages = [natural_document(text) for text in (essay("rivers"), essay("bread", "A page."), essay("clouds"))]
+    write_documents(cleaned / "data/clean/web-natural.parquet", pages)
     repository(cleaned, "dedup")
     main()
     alone = bytes_of(cleaned / "data/dedup")
@@ -160,6 +162,36 @@ def test_a_candidate_goes_only_for_a_document_that_it_is_like():
     assert near_duplicates(members, None) == {"b": ("a", 0.8182), "c": ("a", 0.4286), "d": ("a", 0.3793)}
     assert near_duplicates(members, 0.7) == {"b": ("a", 0.8182), "d": ("c", 0.9048)}
     assert near_duplicates(members, 0.95) == {}
+
+
+def test_natural_text_is_compared_with_all_that_stay_and_decides_about_none():
+    sets = {name: np.arange(start, start + 20, dtype=np.uint64) for name, start in (("a", 0), ("z", 4), ("n", 2))}
+    natural, others = [("n", sets["n"])], [("a", sets["a"]), ("z", sets["z"])]
+    assert near_duplicates(natural, 0.8, others) == {"n": ("a", 0.8182)}
+    assert near_duplicates(natural, 0.95, others) == {}
+
+
+@pytest.mark.slow
+def test_what_becomes_of_completions_is_the_same_with_natural_text(cleaned: Path):
+    for path in Path("data/clean").glob("*.parquet"):
+        path.unlink()
+    first, second, third, last = chain()  # neighbours are near duplicates, the ends are none
+    write_documents(Path("data/clean/web-blogpost.parquet"), [first])
+    write_documents(Path("data/clean/wikihow-article.parquet"), [last])
+    repository(cleaned, "dedup")
+    line = main()
+    before, metrics = bytes_of(Path("data/dedup")), read_yaml(cleaned / "metrics/dedup.json")
+    assert kept_ids() == {first["completion_id"], last["completion_id"]}
+    texts = [second["text"], third["text"], first["text"].upper(), essay("glass")]
+    write_documents(Path("data/clean/web-natural.parquet"), [natural_document(text) for text in texts])
+    assert main() == f"{line}; web-natural 1 of 4"
+    after = bytes_of(Path("data/dedup"))
+    assert {name: after[name] for name in before if "removed" not in name}.items() <= before.items()
+    assert sorted(reason for reason, _ in removed().values()) == ["exact", "near", "near"]
+    assert {evidence["kept"] for _, evidence in removed().values()} == {first["completion_id"]}
+    counts = read_yaml(cleaned / "metrics/dedup.json")
+    assert counts["cells"].pop("web-natural")["rate"] == 0.75
+    assert counts == metrics  # the rate, its goal and the candidates are the completions'
 
 
 SETS = st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=8)
@@ -266,7 +298,7 @@ def test_clusters_are_those_of_datatrove(keys: list[tuple[int, int]], files: int
             np.save(folder / f"pairs/{number:05d}.npy", joined)
             theirs = np.stack([np.zeros_like(joined), joined], axis=2).astype("<u4")  # (task, document) twice
             (folder / f"buckets/{number:05d}_00.dups").write_bytes(theirs.tobytes())
-        Clusters(folder / "pairs", folder / "clusters.npy").run()
+        Clusters(folder / "pairs", folder / "clusters.npy", 1 << 40).run()
         config = MinhashConfig(num_buckets=files)
         MinhashDedupCluster(str(folder / "buckets"), str(folder / "out"), config, save_cluster_id=True).run()
         groups: dict[int, set] = {}
@@ -275,9 +307,10 @@ def test_clusters_are_those_of_datatrove(keys: list[tuple[int, int]], files: int
                 groups.setdefault(cluster, set()).add(document)
         found = np.load(folder / "clusters.npy").tolist()
     assert sorted(map(sorted, groups.values())) == [
-        [document for document, first in found if first == cluster] for cluster in sorted({c for _, c in found})
+        [document for document, first, _ in found if first == cluster] for cluster in sorted({c for _, c, _ in found})
     ]
-    assert found == sorted(found) and all(first <= document for document, first in found)
+    assert found == sorted(found) and all(first <= document for document, first, _ in found)
+    assert all(chain == first for _, first, chain in found)  # there is no natural text
 
 
 def hashed(word: str) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from cosmopedia.errors import DataError, InternalError
 from stages.export import __main__ as export
+from stages.export.card import texts
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 
 
@@ -18,6 +19,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     vocabulary = write_tokenizer(tmp_path / "data/tokenize_corpus", chat_template="{{ messages }}")
     write_model(tmp_path / "models/train/seed-1", vocabulary)
     write_training(tmp_path / "models/train/seed-1", vocabulary)
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics/mix.json").write_text(json.dumps({"components": {"synthetic": {"share": 1.0}}}))
     (tmp_path / "models/generator").mkdir()
     (tmp_path / "models/generator/generator.json").write_text(json.dumps({"model": "teacher", "revision": "r1"}))
     return tmp_path
@@ -83,6 +86,14 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(trained: Path):
     Path("models/train/seed-1/training.json").write_text(json.dumps(training | {"vocabulary": 300}))
     with pytest.raises(DataError, match="the tokenizer has 257 tokens, but models/train was trained with 300"):
         export.main()
+
+
+def test_the_card_says_what_else_the_model_was_trained_on():
+    generator = {"model": "teacher", "revision": "r1"}
+    alone = texts(generator, {"synthetic": 1.0})
+    assert alone.startswith("a synthetic corpus: textbooks") and alone.endswith("**teacher** (revision `r1`) wrote")
+    assert texts(generator, {"synthetic": 0.333, "web": 0.667}).startswith("web text (67%), a synthetic corpus (33%):")
+    assert texts(generator, {"web": 1.0}) == "web text (100%)"
 
 
 def test_a_missing_model_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -22,6 +22,7 @@ from stages.clean import __main__ as clean
 from stages.decontaminate import __main__ as decontaminate
 from stages.dedup import __main__ as dedup
 from stages.generate import __main__ as generate
+from stages.mix import __main__ as mix
 from stages.paraphrases import __main__ as paraphrases
 from stages.pilot import __main__ as pilot
 from stages.prompts import __main__ as prompts
@@ -149,7 +150,7 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
         write_table(path, pa.Table.from_pylist(rows.to_dicts()), DOCUMENT)
     shutil.copytree(ROOT / "curation", folder / "curation")
     write_items(folder / "data/benchmarks", "arc", [("Which gas do plants take in by day?", "carbon dioxide")])
-    for stage in (clean, dedup, paraphrases, decontaminate, tokenize_corpus):
+    for stage in (clean, dedup, paraphrases, decontaminate, mix, tokenize_corpus):
         stage.main()
     files = sorted(Path("data/decontaminate").glob("*.parquet"))
     metrics = {path.stem: json.loads(path.read_text()) for path in sorted(Path("metrics").glob("*.json"))}

@@ -15,7 +15,7 @@ from cosmopedia.evaluation.scores import detail_rows
 from cosmopedia.files import write_text
 from cosmopedia.tables.contracts import DETAIL, REMOVED
 from cosmopedia.tables.contracts import HELDOUT as HELDOUT_TABLE
-from cosmopedia.tables.parquet import write_table
+from cosmopedia.tables.parquet import read_rows, write_table
 from cosmopedia.text import has_controls
 from stages.report.__main__ import main
 from stages.report.corpus import publish
@@ -32,7 +32,7 @@ from stages.report.page import (
     render_run,
     score_rows,
 )
-from tests.support.documents import document, write_documents
+from tests.support.documents import document, natural_document, write_documents
 
 HOSTILE = '<script>alert("x")</script> | {{ 7 * 7 }} <img src=http://example.com/x.png> & so on'
 ACCOUNT = {"rows_in": 5, "rows_kept": 4, "rows_removed": 1}
@@ -57,6 +57,12 @@ METRICS: dict[str, dict] = {
     "clean": {"rows_in": 7, "rows_kept": 6, "rows_removed": 1, "removed": {"refusal": 1, "short": 0}},
     "dedup": {"rows_in": 6, "rows_kept": 5, "rows_removed": 1, "removed": {"near": 1}},
     "decontaminate": {"rows_in": 5, "rows_kept": 3, "rows_removed": 2, "removed": {"contaminated": 2}},
+    "mix": {
+        "components": {
+            "synthetic": {"share": 0.25, "tokens": 40, "documents": 3, "copies": 1.0, "available_tokens": 40},
+            "web": {"share": 0.75, "tokens": 120, "documents": 9, "copies": 1.5, "available_tokens": 80},
+        }
+    },
     "tokenize_corpus": {"documents": 3, "vocab_size": 64, "tokenizer": "generator", "dataset_hash": "d" * 64},
     "train": {
         "parameters": 1000,
@@ -234,7 +240,7 @@ def test_the_same_inputs_give_the_same_bytes_at_any_commit_and_place(
     monkeypatch.setenv("COSMO_COMPUTE", "slurm-h100")
     for command in (["init", "-q"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty"]):
         subprocess.run(["git", *command, *(["-m", "t"] if "commit" in command else [])], check=True)
-    assert len(first) == 23 and outputs() == first
+    assert len(first) == 24 and outputs() == first
     assert not [name for name, content in first.items() if name.endswith(".svg") and b"<dc:date>" in content]
 
 
@@ -260,6 +266,21 @@ def test_every_stage_and_reason_is_accounted_for(repository: Path):
     for heading in ("clean: refusal (1)", "dedup: near (1)", "decontaminate: contaminated (2)"):
         assert heading in text
     assert '<td>arc_easy</td><td class="n">2 (1)</td>' in text
+
+
+def test_natural_text_is_in_the_mix_and_in_nothing_that_is_published(repository: Path):
+    page_text = "A page of somebody else about bread."
+    before = headline(collect(1, 2))
+    write_documents(Path("data/decontaminate/web-natural.parquet"), [natural_document(page_text)])
+    path = Path("data/dedup/removed/removed.parquet")
+    rows = [*read_rows([path], REMOVED)]
+    gone = rows[0] | {"completion_id": "web/1", "style": "natural", "text": page_text}
+    write_table(path, [*rows, gone], REMOVED)
+    assert page_text not in page() and headline(collect(1, 2)) == before
+    assert not list(Path("data/corpus").glob("*natural*"))
+    card = Path("data/corpus/README.md").read_text()
+    assert "(1.5 epochs) of 25% synthetic, 75% web text, reaches" in card and "natural" not in card
+    assert '<td>web</td><td class="n">75.0%</td><td class="n">120</td>' in page()
 
 
 def test_evidence_that_is_no_json_is_shown_as_it_is():

@@ -17,8 +17,10 @@ import pytest
 import yaml
 import zstandard
 
+from cosmopedia import fingerprints as fingerprints_module
 from cosmopedia import records as reading
 from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.fingerprints import Fingerprints
 from cosmopedia.params import check
 from cosmopedia.records import read_records
 from cosmopedia.tables import external_sort as sorting
@@ -27,8 +29,6 @@ from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import read_table, write_table
 from cosmopedia.tables.row_counts import RowCounts
 from stages.sources import __main__ as sources
-from stages.sources import duplicates
-from stages.sources.duplicates import Fingerprints
 from stages.sources.normalise import ReadingParams, SourceParams, checked, normalise
 from stages.sources.reader import reader_of
 from stages.sources.reader import sources as known_sources
@@ -338,7 +338,7 @@ def test_what_is_empty_after_stripping_makes_no_row(tmp_path: Path, source: str)
 
 
 def test_fingerprints_are_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "RECENT", 7000)
+    monkeypatch.setattr(fingerprints_module, "RECENT", 7000)
     drawn = random.Random(3)
     numbers = [drawn.getrandbits(64) or 1 for _ in range(60_000)] + [n << 20 for n in range(1, 100)]
     fingerprints, known = Fingerprints(), set()

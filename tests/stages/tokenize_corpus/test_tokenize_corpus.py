@@ -6,15 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
+from cosmopedia.corpus.components import original_id
 from cosmopedia.errors import DataError, InternalError
 from cosmopedia.params import read_yaml
 from stages.tokenize_corpus.__main__ import main
-from stages.tokenize_corpus.shards import check_shards, is_validation, write_documents_table
+from stages.tokenize_corpus.shards import SPLITS, check_shards, is_validation, write_documents_table
 from stages.train.windows import TokenShards, read_corpus
-from tests.support.documents import byte_tokenizer, bytes_of, document, repository, write_documents
+from tests.support.documents import (
+    byte_tokenizer,
+    bytes_of,
+    document,
+    natural_document,
+    repository,
+    write_documents,
+    write_mix,
+)  # fmt: skip
 
 EOS = 1
 TEXTS = [f"Document {i} says that {i} and {i} make {2 * i}, caf\u00e9." for i in range(60)]
@@ -59,6 +69,40 @@ def test_every_document_is_there_once_and_ends_with_the_end_of_text(corpus: Path
     assert set(validation) == expected and 3 < len(expected) < 25
 
 
+def test_a_document_is_there_as_often_as_in_the_mix_with_an_id_for_each_copy(corpus: Path):
+    pages = [natural_document(f"Page {i} is about rivers.") for i in range(9)]
+    write_documents(corpus / "data/decontaminate/web-natural.parquet", pages)
+    copies = {row["completion_id"]: number % 3 for number, row in enumerate(pages)}
+    write_mix(corpus / "data/mix/web-natural.parquet", {name: number for name, number in copies.items() if number})
+    write_mix(corpus / "data/mix/wikihow-article.parquet", {})
+    counts = tokenise(corpus)
+    assert counts["documents"] == 49
+    tables = {split: pq.read_table(f"data/tokenize_corpus/{split}/documents.parquet") for split in SPLITS}
+    ids = {split: table["completion_id"].to_pylist() for split, table in tables.items()}
+    both = [*ids["train"], *ids["validation"]]
+    assert len(set(both)) == len(both) == 49  # no id twice
+    assert {name: sum(original_id(one) == name for one in both) for name in copies} == copies
+    for split, names in ids.items():  # all copies of a document are on one side
+        assert {is_validation(41, original_id(name), 0.2) for name in names} == {split == "validation"}
+    texts = documents_of("train") + documents_of("validation")
+    assert sorted(texts) == sorted(
+        TEXTS[:40] + [page["text"] for page in pages for _ in range(copies[page["completion_id"]])]
+    )
+    by = read_yaml(corpus / "metrics/tokenize_corpus.json")["tokens_by"]
+    assert by["component"] == {"synthetic": by["style"]["blogpost"], "web": by["style"]["natural"]}
+
+
+def test_a_mix_of_another_corpus_is_refused(corpus: Path):
+    write_mix(corpus / "data/mix/web-blogpost.parquet", {"zz-0": 1})
+    with pytest.raises(
+        DataError, match=r"data/mix/web-blogpost.parquet: 'zz-0' is not in data/decontaminate/web-blog"
+    ):
+        tokenise(corpus)
+    Path("data/mix/web-blogpost.parquet").unlink()
+    with pytest.raises(DataError, match=r"data/mix/web-blogpost.parquet is missing \(documents of the mix\); run"):
+        tokenise(corpus)
+
+
 def test_a_special_token_in_a_text_stays_text(corpus: Path):
     tokenise(corpus, validation_fraction=0.0)
     assert TRICK in documents_of("train")
@@ -85,8 +129,9 @@ def test_the_counts_balance(corpus: Path):
     assert (counts["vocab_size"], counts["token_bytes"], counts["eos"]) == (258, 2, EOS)
     by = read_yaml(corpus / "metrics/tokenize_corpus.json")["tokens_by"]
     assert {group: sum(values.values()) for group, values in by.items()} == dict.fromkeys(
-        ["source", "style", "audience"], tokens
+        ["component", "source", "style", "audience"], tokens
     )
+    assert by["component"] == {"synthetic": tokens}
     assert set(by["source"]) == {"web", "wikihow"} and len(by["audience"]) == 3
 
 

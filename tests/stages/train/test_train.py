@@ -23,6 +23,7 @@ from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.mlflow_sender import STARTED, started
 from cosmopedia.params import check
 from stages.train.recipe import Architecture, TrainParams
+from stages.train.repeats import check_repeats
 from stages.train.windows import Corpus, Split, TokenShards, WindowOrder, read_corpus
 from tests.support.training_repository import (  # noqa: F401  (the fixture)
     RECIPE,
@@ -113,6 +114,22 @@ def test_too_few_tokens_for_one_batch_are_refused(repository: Path):
     set_recipe(repository, batch=200, micro_batch=2)
     with pytest.raises(DataError, match="1500 tokens, but one batch of 200 x 16 takes 3201"):
         train()
+
+
+def test_repeats_above_the_limit_are_refused_before_the_first_step(repository: Path):
+    limits = {"synthetic": {"copies": 1.0, "max_repeats": 2}, "web": {"copies": 2.5, "max_repeats": 2}}
+    Path("metrics/mix.json").write_text(json.dumps({"components": limits}))
+    message = (
+        r"train.steps 24 x batch 4 is 1\.03 epochs of 93 windows: documents of 'web' \(2\.50 copies in the mix\) would"
+        r" be seen 2\.58 times, and mix.max_repeats.web allows 2; set train.steps to at most 18,"
+    )
+    with pytest.raises(ConfigError, match=message):
+        train()
+    assert not (repository / "models").exists() and not (repository / ".store").exists()
+    recipe = recipe_of(steps=18)
+    check_repeats(recipe, 93)
+    with pytest.raises(ConfigError, match="of 'web'"):
+        check_repeats(recipe_of(steps=19), 93)
 
 
 def test_a_flipped_bit_inside_the_vocabulary_is_refused_with_its_file(tmp_path: Path):
