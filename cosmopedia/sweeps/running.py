@@ -126,7 +126,7 @@ class Local:
 class Job:
     """A Slurm job that drives an arm's worktree (`cosmo cluster submit` there).
 
-    It goes on without this process, and the next `cosmo sweep run` finds it again; `cosmo cluster stop` in its worktree
+    It goes on without this process, and the next `cosmo sweep run` finds it; `cosmo cluster stop` in its worktree
     ends it.
     """
 
