@@ -34,6 +34,7 @@ from cosmopedia.generation.requests import (
     sampling_seed,
 )
 from cosmopedia.lineage import store_root
+from cosmopedia.store.claims import claimed
 from cosmopedia.store.documents import Table
 from cosmopedia.store.segments import writing
 from cosmopedia.store.store import CompletionStore
@@ -174,6 +175,7 @@ class LookUp:
 
     def refresh(self) -> None:
         """Look every request up, again if the store has grown."""
+        self.is_stale()
         self.states = bytearray()
         self.keys = KeyFile()
         self.too_long: list[Failure] = []
@@ -199,8 +201,12 @@ class LookUp:
         self._sample = [prompt for _, prompt in sample]
         prefixes = np.frombuffer(missing, np.uint64)
         prefixes.sort()  # in place: eight bytes per request, and no copy
-        self._prefixes = prefixes
+        self.prefixes = prefixes  # of what is missing: the first eight bytes of its keys
         self._repeated = set(prefixes[1:][prefixes[1:] == prefixes[:-1]].tolist())  # of keys that occur more than once
+
+    def is_stale(self) -> bool:
+        """Whether the store has grown since the last look."""
+        return self.store.refresh()
 
     def _mark_too_long(self, prompts: list[str], keys: list[str], states: list[int]) -> None:
         """Missing prompts that leave no room for `max_new_tokens` are failures, and are never sent."""
@@ -245,7 +251,7 @@ class LookUp:
         """
         if not self.missing:
             return 0
-        imported = self.store.import_documents(import_from(), np.unique(self._prefixes))
+        imported = self.store.import_documents(import_from(), np.unique(self.prefixes))
         if imported:
             self.refresh()
         return imported
@@ -272,20 +278,22 @@ def complete(
     """A completion or a failure for each request.
 
     `send` gets what the store lacks completed (execution/sending.py): it appends completions to the store, and puts
-    counts and failures into the run. `import_from` gives tables of earlier runs (execution/earlier.py), for a store
-    that lacks them. What `send` raises is raised here; what was completed until then is in the store.
+    counts and failures into the run. What another process is sending is waited for (store/claims.py). `import_from`
+    gives tables of earlier runs (execution/earlier.py), for a store that lacks them. What `send` raises is raised
+    here; what was completed until then is in the store.
     """
     if iter(requests) is requests:
         requests = list(requests)
     lookup = LookUp(requests, model, sampling, store)
     if imported := lookup.reuse(import_from):
         print(f"{stage}: {imported} completions of earlier runs taken over into the store", flush=True)
-    run = CompletionRun(stage, len(lookup.states), requests, store, lookup.keys, lookup.reader)
-    run.cached = lookup.states.count(CACHED)
-    run.failures = {failure.key: failure for failure in lookup.too_long}
-    if lookup.too_long:
-        run.reasons["too_long"] = len(lookup.too_long)
-    send(run, lookup)
+    with claimed(stage, lookup):
+        run = CompletionRun(stage, len(lookup.states), requests, store, lookup.keys, lookup.reader)
+        run.cached = lookup.states.count(CACHED)
+        run.failures = {failure.key: failure for failure in lookup.too_long}
+        if lookup.too_long:
+            run.reasons["too_long"] = len(lookup.too_long)
+        send(run, lookup)
     run.failed = sum(run.reasons.values())
     return run
 

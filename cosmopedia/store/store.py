@@ -87,8 +87,9 @@ class CompletionStore:
         self._open_parquet = lru_cache(OPEN_FILES)(open_parquet)
         self.refresh()
 
-    def refresh(self) -> None:
-        """Index what was added since the last look. `DataError` names a damaged file."""
+    def refresh(self) -> bool:
+        """Index what was added since the last look; whether there was any. `DataError` names a damaged file."""
+        frames = len(self._frame_file)
         folders = [self.folder, self.bucket.spool] if self.bucket else [self.folder]
         for path in (path for folder in folders for path in files_in(folder)):
             if path.name in self._known:
@@ -106,6 +107,7 @@ class CompletionStore:
             except FileRemoved:
                 del self._indexed_to[number]
         self._index.sort()
+        return len(self._frame_file) > frames
 
     def _add_file(self, path: Path) -> int:
         self._known.add(path.name)

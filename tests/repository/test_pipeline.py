@@ -219,7 +219,7 @@ def test_a_killed_generation_goes_on_and_repeats_nothing(repro: tuple[Path, Path
     folder, store = repro
     profile = folder / "profiles/smoke.yaml"
     text = profile.read_text(encoding="utf-8")
-    profile.write_text(re.sub(r"max_new_tokens: 48", "max_new_tokens: 400", text), encoding="utf-8")
+    profile.write_text(re.sub(r"max_new_tokens: 48", "max_new_tokens: 96", text), encoding="utf-8")
     before = len(keys_of(store))
     process = subprocess.Popen(
         [DVC, "repro", "-s", "generate"], cwd=folder, env=environment(store), start_new_session=True,

@@ -26,7 +26,8 @@ from cosmopedia.execution.settings import repairs
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.fleet import COMES_BACK
 from cosmopedia.files import write_text
-from cosmopedia.lineage import store_root
+from cosmopedia.lineage import main_checkout, store_root
+from cosmopedia.rng import content_hash
 
 REQUEUE_SECONDS = 60.0  # for Slurm to end this job once it is requeued
 INTERRUPTED = 130
@@ -39,6 +40,13 @@ def driver_folder() -> Path:
     return store_root() / "driver"
 
 
+def status_path(checkout: Path | None = None) -> Path:
+    """The status file of a checkout's driver (default: of the current folder); checkouts may share a store."""
+    checkout = (checkout or Path.cwd()).resolve()
+    suffix = "" if checkout == main_checkout() else f"-{content_hash(checkout, size=4)}"
+    return driver_folder() / f"status{suffix}.json"
+
+
 def stop_mark(job: str) -> Path:
     """A file that exists when a person has stopped this job: it must not be requeued."""
     return driver_folder() / f"stop-{job}"
@@ -47,7 +55,7 @@ def stop_mark(job: str) -> Path:
 def read_status() -> dict[str, Any]:
     """The status file; empty when no driver has run here."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((driver_folder() / "status.json").read_text(encoding="utf-8"))
+        return json.loads(status_path().read_text(encoding="utf-8"))
     return {}
 
 
@@ -183,7 +191,7 @@ class DriverJob:
             "total": self.total,  # null where targets were named
             "requeued": self.requeued,  # how often, for lack of time
         }
-        write_text(driver_folder() / "status.json", json.dumps(content, indent=2) + "\n")
+        write_text(status_path(), json.dumps(content, indent=2) + "\n")
 
 
 def _count_stages() -> int | None:

@@ -22,6 +22,7 @@ from cosmopedia.lineage import store_root
 from tests.support.command_line import cosmo
 from tests.support.prompt_rows import ROOT, write_settings
 from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
+from tests.support.sweep_repository import commit_repository, git, write_files
 
 SOON = 240.0  # seconds; a limit for what takes a few on a free machine
 STATUS = {
@@ -295,3 +296,36 @@ def test_a_compute_file_without_a_driver_section_says_so(empty_folder: Path) -> 
     write_settings(empty_folder, [])
     with pytest.raises(ConfigError, match=r"compute/local\.yaml has no section driver"):
         run("submit")
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_its_arms_as_jobs(empty_folder: Path, slurm: SlurmCluster) -> None:
+    """Each arm's job drives its own worktree; a sweep that was killed finds its jobs again."""
+    write_files()
+    Path("sweeps/steps.yaml").write_text(
+        "question: q\ncontrol: base\nseeds: [1]\narms: {base: {}, more: {set: {train.steps: 20}}}\n"
+    )
+    Path("compute").mkdir()
+    Path("compute/templates").symlink_to(ROOT / "compute/templates")
+    Path("compute/local.yaml").write_text((ROOT / "compute/local.yaml").read_text())
+    settings(time="10")
+    notes, gate = empty_folder.parent / "job-notes", empty_folder.parent / "gate"
+    notes.unlink(missing_ok=True)
+    gate.unlink(missing_ok=True)
+    variables = commit_repository(empty_folder, notes)
+    command = [sys.executable, "-m", "cosmopedia.cli", "sweep", "run", "steps", "-j", "2", "--slurm"]
+    with subprocess.Popen(command, env=variables, start_new_session=True, stdout=subprocess.DEVNULL) as first:
+        end = time.monotonic() + SOON
+        while not notes.exists() or notes.read_text().split().count("train") < 2:
+            assert time.monotonic() < end and first.poll() is None
+            time.sleep(0.2)
+        first.kill()
+    before = {job.id for job in slurm.jobs()}
+    assert len(before) == 2
+    gate.touch()
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=SOON, check=False)
+    assert done.returncode == 0 and "2 of 2 arms are done" in done.stdout, done.stdout + done.stderr
+    assert notes.read_text().split() == ["sources", "prompts", "train", "train"]
+    names = {line.rpartition("/")[2] for line in git(empty_folder, "for-each-ref", "refs/exps").splitlines()}
+    assert {"steps-base", "steps-more"} <= names
+    slurm.wait_empty(SOON)
