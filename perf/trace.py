@@ -183,8 +183,8 @@ def main() -> None:
     if not options.skip_diff:
         print(diff_tables(min(options.rows, DIFF_ROWS)))
     print(
-        f"trace: the slowest question, {question}, took {longest:.2f} s on {options.rows:,} rows (goal {GOAL_S:g} s on 30"
-        f" million); a search {per_gb:.1f} s per GB of text"
+        f"trace: the slowest question, {question}, took {longest:.2f} s on {options.rows:,} rows (goal {GOAL_S:g} s"
+        f" on 30 million); a search {per_gb:.1f} s per GB of text"
     )
 
 
