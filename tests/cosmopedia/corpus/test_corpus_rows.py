@@ -23,7 +23,7 @@ from cosmopedia.tables.parquet import read_rows, read_table
 from stages.clean import __main__ as clean
 from stages.dedup import __main__ as dedup
 from stages.tokenize_corpus import __main__ as tokenize_corpus
-from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
+from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents, write_mix
 
 INPUTS = {"clean": "data/generate", "dedup": "data/clean", "tokenize_corpus": "data/decontaminate"}
 MAINS = {"clean": clean.main, "dedup": dedup.main, "tokenize_corpus": tokenize_corpus.main}
@@ -170,6 +170,7 @@ def test_a_bad_row_is_refused_and_named(folder: Path, stage: str, column: str, v
     rows = [document(text=prose(i, 40), completion_id=str(10_000 + i)) for i in range(2_600)]
     (folder / INPUTS[stage]).mkdir(parents=True)
     pq.write_table(damaged(rows, column, 2_503, value), folder / INPUTS[stage] / "web-blogpost.parquet")
+    write_mix(folder / "data/mix/web-blogpost.parquet", {row["completion_id"]: 1 for row in rows})
     repository(folder, stage)
     with pytest.raises(DataError, match=rf"web-blogpost\.parquet: {said}"):
         MAINS[stage]()
