@@ -1,4 +1,4 @@
-"""sweep: run several arms of an experiment side by side, each a DVC experiment.
+"""sweep: run several arms of an experiment side by side.
 
 A sweep is a file of sweeps/: what is asked, the arms, the seeds, the control. docs/sweeps.md shows one.
 """

@@ -1,4 +1,4 @@
-"""verify: run the pipeline twice in unlike surroundings, and compare the hashes.
+"""verify: run the pipeline twice and compare the hashes.
 
 Other hash seeds, threads, tasks and workers, time zone, language, umask and folder must change no byte.
 """

@@ -107,7 +107,8 @@ def combinations(file: SweepFile, path: Path) -> Iterator[tuple[str, ArmChanges]
         raise ConfigError(f"{path}: name `arms`, `axes`, or both")
     axes = [[(label, {key: value}) for label, value in labelled(key, values)] for key, values in file.axes.items()]
     names = set()
-    for (arm, changes), *choices in product(file.arms.items() or [("", ArmChanges())], *axes):
+    bases = list(file.arms.items()) or [("", ArmChanges())]
+    for (arm, changes), choices in product(bases, list(product(*axes))):
         name = "_".join(filter(None, [arm, *(label for label, _ in choices)]))
         if not ARM_NAME.fullmatch(name) or ".." in name or name.endswith(".lock"):
             raise ConfigError(

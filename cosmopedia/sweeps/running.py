@@ -254,7 +254,7 @@ class SweepRun:
                 if state.stage:
                     state.finished.append(state.stage)
                 state.stage, changed = begins[1], True
-                self._say(name, state.stage)
+                self._say(name, begins[1])
             elif skips := SKIPS.match(line):
                 state.finished.append(skips[1])
         if status is not None:

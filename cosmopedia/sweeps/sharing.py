@@ -30,7 +30,7 @@ def stages_of(root: Path) -> list[Stage]:
                     (_inside(dep.fs_path, root), name)
                     for dep in stage.deps
                     if hasattr(dep, "params")
-                    for name in dep.params or [""]
+                    for name in getattr(dep, "params", None) or [""]
                 ),
                 frozenset(_inside(dep.fs_path, root) for dep in stage.deps if not hasattr(dep, "params")),
                 frozenset(other.addressing for other in graph.successors(stage)),

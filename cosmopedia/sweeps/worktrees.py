@@ -90,8 +90,9 @@ def write_dvc_config(folder: Path) -> None:
     theirs.unlink(missing_ok=True)
     if ours.is_file():
         shutil.copyfile(ours, theirs)
-    with Config(str(folder / ".dvc")).edit("local") as config:
-        config.setdefault("cache", {})["dir"] = str(cache_folders()[0].resolve())
+    content: Any
+    with Config(str(folder / ".dvc")).edit("local") as content:
+        content.setdefault("cache", {})["dir"] = str(cache_folders()[0].resolve())
 
 
 def environment(experiment: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from tests.support.command_line import cosmo
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = ["calibrate", "check", "cluster", "compare", "deps", "diff", "doctor", "lock", "pin", "plan", "preview"]
-COMMANDS += ["status", "store", "topics", "trace"]
+COMMANDS += ["status", "store", "sweep", "topics", "trace", "verify"]
 CLUSTER = ["submit", "stop", "reap"]
 STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "unused"]
 HEAVY = ("numpy", "polars", "pyarrow", "torch", "transformers", "dvc", "mlflow", "psutil", "jinja2", "rich")
