@@ -1,4 +1,4 @@
-"""calibrate: measure the noise of training seeds, and what a design could see.
+"""calibrate: measure how much scores move from seed to seed.
 
 Several seeds of the same data (train.seeds=[1,2,3,4,5]) give the noise floor of every task, panel and held-out set at
 their scale. `cosmo compare` pools it with arms of few seeds.

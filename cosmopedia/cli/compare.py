@@ -1,4 +1,4 @@
-"""compare: say whether corpora differ: better, worse or not distinguishable.
+"""compare: say which corpora are better, worse or not to tell apart.
 
 An arm is a git revision, a DVC experiment or a folder; the first is the baseline. docs/ablations.md shows an example.
 """

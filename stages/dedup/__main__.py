@@ -21,10 +21,11 @@ from pydantic import Field, model_validator
 
 from cosmopedia.corpus.minhash import LONGEST_SKETCH
 from cosmopedia.corpus.pipeline import CorpusRun, natural_rows, statistic
+from cosmopedia.errors import ConfigError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.params import Params, load
-from cosmopedia.tables.cell_files import cell_of
+from cosmopedia.params import Params, load, section
+from cosmopedia.tables.cell_files import cell_of, source_and_style
 from cosmopedia.tables.row_counts import write_metrics
 from stages.dedup.clusters import KEYS_PER_PART, Clusters, FindPairs
 from stages.dedup.index import Buckets, IndexDocuments, copied
@@ -54,8 +55,16 @@ class DedupParams(Params):
 
 
 def settings() -> DedupParams:
-    """The stage's params."""
-    return load("dedup", DedupParams)
+    """The stage's params. `ConfigError` for a name in numbers_count that no source or component of natural text has."""
+    params = load("dedup", DedupParams)
+    known = set(section("sources")) - {"reading"} | set((section("natural") or {}).get("datasets") or {})
+    unknown = [name for name in params.numbers_count if source_and_style(name)[0] not in known]
+    if known and unknown:
+        raise ConfigError(
+            f"dedup.numbers_count: {unknown[0]!r} is neither a source nor a cell (<source>-<style>) of one; the sources:"
+            f" {', '.join(sorted(known))}"
+        )
+    return params
 
 
 def find_duplicates(run: CorpusRun, params: DedupParams) -> dict[str, int]:

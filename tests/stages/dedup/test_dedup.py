@@ -405,3 +405,13 @@ def test_a_sketch_that_is_too_long_is_refused(empty_folder: Path):
     repository(empty_folder, "dedup", buckets=5000)
     with pytest.raises(ConfigError, match="buckets times hashes is at most 32768, found 40000"):
         main()
+
+
+def test_a_misspelt_source_in_numbers_count_is_named(empty_folder: Path):
+    repository(empty_folder, "dedup", numbers_count=["automathtext", "kahnacademy-textbook"])
+    with Path("params.yaml").open("a", encoding="utf-8") as stream:
+        stream.write("sources: {reading: {}, automathtext: {}, khanacademy: {}}\n")
+    with pytest.raises(
+        ConfigError, match=r"'kahnacademy-textbook' is neither .* the sources: automathtext, khanacademy"
+    ):
+        main()
