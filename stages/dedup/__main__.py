@@ -55,14 +55,14 @@ class DedupParams(Params):
 
 
 def settings() -> DedupParams:
-    """The stage's params. `ConfigError` for a name in numbers_count that no source or component of natural text has."""
+    """The stage's params. `ConfigError` for a name in numbers_count that no source or component has."""
     params = load("dedup", DedupParams)
     known = set(section("sources")) - {"reading"} | set((section("natural") or {}).get("datasets") or {})
     unknown = [name for name in params.numbers_count if source_and_style(name)[0] not in known]
     if known and unknown:
         raise ConfigError(
-            f"dedup.numbers_count: {unknown[0]!r} is neither a source nor a cell (<source>-<style>) of one; the sources:"
-            f" {', '.join(sorted(known))}"
+            f"dedup.numbers_count: {unknown[0]!r} is neither a source nor a cell (<source>-<style>) of one; the"
+            f" sources: {', '.join(sorted(known))}"
         )
     return params
 
