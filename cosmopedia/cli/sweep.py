@@ -23,6 +23,7 @@ def sweep() -> None:
 @app.command(epilog="Example: cosmo sweep plan topic_probability")
 def plan(name: Name, as_json: Json = False) -> None:
     """Show what each arm changes, reuses and costs, and which differences the design can see."""
+    from cosmopedia.sweeps.costs import arm_costs, summed
     from cosmopedia.sweeps.definition import read_sweep
     from cosmopedia.sweeps.outlook import check_budget, outlooks
     from cosmopedia.sweeps.sharing import stages_of
@@ -30,6 +31,7 @@ def plan(name: Name, as_json: Json = False) -> None:
     content = read_sweep(name)
     stages = stages_of(Path.cwd())
     arms = outlooks(content, stages)
+    costs = arm_costs(content, stages, arms)
     trainings = sum(arm.trainings for arm in arms)
     power = power_sentences(content)
     if as_json:
@@ -39,7 +41,7 @@ def plan(name: Name, as_json: Json = False) -> None:
                 "question": content.question,
                 "control": content.control,
                 "seeds": content.seeds,
-                "arms": [asdict(arm) for arm in arms],
+                "arms": [asdict(arm) | asdict(cost) for arm, cost in zip(arms, costs, strict=True)],
                 "trainings": trainings,
                 "power": power,
             }
@@ -47,14 +49,43 @@ def plan(name: Name, as_json: Json = False) -> None:
         return
     typer.echo(f"{content.question}\n")
     print_table(
-        ("arm", "changes", "own stages", "shared", "trainings"),
-        ((one.arm, one.changes, stages_in_words(one.own), one.shared, one.trainings) for one in arms),
-        right=(3, 4),
+        (
+            "arm",
+            "changes",
+            "own stages",
+            "new",
+            "cached",
+            "prompt tokens",
+            "tokens",
+            "GPU hours",
+            "money",
+            "trainings",
+        ),
+        (
+            (one.arm, one.changes, stages_in_words(one.own), *map(number, cost_cells(cost)), one.trainings)
+            for one, cost in zip(arms, costs, strict=True)
+        ),
+        right=range(3, 10),
     )
-    typer.echo(f"\n{len(arms)} arms x {len(content.seeds)} seeds: {trainings} trainings; control: {content.control}")
+    if any(cost.estimated for cost in costs):
+        typer.echo("\ncompletions are estimated where a stage before generate runs too")
+    new, tokens = summed(costs, "new") or 0, summed(costs, "completion_tokens") or 0
+    typer.echo(
+        f"\n{len(arms)} arms x {len(content.seeds)} seeds: {trainings} trainings, at most {new:,} new completions of"
+        f" {tokens:,} tokens (what arms share is paid for once); control: {content.control}"
+    )
     for sentence in power:
         typer.echo(sentence)
-    check_budget(content, trainings, None, None)
+    check_budget(content, trainings, summed(costs, "gpu_hours"), summed(costs, "money"))
+
+
+def cost_cells(cost: Any) -> tuple[float | None, ...]:
+    return cost.new, cost.cached, cost.prompt_tokens, cost.completion_tokens, cost.gpu_hours, cost.money
+
+
+def number(value: float | None) -> str:
+    """Whole numbers with separators, others with two digits; "-" for none."""
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
 def stages_in_words(names: list[str]) -> str:
@@ -92,6 +123,7 @@ def run(
     ] = False,
 ) -> None:
     """Run the arms that are not done yet. A killed run goes on when it is run again; a failed arm ends no other."""
+    from cosmopedia.sweeps.costs import arm_costs, summed
     from cosmopedia.sweeps.definition import read_sweep
     from cosmopedia.sweeps.outlook import check_budget, outlooks
     from cosmopedia.sweeps.running import Job, Local, SweepRun, alone
@@ -100,7 +132,10 @@ def run(
     content = read_sweep(name)
     with alone(content.name):
         stages = stages_of(Path.cwd())
-        check_budget(content, sum(arm.trainings for arm in outlooks(content, stages)), None, None)
+        arms, bounds = outlooks(content, stages), content.budget
+        costs = arm_costs(content, stages, arms) if bounds.gpu_hours is not None or bounds.money is not None else []
+        trainings = sum(arm.trainings for arm in arms)
+        check_budget(content, trainings, summed(costs, "gpu_hours"), summed(costs, "money"))
         states = SweepRun(content, jobs, waits(stages, content.arms), Job if slurm else Local).run()
     left = {arm: state for arm, state in states.items() if state.state != "done"}
     typer.echo(f"{len(states) - len(left)} of {len(states)} arms are done")

@@ -1,8 +1,9 @@
-"""The process of an arm, in its worktree: `dvc repro`, or a Slurm job that drives it.
+"""The process of an arm, in its worktree: `dvc repro`, a Slurm job that drives it, or what it would cost.
 
-Run: python -m cosmopedia.sweeps.drive [submit]
+Run: python -m cosmopedia.sweeps.drive [submit | plan]
 """
 
+import json
 import os
 import sys
 
@@ -19,10 +20,21 @@ def submit() -> str:
     return running[0].id if running else driver.submit([])[0]
 
 
+def plan() -> str:
+    """`cosmo plan --json` of the stages that standard input names."""
+    from cosmopedia.cli.pending import Pending, make_plan
+
+    stages = [Pending(one["stage"], one["why"], frozenset(one["after"])) for one in json.load(sys.stdin)]
+    return json.dumps(make_plan(stages).as_dict())
+
+
 def main() -> None:
     with errors_as_sentences("sweep: "):
         if sys.argv[1:] == ["submit"]:
             print(submit())
+            return
+        if sys.argv[1:] == ["plan"]:
+            print(plan())
             return
         for sentence in repairs():
             say(sentence)
