@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cosmopedia.errors import ConfigError
+from cosmopedia.sweeps.costs import link_results, pending
 from cosmopedia.sweeps.definition import Sweep, read_sweep
 from cosmopedia.sweeps.outlook import check_budget, outlooks
 from cosmopedia.sweeps.sharing import Stage, stages_of, waits
@@ -133,3 +134,15 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_stage(repository: Path) 
     assert git(repository, "status", "--short").split() == ["M", "params.yaml"]
     again = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert again.stdout.count("done already") == 3 and Counter(notes.read_text().split())["train"] == ran["train"] + 1
+
+
+def test_an_arm_is_planned_with_the_stages_that_it_runs_itself(repository: Path) -> None:
+    after = {"sources": frozenset[str](), "prompts": frozenset({"sources"}), "train": frozenset({"prompts"})}
+    assert pending(["train"], after) == [{"stage": "train", "why": "", "after": []}]
+    assert [one["after"] for one in pending(["prompts", "train"], after)] == [[], ["prompts"]]
+    for name in ("data/prompts", "data/samples", "models/generator", "arm/data/samples"):
+        Path(name).mkdir(parents=True)
+    link_results(Path("arm"))
+    link_results(Path("arm"))  # a second plan finds the links
+    assert Path("arm/data/prompts").resolve() == Path("data/prompts").resolve()
+    assert Path("arm/models/generator").is_symlink() and not Path("arm/data/samples").is_symlink()
