@@ -453,12 +453,12 @@ PATCHES = ROOT / "tests/support/nanotron_patches.py"
 
 @pytest.fixture(scope="module")
 def without_patches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What happened without each patch (tests/support/nanotron_patches.py)."""
+    """What happened without each patch (tests/support/nanotron_patches.py); those need $COSMO_LONG."""
     if not NANOTRON.exists():
         pytest.skip("no .nanotron; run `make nanotron`")
     folder = tmp_path_factory.mktemp("patches")
     done = subprocess.run(
-        [str(NANOTRON), str(PATCHES), str(folder)],
+        [str(NANOTRON), str(PATCHES), str(folder), *(["all"] if os.environ.get("COSMO_LONG") else [])],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"},
@@ -469,6 +469,7 @@ def without_patches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # nanotron's version is pinned: they are for who raises it, or edits the patches
 @pytest.mark.parametrize(
     ("left_out", "fails_with"),
     [
