@@ -73,9 +73,11 @@ def write_model(path: Path, out: Path) -> None:
     template. `ConfigError` when the file cannot be read."""
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
     fields = fields_of(path)
     try:
+        logging.disable_progress_bar()  # hundreds of lines in a log
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float16)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ConfigError(f"{path}: transformers cannot read it: {' '.join(str(error).split())[:300]}") from None
