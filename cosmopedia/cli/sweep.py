@@ -127,7 +127,7 @@ def run(
     from cosmopedia.sweeps.definition import read_sweep
     from cosmopedia.sweeps.outlook import check_budget, outlooks
     from cosmopedia.sweeps.running import Job, Local, SweepRun, alone
-    from cosmopedia.sweeps.sharing import stages_of, waits
+    from cosmopedia.sweeps.sharing import stages_of
 
     content = read_sweep(name)
     with alone(content.name):
@@ -136,7 +136,7 @@ def run(
         costs = arm_costs(content, stages, arms) if bounds.gpu_hours is not None or bounds.money is not None else []
         trainings = sum(arm.trainings for arm in arms)
         check_budget(content, trainings, summed(costs, "gpu_hours"), summed(costs, "money"))
-        states = SweepRun(content, jobs, waits(stages, content.arms), Job if slurm else Local).run()
+        states = SweepRun(content, jobs, stages, Job if slurm else Local).run()
     left = {arm: state for arm, state in states.items() if state.state != "done"}
     typer.echo(f"{len(states) - len(left)} of {len(states)} arms are done")
     if left:

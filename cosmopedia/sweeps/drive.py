@@ -1,6 +1,6 @@
 """The process of an arm, in its worktree: `dvc repro`, a Slurm job that drives it, or what it would cost.
 
-Run: python -m cosmopedia.sweeps.drive [submit | plan]
+Run: python -m cosmopedia.sweeps.drive {run | submit | plan} [arguments of dvc repro]
 """
 
 import json
@@ -12,12 +12,12 @@ from cosmopedia.execution.redaction import say
 from cosmopedia.execution.settings import repairs
 
 
-def submit() -> str:
+def submit(arguments: list[str]) -> str:
     """The number of the job that drives this checkout; a new one unless one waits or runs already."""
     from cosmopedia.execution.slurm import commands, driver
 
     running = [job for job in commands.queue(name=driver.checkout_name("driver")) if not job.ended]
-    return running[0].id if running else driver.submit([])[0]
+    return running[0].id if running else driver.submit(arguments)[0]
 
 
 def plan() -> str:
@@ -30,15 +30,15 @@ def plan() -> str:
 
 def main() -> None:
     with errors_as_sentences("sweep: "):
-        if sys.argv[1:] == ["submit"]:
-            print(submit())
-            return
-        if sys.argv[1:] == ["plan"]:
+        action, *arguments = sys.argv[1:]
+        if action == "plan":
             print(plan())
-            return
-        for sentence in repairs():
-            say(sentence)
-        os.execv(sys.executable, [sys.executable, "-m", "dvc", "repro"])
+        elif action == "submit":
+            print(submit(arguments))
+        else:
+            for sentence in repairs():
+                say(sentence)
+            os.execv(sys.executable, [sys.executable, "-m", "dvc", "repro", *arguments])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from cosmopedia.execution.slurm.driver_job import BEGINS, SKIPS
 from cosmopedia.files import lock, log_tail, write_text
 from cosmopedia.lineage import store_root
 from cosmopedia.sweeps.definition import Sweep
+from cosmopedia.sweeps.sharing import Stage, waits
 from cosmopedia.sweeps.worktrees import Start, discard, environment, git, prepare, save
 
 POLL_SECONDS = 0.5
@@ -102,9 +103,9 @@ class Local:
     job: str | None = None
     survives = False
 
-    def __init__(self, folder: Path, log: Path, experiment: str):
+    def __init__(self, folder: Path, log: Path, experiment: str, arguments: list[str]):
         self.log, self.read = log, log.stat().st_size if log.exists() else 0
-        command = [sys.executable, "-m", "cosmopedia.sweeps.drive"]
+        command = [sys.executable, "-m", "cosmopedia.sweeps.drive", "run", *arguments]
         self.process = start(command, log, signal.SIGTERM, cwd=folder, env=environment(experiment))
 
     def poll(self) -> int | None:
@@ -132,17 +133,17 @@ class Job:
 
     survives = True
 
-    def __init__(self, folder: Path, log: Path, experiment: str):
+    def __init__(self, folder: Path, log: Path, experiment: str, arguments: list[str]):
         from cosmopedia.execution.slurm.driver_job import status_path
 
         self.folder, self.experiment = folder, experiment
-        self.job: str | None = self._drive("submit")
+        self.job: str | None = self._submit(arguments)
         self.status = status_path(folder)
         write_text(log, f"job {self.job}: {store_root() / 'logs' / f'driver-{self.job}.log'}\n")
         self.seen: set[str] = set()
 
-    def _drive(self, action: str) -> str:
-        command = [sys.executable, "-m", "cosmopedia.sweeps.drive", action]
+    def _submit(self, arguments: list[str]) -> str:
+        command = [sys.executable, "-m", "cosmopedia.sweeps.drive", "submit", *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=environment(self.experiment), capture_output=True, text=True, check=False
         )
@@ -182,10 +183,10 @@ class Job:
 class SweepRun:
     """One `cosmo sweep run`."""
 
-    def __init__(
-        self, sweep: Sweep, jobs: int, waits: dict[str, dict[str, set[str]]], process: Callable[..., Process]
-    ):
-        self.sweep, self.jobs, self.waits, self.process = sweep, jobs, waits, process
+    def __init__(self, sweep: Sweep, jobs: int, stages: list[Stage], process: Callable[..., Process]):
+        self.sweep, self.jobs, self.process = sweep, jobs, process
+        self.stages = [stage.name for stage in stages]
+        self.waits = waits(stages, sweep.arms)
         self.folder, self.start = folder_of(sweep.name), Start()
         self.states = {name: read_state(sweep.name, name) for name in sweep.arms}
         self.running: dict[str, Process] = {}
@@ -229,7 +230,8 @@ class SweepRun:
             if self._may_begin(name):
                 log = self.folder / f"{name}.log"
                 try:
-                    self.running[name] = self.process(self.folder / name, log, self.sweep.experiment(name))
+                    experiment, arguments = self.sweep.experiment(name), self._arguments(name)
+                    self.running[name] = self.process(self.folder / name, log, experiment, arguments)
                 except CosmoError as error:
                     self._end(name, "failed", str(error))
                     continue
@@ -237,6 +239,11 @@ class SweepRun:
                 self.states[name].state, self.states[name].job = "running", self.running[name].job
                 self._write(name)
                 self._say(name, f"begins; its log is {log}")
+
+    def _arguments(self, name: str) -> list[str]:
+        """For `dvc repro`: every stage by itself, in an order that has first what other arms wait for."""
+        awaited = set().union(*(leaders.get(name, set()) for leaders in self.waits.values()))
+        return ["-s", *sorted(self.stages, key=lambda stage: stage not in awaited)]
 
     def _may_begin(self, name: str) -> bool:
         """Whether the stages that an earlier arm does for this one too are finished there."""
