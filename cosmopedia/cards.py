@@ -71,7 +71,7 @@ def licence_text(terms: Terms) -> str:
         if one.conditions:
             lines.append(f"{one.spdx}: {one.conditions} ({one.url}).")
     if naming := [one.spdx for one in terms.known if one.attribution]:
-        lines.append(f"Name the sources when you pass it on: {', '.join(naming)} ask for it.")
+        lines.append(f"Attribution, as in the table of sources, is required by {', '.join(naming)}.")
     return "\n".join(lines)
 
 

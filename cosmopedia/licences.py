@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+from cosmopedia.corpus.components import SYNTHETIC
 
 CREATIVE_COMMONS = "https://creativecommons.org/licenses"
 LLAMA = "https://www.llama.com"
@@ -163,6 +166,15 @@ class Terms:
 def terms(of_rows: Iterable[str | None], of_models: Iterable[str]) -> Terms:
     """The terms of texts that quote rows of these licences and were written by these models."""
     return Terms(tuple(sorted({name or "" for name in of_rows})), tuple(sorted(set(of_models))))
+
+
+def model_terms(generator: dict[str, Any], components: dict[str, dict[str, Any]]) -> Terms:
+    """The terms of a trained model: of the rows behind what it was trained on, and of the generator if that wrote any.
+
+    `generator` is generator.json, `components` those of metrics/mix.json.
+    """
+    licences = (name for component in components.values() for name in component.get("licences", [None]))
+    return terms(licences, [generator["model"]] if SYNTHETIC in components else [])
 
 
 def front_matter(whole: Terms) -> dict[str, str]:

@@ -6,7 +6,7 @@ not searched for.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from datatrove.pipeline.formatters.pii import PIIFormatter, public_ip_validator
 
@@ -42,9 +42,10 @@ def find(text: str) -> dict[str, list[str]]:
     return {kind: some for kind, some in matches.items() if some}
 
 
-def masked(text: str) -> str:
+def masked(text: str, kinds: Iterable[str] = tuple(KINDS)) -> str:
     """The text with each of them replaced by an address of the same kind that is nobody's."""
-    for kind, (sign, form, valid) in KINDS.items():
+    for kind in kinds:
+        sign, form, valid = KINDS[kind]
         if sign in text:
             mask = MASKS[kind]
             text = form.sub(lambda match, mask=mask, valid=valid: mask if valid(match[0]) else match[0], text)

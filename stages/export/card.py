@@ -11,7 +11,7 @@ import yaml
 
 from cosmopedia.cards import escaped, head, licence_text, model_rows, rows
 from cosmopedia.corpus.components import SYNTHETIC
-from cosmopedia.licences import Terms, front_matter, terms
+from cosmopedia.licences import front_matter, model_terms
 
 TEMPLATE = Path(__file__).with_name("card.md")
 HEAD = {
@@ -30,12 +30,6 @@ def texts(generator: dict[str, Any], shares: dict[str, float]) -> str:
         return ", ".join(natural)
     share = f" ({shares[SYNTHETIC]:.0%})" if natural else ""
     return ", ".join([*natural, CORPUS.format(share=share, **generator)])
-
-
-def model_terms(generator: dict[str, Any], components: dict[str, dict[str, Any]]) -> Terms:
-    """The terms of a model: of the rows behind what it was trained on, and of the generator if that wrote any."""
-    licences = (name for component in components.values() for name in component.get("licences", [None]))
-    return terms(licences, [generator["model"]] if SYNTHETIC in components else [])
 
 
 def model_card(training: dict[str, Any], generator: dict[str, Any], components: dict[str, dict[str, Any]]) -> str:

@@ -22,7 +22,7 @@ def test_sizes_are_the_hubs(count: int, name: str):
 def test_share_alike_attribution_and_conditions_are_said():
     text = licence_text(terms(["CC-BY-SA-4.0", "MIT"], ["Mixtral-8x7B"]))
     assert "As a whole: **CC-BY-SA-4.0**" in text and "CC-BY-SA-4.0 is share-alike" in text
-    assert "MIT, Apache-2.0, CC-BY-SA-4.0 ask for it" in text
+    assert "is required by MIT, Apache-2.0, CC-BY-SA-4.0." in text
     mixed = licence_text(terms(["CC-BY-SA-4.0", "<b>"], ["Llama-3.1-8B"]))
     assert mixed.startswith("No one licence fits the whole (\\<b\\>: it is not known") and "Built with Llama" in mixed
     assert "CC-BY-SA-4.0 and Llama 3.1 Community License bind to different terms" in mixed
