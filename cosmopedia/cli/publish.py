@@ -1,8 +1,8 @@
 """publish: send the corpus or a model to the Hugging Face hub.
 
 Also writes the public summary of training content. Nothing leaves unless decontamination ran, the licences are known
-to allow it, and no e-mail address or secret is in the texts. Repositories are private unless `--public` says otherwise.
-The token is HF_TOKEN's.
+to allow it, and no e-mail address or secret is in the texts. Repositories are private without `--public`. The token is
+that of HF_TOKEN.
 """
 
 from pathlib import Path
@@ -43,9 +43,9 @@ def dataset(
     The rows of data/corpus with Cosmopedia's six columns, and a configuration per source.
     """
     from cosmopedia.publishing.checks import settings
-    from cosmopedia.publishing.dataset import build
+    from cosmopedia.publishing.dataset import CORPUS, build
 
-    release = new_release("dataset", repo, dry_run)
+    release = new_release("dataset", CORPUS, repo, dry_run)
     build(release, settings().allow, mask)
     send(release, dry_run, public, as_json)
 
@@ -63,9 +63,9 @@ def model(
     A folder of models/export, with scores, their intervals and the revision in its card.
     """
     from cosmopedia.publishing.checks import settings
-    from cosmopedia.publishing.model import build
+    from cosmopedia.publishing.model import EXPORT, build
 
-    release = new_release("model", repo, dry_run)
+    release = new_release("model", EXPORT, repo, dry_run)
     build(release, settings().allow, seed)
     send(release, dry_run, public, as_json)
 
@@ -89,11 +89,13 @@ def summary(
         typer.echo(f"{out}: {text.count(TO_ADD)} places to fill in, each marked {TO_ADD}")
 
 
-def new_release(kind: str, repo: str, dry_run: bool) -> "Release":
-    """A release of the checked-out revision. `ConfigError` without a repository's name or a committed revision."""
+def new_release(kind: str, out: Path, repo: str, dry_run: bool) -> "Release":
+    """A release of the checked-out revision. `ConfigError` without a repository's name, a committed revision, a token,
+    or where the committed dvc.lock has another hash for the out. A dry run needs none of them."""
     from cosmopedia.errors import ConfigError
     from cosmopedia.execution.revision import date_of, git_revision
     from cosmopedia.lineage import store_root
+    from cosmopedia.publishing.checks import check_recorded
     from cosmopedia.publishing.hub import token
     from cosmopedia.publishing.release import Release
 
@@ -105,6 +107,7 @@ def new_release(kind: str, repo: str, dry_run: bool) -> "Release":
             raise ConfigError(
                 f"the git revision is {revision!r}, by which nobody could make this again; commit your changes first"
             )
+        check_recorded(out, revision)
         token()
     return Release(kind, repo, revision, date_of(revision), store_root() / "publish" / kind)
 

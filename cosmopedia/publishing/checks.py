@@ -1,12 +1,15 @@
 """What must hold before anything is published. Every refusal names what to do."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.execution.earlier import lock_content
+from cosmopedia.execution.revision import file_at
 from cosmopedia.licences import Terms
 from cosmopedia.params import Params, load
 from cosmopedia.publishing.scan import Finding
@@ -34,6 +37,30 @@ def metrics(stage: str) -> dict[str, Any]:
         raise DataError(f"{path} is missing; run the stage {stage} (dvc repro {stage}), or dvc pull") from None
     except ValueError as error:
         raise DataError(f"{path} is no JSON: {error}; run the stage that writes it again") from None
+
+
+def check_recorded(folder: Path, revision: str) -> None:
+    """`ConfigError` when the committed dvc.lock has another hash for a folder: the revision would not make it."""
+    lock = lock_content(file_at(revision, "dvc.lock")).get("stages") or {}
+    recorded = {out["path"]: out.get("md5") for stage in lock.values() for out in stage.get("outs") or ()}
+    digest = folder_md5(folder)
+    if recorded.get(folder.as_posix()) != digest:
+        raise ConfigError(
+            f"{folder} has the hash {digest}, but dvc.lock at {revision[:12]} has {recorded.get(folder.as_posix())}:"
+            " that revision would not make it; commit dvc.lock after dvc repro, or run dvc checkout"
+        )
+
+
+def folder_md5(folder: Path) -> str:
+    """DVC's hash of a folder."""
+    entries = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            entries.append({"md5": digest, "relpath": path.relative_to(folder).as_posix()})
+    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def check_decontamination(documents: int | None = None) -> None:

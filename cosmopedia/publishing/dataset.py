@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cosmopedia.cards import published
@@ -52,8 +51,8 @@ def corpus_terms(tables: list[Path]) -> Terms:
     """What the rows of the corpus come under."""
     licences, models = set(), set()
     for table in read_batches(tables, DOCUMENT, ["seed_licence", "model"], batch_rows=ROW_GROUP):
-        licences |= set(pc.unique(table["seed_licence"]).to_pylist())
-        models |= set(pc.unique(table["model"]).to_pylist())
+        licences |= set(table["seed_licence"].unique().to_pylist())
+        models |= set(table["model"].unique().to_pylist())
     return terms(licences, models)
 
 

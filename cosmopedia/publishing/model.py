@@ -55,10 +55,11 @@ def model_card(card: str, release: Release) -> str:
 
     scores, models = metrics("evaluate"), metrics("export").get("models", 1)
     text = SCORES.sub(lambda _: score_section(scores, models) + "\n", published(card, release.revision))
-    made = ModelCard(text, ignore_metadata_errors=False)
-    made.data.model_name = release.repo.rpartition("/")[2]
-    made.data.language = metrics("clean").get("language")
-    made.data.eval_results = evaluation_results(scores)
+    made = ModelCard(text)
+    head: Any = made.data
+    head.model_name = release.repo.rpartition("/")[2]
+    head.language = metrics("clean").get("language")
+    head.eval_results = evaluation_results(scores)
     return str(made)
 
 

@@ -22,6 +22,10 @@ COLUMNS = {
     "format": "the kind of document",
     "audience": "for whom it is written",
 }
+DETECTORS = {  # of decontaminate, next to the published rule
+    "forms": ", in other forms (the question alone, choices as a list, passages, worked answers)",
+    "tolerant": ", and with edits (short n-grams that are in their places)",
+}
 LINEAGE = {
     "completion_id": "key: prompt id and sample index",
     "prompt_id, template, template_hash": "which template made the prompt",
@@ -113,6 +117,9 @@ def _made(facts: Facts) -> dict[str, Any]:
         "dataset_hash": m["tokenize_corpus"].get("dataset_hash", DASH),
         "benchmarks": len(m["benchmarks"].get("tasks", {})) or "the",
         "items": number(m["decontaminate"].get("benchmark_items", {}).get("checked")),
+        "detectors": "".join(
+            words for name, words in DETECTORS.items() if name in m["decontaminate"].get("detectors", {})
+        ),
         "contaminated": number(m["decontaminate"]["rows_removed"]),
         "contamination": _contamination(facts),
     }

@@ -3,18 +3,24 @@
 import hashlib
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.meta import Meta
+from dvc_data.hashfile.tree import Tree
 from huggingface_hub import DatasetCard, ModelCard
 
 from cosmopedia.cli import publish as cosmo_publish
 from cosmopedia.cli.__main__ import app
+from cosmopedia.cli.publish import new_release
 from cosmopedia.errors import ClusterError, ConfigError, DataError
 from cosmopedia.publishing import dataset, model
+from cosmopedia.publishing.checks import folder_md5
 from cosmopedia.publishing.hub import upload
 from cosmopedia.publishing.release import Release
 from cosmopedia.publishing.scan import kinds_in
@@ -258,6 +264,28 @@ def test_a_dry_run_lists_what_goes_up_and_an_upload_wants_a_committed_revision(c
         cosmo_publish.dataset()
     with pytest.raises(ConfigError, match="git revision is 'unknown', by which nobody could make this again"):
         cosmo_publish.dataset("owner/rain")
+
+
+def test_only_what_the_committed_dvc_lock_has_is_sent(corpus: Path, hub: FakeHub):
+    """The hash is DVC's own, of a folder with a subfolder."""
+    Path("models/export/seed-1").mkdir(parents=True)
+    Path("models/export/seed-1/b").write_bytes(b"b")
+    Path("models/export/c").write_bytes(b"c")
+    tree = Tree()
+    for path in (("seed-1", "b"), ("c",)):
+        content = Path("models/export", *path).read_bytes()
+        tree.add(path, Meta(), HashInfo("md5", hashlib.md5(content).hexdigest()))
+    tree.digest()
+    assert folder_md5(Path("models/export")) == tree.hash_info.value
+    for command in (["init", "-q"], ["add", "dvc.lock"], ["commit", "-qm", "t"]):
+        lock = {"stages": {"report": {"outs": [{"path": "data/corpus", "md5": folder_md5(dataset.CORPUS)}]}}}
+        Path("dvc.lock").write_text(json.dumps(lock))
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], check=True)
+    revision = new_release("dataset", dataset.CORPUS, "owner/rain", dry_run=False).revision
+    assert len(revision) == 40
+    with pytest.raises(ConfigError, match=rf"data/corpus has the hash .*, but dvc.lock at {revision[:12]} has"):
+        Path("data/corpus/README.md").write_text("another")
+        new_release("dataset", dataset.CORPUS, "owner/rain", dry_run=False)
 
 
 @pytest.fixture

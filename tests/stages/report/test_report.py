@@ -238,6 +238,12 @@ def test_load_dataset_reads_the_corpus_whole_and_by_source(repository: Path, mon
         for name in ([], ["web"])
     )
     assert "Tides turn." in whole["text"] and "Tides turn." not in web["text"]
+    front = yaml.safe_load(Path("data/corpus/README.md").read_text().split("---")[1])
+    names = [config["config_name"] for config in front["configs"]]
+    others = [
+        datasets.load_dataset("data/corpus", n, split="train", cache_dir=str(repository / "cache")) for n in names
+    ]
+    assert [loaded.num_rows for loaded in others] == [4, 1, 3] and names == ["default", "stanford", "web"]
     assert (whole.num_rows, web.num_rows) == (4, 3) and whole.column_names[1:7] == PUBLISHED
 
 
