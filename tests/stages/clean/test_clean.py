@@ -417,6 +417,7 @@ def test_natural_text_is_cleaned_in_the_same_run_and_counted_apart(generated: Pa
     assert {row["text_token_length"] for row in rows} == {len(f"{PROSE} Page 0.".encode())}
 
 
+@pytest.mark.slow
 def test_personal_data_is_counted_by_kind_and_source_and_masked_or_removed(generated: Path):
     """Mails of example.org are nobody's; so are addresses of a home network."""
     texts = ["jane.doe@uni-koeln.de at 8.8.8.8", "jane@example.org at 192.168.1.1"]
