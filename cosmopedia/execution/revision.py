@@ -23,6 +23,14 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def date_of(revision: str) -> str:
+    """The day of a revision's commit, YYYY-MM-DD; "" for an unknown one."""
+    try:
+        return _git("show", "-s", "--format=%cs", revision.removesuffix("-dirty")).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def branch() -> str:
     """The checked-out branch; "" for a commit without one, and outside a git repository."""
     try:

@@ -3,7 +3,7 @@
 In: data/generate/<source>-<style>.parquet (DOCUMENT), data/natural/<component>-natural.parquet (DOCUMENT),
 models/generator/tokenizer.json (to count texts that were cut, and natural text).
 Out: data/clean/<source>-<style>.parquet (DOCUMENT), data/clean/removed/removed.parquet (REMOVED: empty, invalid,
-refusal, truncated, short, language, repetition), metrics/clean.json.
+refusal, truncated, short, language, repetition, personal_data), metrics/clean.json.
 Contract: per pattern of chat the metrics have the share of documents that it touched and what it matched in three;
 `text_token_length` stays the server's count unless the text was changed; then it counts the text alone. Natural text
 has the rules of `clean.natural` and no chat; its rows are in `cells`, and in no total.
@@ -11,6 +11,7 @@ Run: python -m stages.clean
 """
 
 from pathlib import Path
+from typing import Any
 
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, natural_rows, removed_writer, statistic
 from cosmopedia.errors import DataError
@@ -18,7 +19,7 @@ from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import load
 from cosmopedia.tables.row_counts import write_metrics
-from stages.clean.rules import CleanFilter, CleanParams, read_examples
+from stages.clean.rules import CleanFilter, CleanParams, personal_data, read_examples
 
 TOKENIZER = Path("models/generator/tokenizer.json")
 MB_PER_SECOND = 0.7  # of one worker: a thousand documents of 4 kB in 7 seconds
@@ -52,7 +53,9 @@ def main() -> str:
         for name, some in matched.items()
     }
     controls = statistic(stats, "control_characters").get("", 0)  # documents, whether removed or kept
-    own = {"changed": counted, "control_characters": controls, "patterns": patterns}
+    own: dict[str, Any] = {"changed": counted, "control_characters": controls, "patterns": patterns}
+    own["personal_data"] = personal_data(params.personal_data, statistic(stats, "personal."))
+    own["language"] = params.language.expected if params.language else None  # what every document that stays is in
     write_metrics("metrics/clean.json", {**metrics, **own})
     reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
     return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}{natural_rows(metrics)}"

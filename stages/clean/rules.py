@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from cosmopedia.corpus.chat import Chat, ChatParams
 from cosmopedia.corpus.components import NATURAL
+from cosmopedia.corpus.personal_data import find, masked
 from cosmopedia.corpus.pipeline import removal
 from cosmopedia.corpus.sentences import to_last_sentence
 from cosmopedia.params import Params
@@ -39,6 +40,7 @@ class CleanParams(ChatParams):
 
     control_characters: Literal["remove", "keep"]
     truncated: Literal["cut", "drop", "keep"]  # texts that ended at max_new_tokens; cut: to the last full sentence
+    personal_data: Literal["flag", "mask", "drop"]  # what has the form of an e-mail or IP address; flag: only counted
     max_invalid_share: float = Field(ge=0, le=1)  # of characters that are U+FFFD, controls, private or unassigned
     min_tokens: int = Field(ge=0)  # a text of exactly so many stays
     language: LanguageRule | None  # null: any
@@ -139,6 +141,18 @@ def _unfit(text: str, tokens: int, params: CleanParams, limits: CleanParams | Na
     return None
 
 
+def without_personal_data(
+    fit: Cleaned, kinds: dict[str, list[str]], action: str, count: Callable[[str], int]
+) -> Cleaned | Removed:
+    """What becomes of a text that stays otherwise, by `clean.personal_data`; `kinds`: what was found in it."""
+    if not kinds or action == "flag":
+        return fit
+    if action == "drop":
+        return Removed("personal_data", {kind: len(some) for kind, some in kinds.items()})
+    text = masked(fit.text)
+    return replace(fit, text=text, tokens=count(text))
+
+
 def invalid_share(text: str) -> float:
     """The share of characters that no text should have: U+FFFD, private, unassigned, most controls."""
     if text.isascii() and text.isprintable():
@@ -185,6 +199,10 @@ class CleanFilter(BaseFilter):
             if has_controls(doc.text):
                 self.stat_update("control_characters")
             result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
+        if isinstance(result, Cleaned) and (kinds := find(result.text)):
+            for kind in kinds:
+                self.stat_update(f"personal.{kind}.{component_name(row)}")
+            result = without_personal_data(result, kinds, self.params.personal_data, self._count)
         if isinstance(result, Removed):
             row.update(removal(result.reason, **result.evidence))
             return False
@@ -195,6 +213,20 @@ class CleanFilter(BaseFilter):
             some = self.examples.get(name, [])
             self.examples[name] = sorted([*some, (str(doc.id), matched[:EXAMPLE_CHARS])])[:EXAMPLES]
         return True
+
+
+def component_name(row: dict[str, Any]) -> str:
+    """Whose personal data is counted: a source's, or a component's of natural text, which has its cell's name."""
+    return f"{row['source']}-{NATURAL}" if row["style"] == NATURAL else row["source"]
+
+
+def personal_data(action: str, counts: dict[str, int]) -> dict[str, Any]:
+    """For the metrics, from counts by "<kind>.<source>": the documents that had some, before anything was done."""
+    documents: dict[str, dict[str, int]] = {}
+    for name, count in counts.items():
+        kind, _, source = name.partition(".")
+        documents.setdefault(kind, {})[source] = count
+    return {"action": action, "documents": documents}
 
 
 def read_examples(folder: Path) -> dict[str, list[dict[str, str]]]:

@@ -38,15 +38,15 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no JSON: {error}; run the stage that writes it again") from None
 
 
-def export(trained: Path, out: Path, generator: dict[str, Any], shares: dict[str, float]) -> dict[str, Any]:
-    """Export one model; returns its metrics. `shares`: of each component of what it was trained on."""
+def export(trained: Path, out: Path, generator: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
+    """Export one model; returns its metrics. `components`: of what it was trained on, as in metrics/mix.json."""
     from stages.export.logits import compare_logits
 
     training = read_json(trained / "training.json")
     tokenizer = read_tokenizer(TOKENIZER, training["vocabulary"])
     with replacing(out) as draft:  # a full disk leaves no half model
         parameters = write_model(trained, tokenizer, draft)
-        write_text(draft / "README.md", model_card(training, generator, shares))
+        write_text(draft / "README.md", model_card(training, generator, components))
         shutil.copyfile(trained / "training.json", draft / "training.json")
         difference = compare_logits(trained, draft, training["vocabulary"])
         for checkpoint in checkpoint_folders(trained):
@@ -64,9 +64,9 @@ def settings() -> None:
 
 def main() -> str:
     folders, generator = seed_folders(TRAINED), read_json(GENERATOR)
-    shares = {name: component["share"] for name, component in read_json(MIX)["components"].items()}
+    components = read_json(MIX)["components"]
     clear_folder(OUT)
-    models = [export(trained, OUT / trained.name, generator, shares) for trained in folders]
+    models = [export(trained, OUT / trained.name, generator, components) for trained in folders]
     metrics = {
         "models": len(models),
         "parameters": models[0]["parameters"],

@@ -1,9 +1,9 @@
 """mix: which documents the model is trained on, and how often each: components with shares of the tokens.
 
-In: data/decontaminate/<cell>.parquet (DOCUMENT; ids and token counts are read, no text).
+In: data/decontaminate/<cell>.parquet (DOCUMENT; ids, token counts and licences are read, no text).
 Out: data/mix/<cell>.parquet, a file for each of those (MIXED: the documents that are taken, and how often),
-metrics/mix.json (per component: documents, tokens, `copies` of a document, and how often it may be seen, which train
-checks).
+metrics/mix.json (per component: documents, tokens, `copies` of a document, how often it may be seen, which train
+checks, and licences, which export's card names).
 Contract: `synthetic` without `tokens` and `cells` takes every completion once. Whole copies go to all documents of a
 cell, one more to those whose draw from (seed, id) is below a threshold. Tokens are those of the generator's tokenizer.
 Memory does not grow with the documents.
@@ -31,7 +31,7 @@ from cosmopedia.tables.row_counts import write_metrics
 from stages.mix.draws import BITS, Available, bins, copies_of_cells, threshold
 
 DOCUMENTS, OUT, METRICS = Path("data/decontaminate"), Path("data/mix"), Path("metrics/mix.json")
-ID, TOKENS = "completion_id", "text_token_length"
+ID, TOKENS, LICENCE = "completion_id", "text_token_length", "seed_licence"
 AT_ONCE = 1 << 16  # documents
 
 Group = tuple[str, Fraction]  # a component, and how often its documents are taken
@@ -92,6 +92,16 @@ def write_cell(path: Path, copies: Fraction, below: int, seed: int) -> tuple[Ava
     return taken, distinct
 
 
+def licences_of(files: list[Path], copies: dict[str, Fraction]) -> dict[str, list[str]]:
+    """The licences of the source rows and texts behind each component, for the cards of models."""
+    licences: dict[str, set[str]] = defaultdict(set)
+    for path in files:
+        if copies.get(cell_of(path)):
+            for table in read_batches([path], DOCUMENT, [LICENCE], batch_rows=AT_ONCE):
+                licences[component_of(path)] |= set(table[LICENCE].unique().to_pylist())
+    return {name: sorted(own) for name, own in licences.items()}
+
+
 def component_metrics(
     mix: MixParams, cells: dict[str, Available], taken: dict[str, Available], distinct: dict[str, int]
 ) -> dict[str, dict[str, Any]]:
@@ -127,9 +137,11 @@ def main() -> str:
         taken[component_of(path)] += own
         distinct[component_of(path)] += documents
     components = component_metrics(mix, cells, taken, distinct)
+    licences = licences_of(files, copies)
     for name, row in components.items():
         times = [copies[cell] for cell in copies if component_of(cell) == name and cells[cell].tokens]
         row |= {"copies": float(max(1, *times)), "max_repeats": mix.max_repeats[name]}
+        row["licences"] = licences.get(name, [])
     total = sum((row for row in taken.values()), Available())
     write_metrics(METRICS, {"tokens": total.tokens, "documents": total.documents, "components": components})
     shares = ", ".join(f"{name} {row['share']:.1%}" for name, row in components.items())

@@ -1,23 +1,19 @@
 """The dataset card: data/corpus/README.md, as the hub shows it and as `load_dataset` reads it."""
 
-import json
 from pathlib import Path
 from string import Template
+from typing import Any
 
+from cosmopedia.cards import escaped, head, licence_text, model_rows, rows, size_category, source_rows
 from cosmopedia.corpus.components import SYNTHETIC
-from stages.report.facts import FILTERS, Facts
+from cosmopedia.licences import Terms, front_matter, terms
+from stages.report.composition import BY, composition
+from stages.report.facts import DATA, FILTERS, Facts, published_tables
 from stages.report.page import DASH, contamination_table, floor_note, number
 
 TEMPLATE = Path(__file__).with_name("card.md")
+FOLDER = DATA / "corpus"  # `cosmo publish` puts the repository's name in its place
 
-SIZES = (
-    (1e3, "n<1K"),
-    (1e4, "1K<n<10K"),
-    (1e5, "10K<n<100K"),
-    (1e6, "100K<n<1M"),
-    (1e7, "1M<n<10M"),
-    (1e8, "10M<n<100M"),
-)
 COLUMNS = {
     "prompt": "what the generation model was asked",
     "text_token_length": "tokens of the text, by the generation model's tokenizer",
@@ -25,6 +21,12 @@ COLUMNS = {
     "seed_data": "the extract or title that the prompt quotes",
     "format": "the kind of document",
     "audience": "for whom it is written",
+}
+DETECTORS = {  # of decontaminate, next to the published rule
+    "forms": ", in other forms (the question alone, choices as a list, passages, worked answers)",
+    "tolerant": ", and with edits (short n-grams that are in their places)",
+}
+LINEAGE = {
     "completion_id": "key: prompt id and sample index",
     "prompt_id, template, template_hash": "which template made the prompt",
     "source, seed_id, seed_revision, seed_licence": "where the seed comes from",
@@ -35,34 +37,98 @@ COLUMNS = {
 
 
 def dataset_card(facts: Facts, profile: str) -> str:
-    """card.md, filled in. Values from data are written as JSON strings, which are YAML strings too."""
-    m, (panel, mean) = facts.metrics, next(iter(facts.metrics["evaluate"]["panels"].items()))
-    sources = sorted({cell.source for cell in facts.cells if cell.documents})
-    generators = ", ".join(f"`{model}` (revision `{revision}`)" for model, revision in facts.generators)
+    """card.md, filled in. Values from data are escaped, as YAML in the head and as Markdown below it."""
+    whole = terms((licence for _, licence, _ in facts.licences), (model for model, _ in facts.generators))
     slots = {
-        "profile": profile,
-        "size": next((name for limit, name in SIZES if facts.documents < limit), "n>100M"),
-        "configs": "\n".join(
-            f"- config_name: {json.dumps(source)}\n  data_files: {json.dumps(source + '-*.parquet')}"
-            for source in sources
-        ),
+        "profile": escaped(profile),
+        "head": head(_head(facts, profile, whole)),
+        "folder": FOLDER,
+        "columns": rows(COLUMNS.items()),
+        "lineage": rows(LINEAGE.items()),
+        **_counts(facts),
+        **_lineage(facts, whole),
+        **_made(facts),
+        **_learned(facts),
+        "limits": rows(_limits(facts)),
+    }
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(slots)
+
+
+def _sources(facts: Facts) -> list[str]:
+    return sorted({cell.source for cell in facts.cells if cell.documents})
+
+
+def _head(facts: Facts, profile: str, whole: Terms) -> dict[str, Any]:
+    configs: list[dict[str, Any]] = [{"config_name": "default", "data_files": "*.parquet", "default": True}]
+    configs += [{"config_name": source, "data_files": f"{source}-*.parquet"} for source in _sources(facts)]
+    return {
+        **front_matter(whole),
+        "language": [language] if (language := facts.metrics["clean"].get("language")) else None,
+        "pretty_name": f"Cosmopedia ({profile})",
+        "task_categories": ["text-generation"],
+        "tags": ["synthetic"],
+        "size_categories": [size_category(facts.documents)],
+        "configs": configs,
+    }
+
+
+def _counts(facts: Facts) -> dict[str, Any]:
+    """What there is, and how it divides."""
+    parts = composition(published_tables())
+    by = {
+        f"by_{column}": rows(
+            [name, number(documents), number(tokens)] for name, documents, tokens in parts.table(column)
+        )
+        for column in BY
+    }
+    sources = _sources(facts)
+    return by | {
         "documents": number(facts.documents),
         "tokens": number(facts.tokens),
-        "generators": generators or DASH,
         "sources": len(sources),
-        "columns": _rows([f"`{name}`" if "," not in name else name, what] for name, what in COLUMNS.items()),
-        "cells": _rows([c.source, c.style, number(c.documents), number(c.tokens)] for c in facts.cells),
-        "formats": _rows([name, number(count)] for name, count in sorted(facts.by_format.items())),
-        "audiences": _rows([name, number(count)] for name, count in sorted(facts.by_audience.items())),
-        "licences": _rows([source, licence, f"`{revision}`"] for source, licence, revision in facts.licences),
+        "example": escaped(next(iter(sources), "default")),
+        "cells": rows([c.source, c.style, number(c.documents), number(c.tokens)] for c in facts.cells),
+        "settings": escaped("; ".join(parts.settings())),
+    }
+
+
+def _lineage(facts: Facts, whole: Terms) -> dict[str, Any]:
+    """Where it comes from, and what that asks of whoever passes it on."""
+    datasets = {name: str(metrics.get("dataset") or DASH) for name, metrics in facts.sources.items()}
+    generators = ", ".join(f"{escaped(model)} (revision {escaped(at)})" for model, at in facts.generators)
+    seeds = [(source, datasets.get(source, DASH), at, licence) for source, licence, at in facts.licences]
+    return {
+        "generators": generators or DASH,
+        "language": facts.metrics["clean"].get("language") or "not checked",
+        "licence": licence_text(whole),
+        "licences": source_rows(seeds),
+        "models": model_rows(facts.generators),
+    }
+
+
+def _made(facts: Facts) -> dict[str, Any]:
+    """How it was made, and what was searched for in it."""
+    m = facts.metrics
+    return {
         "completions": number(m["generate"].get("completed")),
         "prompts": number(m["prompts"].get("rows_kept")),
         "removed": number(sum(m[stage]["rows_removed"] for stage in FILTERS)),
         "reasons": _removals(facts),
+        "dataset_hash": m["tokenize_corpus"].get("dataset_hash", DASH),
         "benchmarks": len(m["benchmarks"].get("tasks", {})) or "the",
         "items": number(m["decontaminate"].get("benchmark_items", {}).get("checked")),
+        "detectors": "".join(
+            words for name, words in DETECTORS.items() if name in m["decontaminate"].get("detectors", {})
+        ),
         "contaminated": number(m["decontaminate"]["rows_removed"]),
         "contamination": _contamination(facts),
+    }
+
+
+def _learned(facts: Facts) -> dict[str, Any]:
+    """What a model trained on it scores."""
+    m, (panel, mean) = facts.metrics, next(iter(facts.metrics["evaluate"]["panels"].items()))
+    return {
         "parameters": number(m["train"]["parameters"]),
         "trained_tokens": number(m["train"]["tokens"]),
         "epochs": number(m["train"]["epochs"], 2),
@@ -74,14 +140,25 @@ def dataset_card(facts: Facts, profile: str) -> str:
         "floor": floor_note(mean),
         "heldout": number(m["evaluate"]["heldout"]["together"]["bpb"]),
     }
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(slots)
 
 
-def _rows(rows) -> str:
-    """Table lines; a bar or a line break inside a cell would end it."""
-    return "\n".join(
-        "| " + " | ".join(str(v).replace("|", "\\|").replace("\n", " ") for v in row) + " |" for row in rows
-    )
+def _limits(facts: Facts) -> list[tuple[str, str]]:
+    """What the stages measured that a user of the texts should know."""
+    m = facts.metrics
+    completed = m["generate"].get("completed") or 1
+    removed = m["clean"]["removed"]
+    reached = m["generate"].get("finish_reasons", {}).get("length", 0)
+    lines = [
+        ("completions that reached the limit of tokens (cut to the last full sentence)", f"{reached / completed:.1%}"),
+        ("completions that repeated themselves (removed)", f"{removed.get('repetition', 0) / completed:.1%}"),
+        ("completions that refused (removed)", f"{removed.get('refusal', 0) / completed:.1%}"),
+        ("near and exact duplicates (removed)", f"{m['dedup']['rows_removed'] / max(1, m['dedup']['rows_in']):.1%}"),
+    ]
+    personal = m["clean"].get("personal_data")
+    if personal is not None:
+        found = [f"{number(sum(by.values()))} with {kind}" for kind, by in personal["documents"].items()]
+        lines.append((f"documents with personal data by form ({personal['action']})", ", ".join(found) or "none"))
+    return lines
 
 
 def _mix(components: dict[str, dict]) -> str:
@@ -93,8 +170,8 @@ def _mix(components: dict[str, dict]) -> str:
 
 
 def _contamination(facts: Facts) -> str:
-    head, rows = contamination_table(facts)
-    return f"{_rows([head])}\n|{'---|' * len(head)}\n{_rows(rows)}" if rows else "None held an item."
+    names, counts = contamination_table(facts)
+    return f"{rows([names])}\n|{'---|' * len(names)}\n{rows(counts)}" if counts else "None held an item."
 
 
 def _removals(facts: Facts) -> str:

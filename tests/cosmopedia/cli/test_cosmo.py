@@ -16,8 +16,9 @@ from tests.support.command_line import cosmo
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = ["calibrate", "check", "cluster", "compare", "deps", "diff", "doctor", "lock", "pin", "plan", "preview"]
-COMMANDS += ["status", "store", "sweep", "topics", "trace", "verify"]
+COMMANDS += ["publish", "status", "store", "sweep", "topics", "trace", "verify"]
 CLUSTER = ["submit", "stop", "reap"]
+PUBLISH = ["dataset", "model", "summary"]
 STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "unused"]
 HEAVY = ("numpy", "polars", "pyarrow", "torch", "transformers", "dvc", "mlflow", "psutil", "jinja2", "rich")
 
@@ -49,6 +50,7 @@ def test_help_lists_every_command_with_a_line_that_is_not_cut() -> None:
         [],
         *([name] for name in COMMANDS),
         *(["cluster", name] for name in CLUSTER),
+        *(["publish", name] for name in PUBLISH),
         *(["store", name] for name in STORE),
     ],
     ids=" ".join,

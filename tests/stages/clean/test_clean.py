@@ -417,6 +417,27 @@ def test_natural_text_is_cleaned_in_the_same_run_and_counted_apart(generated: Pa
     assert {row["text_token_length"] for row in rows} == {len(f"{PROSE} Page 0.".encode())}
 
 
+@pytest.mark.slow
+def test_personal_data_is_counted_by_kind_and_source_and_masked_or_removed(generated: Path):
+    """Mails of example.org are nobody's; so are addresses of a home network."""
+    texts = ["jane.doe@uni-koeln.de at 8.8.8.8", "jane@example.org at 192.168.1.1"]
+    rows = [document(text=f"{PROSE} Write to {text}.", text_token_length=99) for text in texts]
+    write_documents(generated / "data/generate/web-textbook.parquet", rows)
+    counts = {"email": {"web": 1}, "ip": {"web": 1}}
+    kept: dict[str, list[str]] = {}
+    for action in ("flag", "mask", "drop"):
+        repository(generated, "clean", personal_data=action)
+        main()
+        metrics = read_yaml(generated / "metrics/clean.json")
+        assert metrics["personal_data"] == {"action": action, "documents": counts} and metrics["language"] == "en"
+        assert metrics["removed"].get("personal_data", 0) == (action == "drop")
+        written = read_rows(["data/clean/web-textbook.parquet"], DOCUMENT)
+        kept[action] = sorted(row["text"].removeprefix(f"{PROSE} Write to ") for row in written)
+    assert kept["flag"] == sorted(f"{text}." for text in texts)
+    assert kept["mask"] == ["email@example.com at 192.0.2.1.", f"{texts[1]}."]
+    assert kept["drop"] == [f"{texts[1]}."]
+
+
 def test_a_style_cannot_take_the_name_of_natural_text(generated: Path):
     repository(generated, "clean")
     write_documents(generated / "data/generate/web-natural.parquet", [document(text=PROSE)])

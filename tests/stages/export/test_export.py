@@ -8,7 +8,7 @@ import pytest
 
 from cosmopedia.errors import DataError, InternalError
 from stages.export import __main__ as export
-from stages.export.card import texts
+from stages.export.card import model_card, texts
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training
 
 
@@ -94,6 +94,29 @@ def test_the_card_says_what_else_the_model_was_trained_on():
     assert alone.startswith("a synthetic corpus: textbooks") and alone.endswith("**teacher** (revision `r1`) wrote")
     assert texts(generator, {"synthetic": 0.333, "web": 0.667}).startswith("web text (67%), a synthetic corpus (33%):")
     assert texts(generator, {"web": 1.0}) == "web text (100%)"
+
+
+def test_the_cards_licence_follows_what_the_model_was_trained_on():
+    from huggingface_hub import ModelCard
+
+    recipe = {
+        "architecture": {"layers": 2, "heads": 2, "kv_heads": 2, "width": 8, "vocabulary": 9},
+        "sequence": 8,
+        "seed": 1,
+    }
+    names = ("parameters", "tokens", "epochs", "steps", "backend", "precision", "train_loss", "validation_loss")
+    names += ("validation_perplexity", "vocabulary", "documents", "corpus_tokens", "dataset_hash", "recipe_hash")
+    training = dict.fromkeys(names, 1) | {"recipe": recipe}
+    generator = {"model": "meta-llama/Llama-2-7b-chat-hf", "revision": "r1"}
+    synthetic, web = {"share": 0.5, "licences": ["CC0-1.0"]}, {"share": 0.5, "licences": ["CC-BY-SA-4.0"]}
+
+    def licence_of(components: dict) -> str:
+        return str(ModelCard(model_card(training, generator, components)).data.license)
+
+    assert licence_of({"synthetic": synthetic}) == "llama2"
+    assert licence_of({"web": web}) == "cc-by-sa-4.0"  # the generator wrote none of it
+    assert licence_of({"synthetic": synthetic, "web": web}) == "other"
+    assert licence_of({"web": {"share": 1.0}}) == "other"  # by an older metrics/mix.json, which names none
 
 
 def test_a_missing_model_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -62,6 +62,13 @@ def rows(cell: str) -> list[dict[str, Any]]:
     return [*read_rows([f"data/decontaminate/{cell}.parquet"], DOCUMENT)]
 
 
+def test_a_component_has_the_licences_of_its_own_documents(folder: Path):
+    pages = [natural_document(f"page {i}", text_token_length=9, seed_licence="ODC-By-1.0") for i in range(PAGES)]
+    write_documents(folder / "data/decontaminate/web-natural.parquet", pages)
+    draw({"synthetic": 0.5, "web": 0.5})
+    assert [component(name)["licences"] for name in ("synthetic", "web")] == [["CC0-1.0"], ["ODC-By-1.0"]]
+
+
 def test_shares_are_of_tokens_and_the_scarcest_component_is_taken_whole(folder: Path):
     copies = draw("third")
     synthetic, web = component("synthetic"), component("web")

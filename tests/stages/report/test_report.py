@@ -205,6 +205,28 @@ def test_a_card_cell_cannot_break_out_of_its_table(repository: Path):
     assert [c["config_name"] for c in front["configs"]] == ["default", "web"]  # khanacademy has no document
 
 
+def test_the_cards_licence_follows_the_rows_and_the_generator(repository: Path):
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    made = {"model": "mistralai/Mixtral-8x7B-Instruct-v0.1", "sampling": '{"temperature": 0.5, "top_k": null}'}
+    rows = [document(text=f"Rain {n}.", seed_licence=name, **made) for n, name in enumerate(["CC-BY-SA-4.0", "MIT"])]
+    write_documents(repository / "data/decontaminate/web-blogpost.parquet", rows)
+    (repository / "metrics/sources").mkdir()
+    (repository / "metrics/sources/web.json").write_text(json.dumps({"dataset": "owner/web|pages"}))
+    (repository / "metrics/clean.json").write_text(json.dumps(METRICS["clean"] | {"language": "no"}))
+    publish(collect(1, 2), "tiny")
+    card = DatasetCard.load(Path("data/corpus/README.md"))
+    assert isinstance(card.data, DatasetCardData)
+    assert (card.data.license, card.data.language, card.data.pretty_name) == (
+        "cc-by-sa-4.0",
+        ["no"],  # Norwegian, and no word for false
+        "Cosmopedia (tiny)",
+    )
+    assert "CC-BY-SA-4.0 is share-alike" in card.text and "Sampling: temperature 0.5." in card.text
+    assert "| web | owner/web\\|pages | sha256:0 | MIT | https://opensource.org/license/mit |" in card.text
+    assert "| mistralai/Mixtral-8x7B-Instruct-v0.1 | 0 | Apache-2.0 |" in card.text
+
+
 @pytest.mark.slow
 def test_load_dataset_reads_the_corpus_whole_and_by_source(repository: Path, monkeypatch: pytest.MonkeyPatch):
     import datasets
@@ -216,6 +238,12 @@ def test_load_dataset_reads_the_corpus_whole_and_by_source(repository: Path, mon
         for name in ([], ["web"])
     )
     assert "Tides turn." in whole["text"] and "Tides turn." not in web["text"]
+    front = yaml.safe_load(Path("data/corpus/README.md").read_text().split("---")[1])
+    names = [config["config_name"] for config in front["configs"]]
+    others = [
+        datasets.load_dataset("data/corpus", n, split="train", cache_dir=str(repository / "cache")) for n in names
+    ]
+    assert [loaded.num_rows for loaded in others] == [4, 1, 3] and names == ["default", "stanford", "web"]
     assert (whole.num_rows, web.num_rows) == (4, 3) and whole.column_names[1:7] == PUBLISHED
 
 
