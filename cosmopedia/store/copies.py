@@ -1,7 +1,7 @@
 """Copies of a completion store's folder in a bucket: `cosmo store push s3://...` and `cosmo store pull s3://...`.
 
-A file of the store never changes once nobody appends to it, and its name is like no other. So a copy sends the names
-that the other side lacks: killed, it goes on with the next file; a second time, it sends nothing. Nothing is removed on
+A file of the store never changes once nobody appends to it, and no other has its name. So a copy sends the names that
+the other side lacks: killed, it goes on with the next file; a second time, it sends nothing. Nothing is removed on
 either side.
 """
 
