@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 COMMANDS = ["calibrate", "check", "cluster", "compare", "deps", "diff", "doctor", "lock", "pin", "plan", "preview"]
 COMMANDS += ["status", "store", "sweep", "topics", "trace", "verify"]
 CLUSTER = ["submit", "stop", "reap"]
-STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "unused"]
+STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "pull", "unused"]
 HEAVY = ("numpy", "polars", "pyarrow", "torch", "transformers", "dvc", "mlflow", "psutil", "jinja2", "rich")
 
 
