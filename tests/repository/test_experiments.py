@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ from stages.report.facts import Cell
 from stages.report.headline import removed_table, tokens_table
 from stages.train.metrics import loss_curve
 from stages.train.steps import Step
+from tests.support.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -287,7 +289,10 @@ def test_the_numbers_that_are_compared_are_one_file():
 
 
 @pytest.mark.slow
-def test_the_artifacts_are_fetched_by_name_and_version(repository: Path, tmp_path_factory: pytest.TempPathFactory):
+def test_corpus_and_model_are_fetched_from_a_repository_whose_data_is_in_the_remote_alone(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By name and version, by path, and imported with the revision that they came from."""
     artifacts = PIPELINE["artifacts"]
     outs = [out for stage in PIPELINE["stages"].values() for out in stage["outs"]]
     assert {name: one["path"] in outs for name, one in artifacts.items()} == {"corpus": True, "model": True}
@@ -295,9 +300,22 @@ def test_the_artifacts_are_fetched_by_name_and_version(repository: Path, tmp_pat
     made = " && ".join(f"mkdir -p {folder} && echo {folder} > {folder}/README.md" for folder in folders)
     write_pipeline(stages={"make": {"cmd": made, "outs": folders}}, artifacts=artifacts)
     run("dvc", "repro", "-q")
-    commit("made")
-    for name, one in artifacts.items():
-        run("git", "tag", "-a", f"{name}@v1.0.0", "-m", "first")
-        target = tmp_path_factory.mktemp("got") / name
-        run("dvc", "artifacts", "get", str(repository), name, "-o", str(target))
-        assert (target / "README.md").read_text() == f"{one['path']}\n"
+    with s3_server() as server:
+        boto3.client("s3", endpoint_url=server).create_bucket(Bucket="team")
+        run("dvc", "remote", "add", "-q", "-d", "storage", "s3://team/cosmopedia")
+        commit("made")
+        run("dvc", "push", "-q")
+        shutil.rmtree(".dvc/cache")
+        for name, one in artifacts.items():
+            run("git", "tag", "-a", f"{name}@v1.0.0", "-m", "first")
+            target = tmp_path_factory.mktemp("got") / name
+            run("dvc", "artifacts", "get", str(repository), name, "-o", str(target))
+            assert (target / "README.md").read_text() == f"{one['path']}\n"
+        project = tmp_path_factory.mktemp("project")
+        os.chdir(project)
+        run("dvc", "init", "-q", "--no-scm")
+        run("dvc", "get", str(repository), "data/corpus", "-o", "by_path")
+        run("dvc", "import", "--rev", "corpus@v1.0.0", str(repository), "data/corpus", "-o", "corpus")
+    assert Path("by_path/README.md").read_text() == Path("corpus/README.md").read_text() == "data/corpus\n"
+    source = yaml.safe_load(Path("corpus.dvc").read_text())["deps"][0]["repo"]
+    assert source["rev"] == "corpus@v1.0.0" and len(source["rev_lock"]) == 40

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from cosmopedia.cli import completions
 from cosmopedia.cli.store import app as store_app
@@ -23,22 +22,16 @@ from tests.support.command_line import cosmo
 from tests.support.completions import ROOT, completion
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import write_model, write_prompts, write_settings
+from tests.support.s3_server import objects as s3_server_objects
+from tests.support.s3_server import s3_server
 
 ADDRESS = "s3://completions/team"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        moto.start()
-        host, port = moto.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        yield f"http://{host}:{port}"
-        moto.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
@@ -53,8 +46,7 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def objects(server: str) -> list[str]:
-    contents = boto3.client("s3", endpoint_url=server).list_objects_v2(Bucket="completions").get("Contents", [])
-    return sorted(item["Key"] for item in contents)
+    return sorted(s3_server_objects(server, "completions"))
 
 
 def machine(folder: Path) -> Bucket:
