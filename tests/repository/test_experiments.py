@@ -319,3 +319,28 @@ def test_corpus_and_model_are_fetched_from_a_repository_whose_data_is_in_the_rem
     assert Path("by_path/README.md").read_text() == Path("corpus/README.md").read_text() == "data/corpus\n"
     source = yaml.safe_load(Path("corpus.dvc").read_text())["deps"][0]["repo"]
     assert source["rev"] == "corpus@v1.0.0" and len(source["rev_lock"]) == 40
+
+
+@pytest.mark.slow
+def test_a_shared_cache_is_writable_for_the_group_whatever_a_users_umask(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A user whose files are private runs a stage; outs are links to the cache, which stays read-only."""
+    cache = tmp_path_factory.mktemp("cache") / "team"
+    run("dvc", "cache", "dir", "-q", "--local", str(cache))
+    for name, value in (("cache.shared", "group"), ("cache.type", "hardlink,symlink,copy")):
+        run("dvc", "config", "--local", name, value)
+    write_text(Path("text"), "first\n")
+    write_pipeline(stages={"make": {"cmd": "cp text out", "deps": ["text"], "outs": ["out"]}})
+    former = os.umask(0o077)
+    try:
+        run("dvc", "repro", "-q")
+    finally:
+        os.umask(former)
+    modes = {path.relative_to(cache): path.stat().st_mode & 0o7777 for path in cache.rglob("*")}
+    assert {path.parts[0] for path in modes} == {"files", "runs"}
+    folders = {path: mode for path, mode in modes.items() if (cache / path).is_dir()}
+    assert set(folders.values()) == {0o2775}, folders
+    files = {path: mode for path, mode in modes.items() if path not in folders}
+    assert {(path.parts[0], mode) for path, mode in files.items()} == {("files", 0o444), ("runs", 0o664)}, files
+    assert Path("out").stat().st_nlink == 2 or Path("out").is_symlink()
