@@ -17,7 +17,8 @@ from cosmopedia.execution.sending import forecast_of
 from cosmopedia.generation.complete import LookUp, StageRequests
 from cosmopedia.generation.requests import completion_key
 from cosmopedia.store import maintenance
-from cosmopedia.store.bucket import Bucket
+from cosmopedia.store.bucket import Bucket, BucketFiles
+from cosmopedia.store.copies import Copied, copy_from_bucket, copy_to_bucket
 from cosmopedia.store.documents import keys_of_table
 from cosmopedia.store.folder import files_in, keys_in, split_keys
 from cosmopedia.store.maintenance import Compaction
@@ -84,12 +85,40 @@ def import_documents(files: Iterable[Path]) -> int:
         return store.import_documents([str(file) for file in files])
 
 
-def push() -> tuple[int, str]:
-    """Upload what a killed process left in the spool: (segments, the bucket's address)."""
+def push(address: str | None = None) -> tuple[Copied, str]:
+    """Upload what a killed process left in the spool; or with an address compact the store and copy it there."""
+    if address is not None:
+        compact()
+        return copy_to_bucket(open_folder()[0], BucketFiles(_address(address))), address
+    bucket = _own_bucket("push")
+    return Copied(bucket.push()), bucket.address
+
+
+def pull(address: str | None = None) -> tuple[Copied, str]:
+    """Bring the local copy of a store in a bucket up to date; or with an address copy from there what is missing."""
+    if address is None:
+        bucket = _own_bucket("pull")
+        return Copied(bucket.pull()), bucket.address
+    if default_bucket() is not None:
+        raise ConfigError(
+            "the store is in a bucket itself; set COSMO_STORE to a folder to copy into, or push from there"
+        )
+    return copy_from_bucket(BucketFiles(_address(address)), default_folder()), address
+
+
+def _own_bucket(command: str) -> Bucket:
     bucket = default_bucket()
     if bucket is None:
-        raise ConfigError("push is for a store in a bucket; set COSMO_STORE=s3://bucket/prefix")
-    return bucket.push(), bucket.address
+        raise ConfigError(
+            f"the store is the folder {default_folder()}; name a bucket: cosmo store {command} s3://bucket/prefix"
+        )
+    return bucket
+
+
+def _address(address: str) -> str:
+    if "://" not in address:
+        raise ConfigError(f"{address}: expected the address of a bucket, such as s3://bucket/prefix")
+    return address
 
 
 def unused(files: Iterable[Path]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """store: show, check and clean up the completion store."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,8 +9,12 @@ from cosmopedia.cli.checkout import given
 from cosmopedia.cli.output import Json, new_app, print_json, print_table
 from cosmopedia.errors import DataError
 
+if TYPE_CHECKING:
+    from cosmopedia.store.copies import Copied
+
 app = new_app()
 Documents = Annotated[list[Path], typer.Argument(help="Documents: .../data/generate/*.parquet of another checkout.")]
+Address = Annotated[str | None, typer.Argument(help="s3://bucket/prefix, or any other fsspec address.")]
 
 
 @app.callback(invoke_without_command=True, epilog="Example: cosmo store forecast")
@@ -90,13 +94,28 @@ def import_documents(documents: Documents) -> None:
     typer.echo(f"{completions.import_documents(map(given, documents))} completions imported")
 
 
-@app.command(epilog="Example: cosmo store push")
-def push() -> None:
-    """Upload what a killed process left in the spool of an s3:// store."""
+@app.command(epilog="Example: cosmo store push s3://bucket/prefix")
+def push(address: Address = None) -> None:
+    """Compact the store and copy to a bucket what that lacks.
+
+    Without an address: upload what a killed process left in the spool of an s3:// store.
+    """
     from cosmopedia.cli import completions
 
-    count, address = completions.push()
-    typer.echo(f"{count} segments uploaded to {address}")
+    copied, to = completions.push(address)
+    typer.echo(f"{_files(copied)} uploaded to {to}{_there(copied)}{_in_use(copied.in_use)}")
+
+
+@app.command(epilog="Example: cosmo store pull s3://bucket/prefix")
+def pull(address: Address = None) -> None:
+    """Copy from a bucket what this store lacks.
+
+    Without an address: bring the local copy of an s3:// store up to date.
+    """
+    from cosmopedia.cli import completions
+
+    copied, source = completions.pull(address)
+    typer.echo(f"{_files(copied)} fetched from {source}{_there(copied)}")
 
 
 @app.command(epilog="Example: cosmo store unused --remove ../other/data/generate/*.parquet")
@@ -126,3 +145,12 @@ def unused(
 
 def _in_use(segments: int) -> str:
     return f"; {segments} segments left alone, since a run still writes to them" if segments else ""
+
+
+def _files(copied: "Copied") -> str:
+    size = f", {copied.bytes:,} bytes," if copied.bytes else ""
+    return f"{copied.files} files{size}"
+
+
+def _there(copied: "Copied") -> str:
+    return f"; {copied.there} were there" if copied.there else ""

@@ -18,20 +18,20 @@ from cosmopedia.errors import ClusterError
 from cosmopedia.execution.redaction import say
 from cosmopedia.files import replacing
 from cosmopedia.store.folder import closed, files_in
+from cosmopedia.store.segments import fsync
 
 UPLOAD_SECONDS = 30.0  # what the loss of this machine can cost
 UPLOAD_BYTES = 64 << 20
 SETTLE_SECONDS = 60.0  # a local file this young may be missing from a listing that was made before
 
 
-class Bucket:
-    """A prefix of a bucket and its local copy: `folder` holds what is in the bucket, `spool` what is not yet."""
+class BucketFiles:
+    """The files of a completion store in a bucket; any fsspec address works."""
 
-    def __init__(self, address: str, root: Path):
+    if_it_fails = ""  # a sentence at the end of an error
+
+    def __init__(self, address: str):
         self.address = address.rstrip("/")
-        self.folder = root / "mirror" / hashlib.sha256(self.address.encode()).hexdigest()[:16]
-        self.spool = self.folder / "spool"
-        self._uploading: threading.Thread | None = None
         with self._errors_named("opened"):
             from fsspec.core import url_to_fs
 
@@ -41,14 +41,13 @@ class Bucket:
     def _errors_named(self, action: str) -> Iterator[None]:
         """Turns what goes wrong into a `ClusterError`: "the completion store at ... cannot be <action>"."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.spool.mkdir(exist_ok=True)
+            self._make_folders()
             yield
         except (OSError, ValueError, ImportError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ClusterError(
                 f"the completion store at {self.address} cannot be {action}: {reason}; check the address, the"
-                f" credentials and the network. What was completed is in {self.folder}; `cosmo store push` uploads it"
+                f" credentials and the network{self.if_it_fails}"
             ) from None
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "s3fs"):
@@ -57,6 +56,9 @@ class Bucket:
                 f"the completion store at {self.address} cannot be {action}: {type(error).__name__}:"
                 f" {' '.join(str(error).split())[:300]}; check AWS_PROFILE or the keys, and AWS_ENDPOINT_URL"
             ) from None
+
+    def _make_folders(self) -> None:
+        """What must be on this machine's disk before anything else."""
 
     def sizes(self) -> dict[str, int]:
         """Name -> bytes of each file in the bucket."""
@@ -71,6 +73,39 @@ class Bucket:
                 return {}
         return {Path(entry["name"]).name: entry["size"] for entry in entries if entry["type"] == "file"}
 
+    def fetch(self, name: str, size: int, folder: Path) -> None:
+        """Copy a file of `size` bytes into a folder."""
+        with self._errors_named("fetched"), replacing(folder / name) as draft:
+            self._files.get_file(f"{self._prefix}/{name}", str(draft))
+            if draft.stat().st_size != size:
+                raise OSError(f"{name}: expected {size} bytes, got {draft.stat().st_size}")
+            fsync(draft)
+
+    def send(self, path: Path) -> None:
+        """Copy a file into the bucket."""
+        target = f"{self._prefix}/{path.name}"
+        with self._errors_named("written to"):
+            size = path.stat().st_size
+            self._files.put_file(str(path), target)
+            arrived = self._files.info(target)["size"]
+            if arrived != size:
+                raise OSError(f"{path.name}: sent {size} bytes, {arrived} arrived")
+
+
+class Bucket(BucketFiles):
+    """A prefix of a bucket and its local copy: `folder` holds what is in the bucket, `spool` what is not yet."""
+
+    def __init__(self, address: str, root: Path):
+        self.folder = root / "mirror" / hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:16]
+        self.spool = self.folder / "spool"
+        self.if_it_fails = f". What was completed is in {self.folder}; `cosmo store push` uploads it"
+        self._uploading: threading.Thread | None = None
+        super().__init__(address)
+
+    def _make_folders(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.spool.mkdir(exist_ok=True)
+
     def pull(self) -> int:
         """Bring the local copy up to date; returns how many files were fetched."""
         began = time.time()
@@ -78,10 +113,7 @@ class Bucket:
         local = {path.name: path for path in files_in(self.folder)}
         missing = [name for name in sorted(sizes) if name not in local and name.endswith((".seg", ".parquet"))]
         for name in missing:
-            with self._errors_named("fetched"), replacing(self.folder / name) as draft:
-                self._files.get_file(f"{self._prefix}/{name}", str(draft))
-                if draft.stat().st_size != sizes[name]:
-                    raise OSError(f"{name}: expected {sizes[name]} bytes, got {draft.stat().st_size}")
+            self.fetch(name, sizes[name], self.folder)
         for name, path in local.items():  # compacted elsewhere
             if name not in sizes and path.stat().st_mtime < began - SETTLE_SECONDS:
                 path.unlink(missing_ok=True)
@@ -114,15 +146,9 @@ class Bucket:
         return len(waiting)
 
     def _upload(self, path: Path) -> None:
-        target = f"{self._prefix}/{path.name}"
-        with self._errors_named("written to"):
-            size = path.stat().st_size
-            self._files.put_file(str(path), target)
-            arrived = self._files.info(target)["size"]
-            if arrived != size:
-                raise OSError(f"{path.name}: sent {size} bytes, {arrived} arrived")
-            with contextlib.suppress(FileNotFoundError):
-                path.rename(self.folder / path.name)
+        self.send(path)
+        with self._errors_named("written to"), contextlib.suppress(FileNotFoundError):
+            path.rename(self.folder / path.name)
 
     def replace(self, new: list[Path], old: list[Path]) -> None:
         """Upload new files of `folder`, then remove from the bucket what they replace."""

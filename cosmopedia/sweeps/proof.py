@@ -15,7 +15,7 @@ from cosmopedia.errors import ClusterError
 from cosmopedia.execution.child_process import start
 from cosmopedia.execution.compute import compute_path
 from cosmopedia.execution.earlier import LOCK, lock_content
-from cosmopedia.files import log_tail, write_text
+from cosmopedia.files import log_tail, remove, write_text
 from cosmopedia.lineage import store_root
 from cosmopedia.sweeps.definition import Arm
 from cosmopedia.sweeps.worktrees import Start, discard, environment, git, prepare
@@ -44,6 +44,8 @@ SURROUNDINGS = (
     Surroundings({"PYTHONHASHSEED": "2", "TZ": "Asia/Kathmandu", "LC_ALL": "tr_TR.UTF-8"} | threads(3), 0o077, 3, 2),
 )
 
+SHARED = ("completions", "claims", "fleets")  # of the store, by both runs
+
 
 @dataclass(frozen=True)
 class Out:
@@ -62,7 +64,9 @@ class Out:
 
 def prove(targets: list[str]) -> Iterator[str | list[Out]]:
     """Run the pipeline, or the targets and what they read, in each of SURROUNDINGS: a line before each run, then the
-    outs. `ClusterError` when a run fails; its folder stays."""
+    outs. `ClusterError` when a run fails; its folder stays.
+
+    With a store in a bucket, a seed that was trained here with the same inputs is taken and not trained again."""
     point, locks = Start(), []
     committed = outs_of(git("show", f"HEAD:./{LOCK}")) if git("ls-files", LOCK) else {}
     for number, one in enumerate(SURROUNDINGS, 1):
@@ -92,6 +96,8 @@ def run(folder: Path, one: Surroundings, targets: list[str]) -> None:
     log.unlink(missing_ok=True)
     variables = environment("verify") | one.variables | {"COSMO_COMPUTE": str(write_compute(folder, one))}
     variables.pop("DVC_EXP_NAME")
+    if "://" not in variables["COSMO_STORE"]:
+        variables["COSMO_STORE"] = str(make_store(folder))
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", *targets]
     process = start(command, log, signal.SIGTERM, cwd=folder, env=variables, umask=one.umask)
     try:
@@ -102,6 +108,19 @@ def run(folder: Path, one: Surroundings, targets: list[str]) -> None:
         raise
     if status:
         raise ClusterError(f"{folder}: dvc repro ended with status {status}:\n{log_tail(log)}")
+
+
+def make_store(folder: Path) -> Path:
+    """A store of the run's own in its .dvc/tmp, with this checkout's completions and servers: in the store itself a
+    run would find the seeds that the run before it has trained."""
+    store = folder / ".dvc/tmp/store"
+    remove(store)
+    store.mkdir(parents=True)
+    for name in SHARED:
+        shared = store_root().resolve() / name
+        shared.mkdir(parents=True, exist_ok=True)
+        (store / name).symlink_to(shared)
+    return store
 
 
 def write_compute(folder: Path, one: Surroundings) -> Path:

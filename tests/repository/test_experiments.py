@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ from stages.report.facts import Cell
 from stages.report.headline import removed_table, tokens_table
 from stages.train.metrics import loss_curve
 from stages.train.steps import Step
+from tests.support.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
@@ -287,7 +289,10 @@ def test_the_numbers_that_are_compared_are_one_file():
 
 
 @pytest.mark.slow
-def test_the_artifacts_are_fetched_by_name_and_version(repository: Path, tmp_path_factory: pytest.TempPathFactory):
+def test_corpus_and_model_are_fetched_from_a_repository_whose_data_is_in_the_remote_alone(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By name and version, by path, and imported with the revision that they came from."""
     artifacts = PIPELINE["artifacts"]
     outs = [out for stage in PIPELINE["stages"].values() for out in stage["outs"]]
     assert {name: one["path"] in outs for name, one in artifacts.items()} == {"corpus": True, "model": True}
@@ -295,9 +300,47 @@ def test_the_artifacts_are_fetched_by_name_and_version(repository: Path, tmp_pat
     made = " && ".join(f"mkdir -p {folder} && echo {folder} > {folder}/README.md" for folder in folders)
     write_pipeline(stages={"make": {"cmd": made, "outs": folders}}, artifacts=artifacts)
     run("dvc", "repro", "-q")
-    commit("made")
-    for name, one in artifacts.items():
-        run("git", "tag", "-a", f"{name}@v1.0.0", "-m", "first")
-        target = tmp_path_factory.mktemp("got") / name
-        run("dvc", "artifacts", "get", str(repository), name, "-o", str(target))
-        assert (target / "README.md").read_text() == f"{one['path']}\n"
+    with s3_server() as server:
+        boto3.client("s3", endpoint_url=server).create_bucket(Bucket="team")
+        run("dvc", "remote", "add", "-q", "-d", "storage", "s3://team/cosmopedia")
+        commit("made")
+        run("dvc", "push", "-q")
+        shutil.rmtree(".dvc/cache")
+        for name, one in artifacts.items():
+            run("git", "tag", "-a", f"{name}@v1.0.0", "-m", "first")
+            target = tmp_path_factory.mktemp("got") / name
+            run("dvc", "artifacts", "get", str(repository), name, "-o", str(target))
+            assert (target / "README.md").read_text() == f"{one['path']}\n"
+        project = tmp_path_factory.mktemp("project")
+        os.chdir(project)
+        run("dvc", "init", "-q", "--no-scm")
+        run("dvc", "get", str(repository), "data/corpus", "-o", "by_path")
+        run("dvc", "import", "--rev", "corpus@v1.0.0", str(repository), "data/corpus", "-o", "corpus")
+    assert Path("by_path/README.md").read_text() == Path("corpus/README.md").read_text() == "data/corpus\n"
+    source = yaml.safe_load(Path("corpus.dvc").read_text())["deps"][0]["repo"]
+    assert source["rev"] == "corpus@v1.0.0" and len(source["rev_lock"]) == 40
+
+
+@pytest.mark.slow
+def test_a_shared_cache_is_writable_for_the_group_whatever_a_users_umask(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A user whose files are private runs a stage; outs are links to the cache, which stays read-only."""
+    cache = tmp_path_factory.mktemp("cache") / "team"
+    run("dvc", "cache", "dir", "-q", "--local", str(cache))
+    for name, value in (("cache.shared", "group"), ("cache.type", "hardlink,symlink,copy")):
+        run("dvc", "config", "--local", name, value)
+    write_text(Path("text"), "first\n")
+    write_pipeline(stages={"make": {"cmd": "cp text out", "deps": ["text"], "outs": ["out"]}})
+    former = os.umask(0o077)
+    try:
+        run("dvc", "repro", "-q")
+    finally:
+        os.umask(former)
+    modes = {path.relative_to(cache): path.stat().st_mode & 0o7777 for path in cache.rglob("*")}
+    assert {path.parts[0] for path in modes} == {"files", "runs"}
+    folders = {path: mode for path, mode in modes.items() if (cache / path).is_dir()}
+    assert set(folders.values()) == {0o2775}, folders
+    files = {path: mode for path, mode in modes.items() if path not in folders}
+    assert {(path.parts[0], mode) for path, mode in files.items()} == {("files", 0o444), ("runs", 0o664)}, files
+    assert Path("out").stat().st_nlink == 2 or Path("out").is_symlink()

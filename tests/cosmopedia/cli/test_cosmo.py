@@ -19,7 +19,7 @@ COMMANDS = ["calibrate", "check", "cluster", "compare", "deps", "diff", "doctor"
 COMMANDS += ["publish", "status", "store", "sweep", "topics", "trace", "verify"]
 CLUSTER = ["submit", "stop", "reap"]
 PUBLISH = ["dataset", "model", "summary"]
-STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "unused"]
+STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "pull", "unused"]
 HEAVY = ("numpy", "polars", "pyarrow", "torch", "transformers", "dvc", "mlflow", "psutil", "jinja2", "rich")
 
 

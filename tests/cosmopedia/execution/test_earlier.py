@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
 
 from cosmopedia.lineage import main_checkout
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import ROOT, prompt_row, write_model, write_prompts, write_settings
+from tests.support.s3_server import objects, s3_server
 
 CELLS = {"web-blogpost": 4, "wikihow-wikihow": 2}
 PIPELINE = {
@@ -87,21 +89,42 @@ def paid(first_run: Repository, tmp_path: Path) -> Repository:
     return Repository(tmp_path / "first", first_run.server)
 
 
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """An empty bucket, and the environment in which the AWS tools find it."""
+    with s3_server() as server:
+        boto3.client("s3", endpoint_url=server).create_bucket(Bucket="team")
+        yield server
+
+
 @pytest.mark.slow
-def test_a_pulled_clone_without_a_store_sends_nothing(paid: Repository, tmp_path: Path) -> None:
-    paid.run("dvc", "remote", "add", "-d", "there", str(tmp_path / "remote"))
+def test_a_pulled_clone_without_a_store_sends_only_what_is_changed(
+    paid: Repository, tmp_path: Path, bucket: str
+) -> None:
+    """Through dvc-s3, the run cache with it."""
+    paid.run("dvc", "remote", "add", "-d", "there", "s3://team/cosmopedia")
     paid.git("commit", "-qam", "remote")
-    paid.run("dvc", "push", "-q")
+    paid.run("dvc", "push", "-q", "--run-cache")
+    assert all(key.startswith(("cosmopedia/files/md5/", "cosmopedia/runs/")) for key in objects(bucket, "team"))
     paid.git("clone", "-q", ".", str(tmp_path / "second"))
     clone = Repository(tmp_path / "second", paid.server)
     clone.edit()
     warned = clone.run(sys.executable, "-m", "cosmopedia.cli", "store", "forecast")
     assert "`dvc fetch data/generate`" in warned and "6 to generate" in warned
-    clone.run("dvc", "pull", "-q")
+    clone.run("dvc", "pull", "-q", "--run-cache")
     assert "6 cached, 0 to generate" in clone.run(sys.executable, "-m", "cosmopedia.cli", "store", "forecast")
     clone.lose_store()  # the forecast has filled it
     assert "0 sent, 6 from the store" in clone.run("dvc", "repro")
     assert not paid.server.asked
+
+    clone.lose_store()
+    changed = [{**prompt_row("wikihow", "wikihow", n), "prompt": f"Another template, fact {n}."} for n in range(2)]
+    write_prompts(clone.folder, {"wikihow-wikihow": changed})
+    assert "2 sent, 4 from the store" in clone.run("dvc", "repro")
+    assert len(paid.server.asked) == 2 and all("Another template" in prompt for prompt in paid.server.asked)
+    write_prompts(clone.folder, CELLS)
+    clone.git("checkout", "-q", "code.txt")
+    assert "is cached - skipping run" in clone.run("dvc", "repro")  # it was the first checkout's run
 
 
 @pytest.mark.slow

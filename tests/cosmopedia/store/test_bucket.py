@@ -9,10 +9,10 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from cosmopedia.cli import completions
 from cosmopedia.cli.store import app as store_app
-from cosmopedia.errors import ClusterError
+from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution import sending
 from cosmopedia.store import bucket as bucket_module
 from cosmopedia.store.bucket import Bucket
@@ -22,22 +22,16 @@ from tests.support.command_line import cosmo
 from tests.support.completions import ROOT, completion
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import write_model, write_prompts, write_settings
+from tests.support.s3_server import objects as s3_server_objects
+from tests.support.s3_server import s3_server
 
 ADDRESS = "s3://completions/team"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        moto.start()
-        host, port = moto.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        yield f"http://{host}:{port}"
-        moto.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
@@ -52,8 +46,7 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def objects(server: str) -> list[str]:
-    contents = boto3.client("s3", endpoint_url=server).list_objects_v2(Bucket="completions").get("Contents", [])
-    return sorted(item["Key"] for item in contents)
+    return sorted(s3_server_objects(server, "completions"))
 
 
 def machine(folder: Path) -> Bucket:
@@ -131,6 +124,53 @@ def test_compaction_in_the_bucket_reaches_every_machine(
     other = CompletionStore(bucket=machine(tmp_path / "b/.store"))
     assert other.contents().segments == 0 and other.contents().completions == 35
     assert other.get(completion(7).key) == completion(7)
+
+
+def test_a_folder_store_is_copied_to_a_bucket_and_from_there_to_another(
+    bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few files whatever the number of runs; a second copy sends nothing, an interrupted one goes on."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    monkeypatch.setenv("COSMO_STORE", str(ours))
+    for first in range(0, 120, 10):  # a segment per run
+        with CompletionStore() as store:
+            store.append([completion(n) for n in range(first, first + 15)])
+    said = cosmo(store_app, "push", ADDRESS)
+    assert said.startswith("1 files, ") and said.endswith(f"uploaded to {ADDRESS}")
+    assert [name.rsplit(".", 1)[1] for name in objects(server)] == ["parquet"]
+    assert cosmo(store_app, "push", ADDRESS) == f"0 files uploaded to {ADDRESS}; 1 were there"
+
+    with CompletionStore() as store:
+        store.append([completion(500)])
+        said = cosmo(store_app, "push", ADDRESS)
+        assert said.endswith("1 were there; 1 segments left alone, since a run still writes to them")
+    sent, fails = bucket_module.BucketFiles.send, ClusterError("the network is gone")
+    monkeypatch.setattr(bucket_module.BucketFiles, "send", lambda *_: (_ for _ in ()).throw(fails))
+    with pytest.raises(ClusterError, match="the network is gone"):
+        completions.push(ADDRESS)
+    monkeypatch.setattr(bucket_module.BucketFiles, "send", sent)
+    assert completions.push(ADDRESS)[0].files == 1 and len(objects(server)) == 2
+
+    monkeypatch.setenv("COSMO_STORE", str(theirs))
+    with CompletionStore() as store:
+        store.append([completion(900)])
+    assert completions.pull(ADDRESS)[0][::2] == (2, 0)
+    assert completions.pull(ADDRESS)[0] == (0, 0, 2, 0)
+    store = CompletionStore()
+    assert store.contents().completions == 127 and store.get(completion(7).key) == completion(7)
+    assert completions.verify()["problems"] == []
+    assert not list(tmp_path.rglob("mirror"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"), [(None, "cosmo store push s3://"), ("bucket/x", "bucket/x: expected")]
+)
+def test_a_folder_store_needs_an_address(
+    address: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COSMO_STORE", str(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        completions.push(address)
 
 
 def test_generate_works_on_a_store_in_a_bucket(
