@@ -128,7 +128,7 @@ def test_a_damaged_store_is_status_3_in_json_too(checkout: Path) -> None:
 
 def test_push_is_for_a_bucket(checkout: Path) -> None:
     result = CliRunner().invoke(app, ["store", "push"])
-    assert result.exit_code == ConfigError.status and "COSMO_STORE=s3://" in result.stderr
+    assert result.exit_code == ConfigError.status and "name a bucket: cosmo store push s3://" in result.stderr
 
 
 def test_the_status_is_json_where_no_slurm_answers(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
