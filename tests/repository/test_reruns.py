@@ -129,7 +129,7 @@ def test_dvc_itself_finds_three_edits_where_the_table_says(empty_folder: Path) -
         with Path(file).open("a", encoding="utf-8") as stream:
             stream.write("\n")
     set_params(Path("params.yaml"), {"generate.seed": 20})
-    found = modified()
+    found = {(stage, name) for stage, name in modified() if stage in locked}  # another one has never run
     for dep, item in (edits | {"params.yaml: generate.seed": "params.yaml: generate.seed"}).items():
         assert {stage for stage, name in found if name == dep} == (specified(item) or set()) & locked != set(), item
 
