@@ -8,8 +8,8 @@ data/sources/web.parquet (SOURCE),
 data/{evaluate,baselines}/*.parquet (DETAIL, HELDOUT).
 Out: metrics/report.json (the numbers that `dvc metrics diff` and `dvc exp show` compare),
 metrics/plots/{removed,tokens}.csv, data/report/{index,viewer,map}.html (each one file that needs no network),
-data/report/figures/*.svg, data/corpus/ (the synthetic documents of data/decontaminate and the dataset card: what leaves the repository), and
-data/report/run.html (where, when and at what cost), which DVC ignores.
+data/report/figures/*.svg, data/corpus/ (the synthetic documents of data/decontaminate and the dataset card: what
+leaves the repository), and data/report/run.html (where, when and at what cost), which DVC ignores.
 Contract: the same inputs give the same bytes, except in run.html. Text from models and the web is escaped.
 Run: python -m stages.report
 """

@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.report.facts import DATA
+from stages.report.facts import ASSIGNMENTS, DATA
 from stages.report.packed import packed, script_page
 from stages.report.page import number
 from stages.report.viewer import coded
 
-ASSIGNMENTS = DATA / "cluster" / "assignments.parquet"
 EXCERPT = 160  # characters of a row
 GRID = 65_535  # places along each side of the map
 NOISE = "no topic"  # in no cluster

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,9 @@ def coded(values: list[str | None]) -> dict[str, Any]:
 def _chunks(rows: list[dict[str, Any]]) -> Iterator[int]:
     """The first row of each block."""
     size = CHUNK
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         if size >= CHUNK:
-            yield number
+            yield place
             size = 0
         size += len(row["prompt"]) + len(row["text"])
 
@@ -172,7 +173,7 @@ def marked(pieces: list[Piece], marks: list[tuple[int, int]]) -> list[Piece]:
             result.append((kind, text))
             continue
         cuts = sorted({0, len(text)} | {edge - at for mark in marks for edge in mark if 0 < edge - at < len(text)})
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             inside = any(low <= at + start and at + end <= high for low, high in marks)
             result.append(("!" if inside else kind, text[start:end]))
         at += len(text)

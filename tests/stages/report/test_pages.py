@@ -19,8 +19,8 @@ from tests.support.documents import ROOT, document, write_documents
 AXE = ROOT / "tests/support/axe/axe.min.js"
 READY = "document.body.dataset.ready"
 HOSTILE = (
-    '</script><script>hacked = 1</script><img src=x onerror="hacked = 2"> <a href="javascript:hacked = 3">a</a> {{ 7 }}'
-    " data:text/html,<script>hacked=4</script> \u202egnp.exe\u202c \x00\x1b[31m\x07 \u2028 --> <!-- ]]> '\"`"
+    '</script><script>hacked = 1</script><img src=x onerror="hacked = 2"> <a href="javascript:hacked = 3">a</a>'
+    " {{ 7 }} data:text/html,<script>hacked=4</script> \u202egnp.exe\u202c \x00\x1b[31m\x07 \u2028 --> <!-- ]]> '\"`"
 )
 needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="no chromium; apt-get install chromium")
 in_chromium = [needs_chromium, pytest.mark.slow]
@@ -81,6 +81,24 @@ def count(browser: Browser) -> str:
     return browser.run("$('count').textContent")
 
 
+def elements(browser: Browser, selector: str) -> int:
+    return browser.run(f"document.querySelectorAll({json.dumps(selector)}).length")
+
+
+def place_of(browser: Browser, point: int) -> tuple[float, float]:
+    """Where a point of the map is in the window."""
+    x, y = (f"screen{axis.upper()}(points.{axis}[{point}]) / canvas.dense" for axis in "xy")
+    box = browser.run("canvas.getBoundingClientRect().toJSON()")
+    return browser.run(x) + box["x"], browser.run(y) + box["y"]
+
+
+def serious_faults(browser: Browser) -> list[list[str]]:
+    """What axe finds on the page that is serious or worse."""
+    browser.run(AXE.read_text(encoding="utf-8") + ";1")
+    found = browser.run("axe.run().then((all) => all.violations.map((v) => [v.impact, v.id, v.nodes[0].html]))")
+    return [one for one in found if one[0] in ("serious", "critical")]
+
+
 def choose(browser: Browser, name: str, value: str) -> None:
     """What a person does with a select: its list is no part of the page."""
     browser.run(f"$('{name}').value = {json.dumps(value)}; $('{name}').dispatchEvent(new Event('change'))")
@@ -125,7 +143,8 @@ class TestViewer:
         viewer(quiet, tmp_path, corpus())
         for key in "jjjk":
             quiet.key(key)
-        assert (second := quiet.run("view[1] === undefined ? '' : rows.ids[view[1]]")) in quiet.run("location.hash")
+        second = quiet.run("rows.ids[view[1]]")
+        assert second in quiet.run("location.hash")
         quiet.key("Escape")
         quiet.run("$('rows').focus()")
         quiet.key("Enter")
@@ -153,10 +172,7 @@ class TestViewer:
         text = quiet.run("document.body.innerText")
         assert "⟨U+202E⟩gnp.exe" in text and "␀␛[31m␇" in text and "onerror" in text
         assert quiet.run("typeof hacked") == "undefined"
-        assert (
-            quiet.run("document.querySelectorAll('img, iframe, [onerror], a[href^=javascript], a[href^=data]').length")
-            == 0
-        )
+        assert elements(quiet, "img, iframe, [onerror], a[href^=javascript], a[href^=data]") == 0
         assert quiet.run("document.documentElement.scrollWidth") <= 1300
 
     def test_100_rows_are_drawn_of_many(self, quiet: Browser, tmp_path: Path):
@@ -168,7 +184,7 @@ class TestViewer:
         quiet.run("$('rows').focus()")
         quiet.key("End")
         quiet.wait("document.querySelector('[aria-selected=true]')")
-        assert quiet.run("document.querySelectorAll('.row').length") < 30
+        assert elements(quiet, ".row") < 30
         assert quiet.run("document.querySelector('[aria-selected=true]').getAttribute('aria-posinset')") == "5000"
 
 
@@ -193,10 +209,7 @@ class TestMap:
         quiet.click("#lasso")
         quiet.drag([(left, top), (right, top), (right, bottom), (left, bottom)])
         assert quiet.run("$('chosen').textContent") == "60 inside the lasso"
-        x, y = quiet.run(
-            "(() => { const b = canvas.getBoundingClientRect(); return [screenX(points.x[89]) / canvas.dense + b.x, screenY(points.y[89]) / canvas.dense + b.y]; })()"
-        )
-        quiet.move(x + 1, y + 1)
+        quiet.move(*place_of(quiet, 89))
         quiet.wait("!$('tip').hidden && $('tip').textContent.includes('Page 89 begins')")
         quiet.key("Escape")
         assert quiet.run("$('list').children.length") == 0
@@ -218,13 +231,10 @@ class TestMap:
     def test_hostile_texts_are_shown_and_never_run(self, quiet: Browser, tmp_path: Path):
         hostile = dict.fromkeys(("topic", "state", "excerpt", "source"), HOSTILE) | {"row_id": HOSTILE}
         self.open(quiet, tmp_path, pages(1, **hostile))
-        x, y = quiet.run(
-            "[screenX(points.x[0]) / canvas.dense, screenY(points.y[0]) / canvas.dense + canvas.getBoundingClientRect().y]"
-        )
-        quiet.move(x, y)
+        quiet.move(*place_of(quiet, 0))
         quiet.wait("!$('tip').hidden")
         assert "⟨U+202E⟩gnp.exe" in quiet.run("$('tip').innerText") and quiet.run("typeof hacked") == "undefined"
-        assert quiet.run("document.querySelectorAll('img, iframe, [onerror]').length") == 0
+        assert elements(quiet, "img, iframe, [onerror]") == 0
 
 
 @pytest.mark.slow
@@ -240,11 +250,7 @@ def test_axe_finds_nothing_serious_and_no_page_is_wider_than_the_window(
     write_text(tmp_path / "map.html", render_map(pages(90), "tiny"))
     for name, fragment in (("viewer", ""), ("viewer", "#id=03-0"), ("map", "#id=web/001")):
         quiet.open(tmp_path / f"{name}.html", fragment, READY)
-        quiet.run(AXE.read_text(encoding="utf-8") + ";1")
-        found = quiet.run(
-            "axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes[0].html, v.nodes.length]))"
-        )
-        assert [one for one in found if one[0] in ("serious", "critical")] == [], name
+        assert serious_faults(quiet) == [], name
         assert quiet.run("document.documentElement.scrollWidth") <= width
 
 
