@@ -11,8 +11,12 @@ import pytest
 from cosmopedia.files import write_text
 from cosmopedia.tables.contracts import REMOVED
 from cosmopedia.tables.parquet import write_table
+from stages.report.facts import collect
+from stages.report.figures import draw_all
 from stages.report.map import render_map
+from stages.report.page import render
 from stages.report.viewer import Documents, drawn, marked, render_viewer, spans, strings, whole
+from tests.stages.report.test_report import repository  # noqa: F401, a fixture
 from tests.support.chromium import PROGRAM, Browser, chromium
 from tests.support.documents import ROOT, document, write_documents
 
@@ -293,3 +297,16 @@ def test_matched_text_is_marked_where_the_document_has_it():
     assert marked([("-", "Sure. "), ("=", text[:30])], [(4, 14)]) == [
         ("-", "Sure. "), ("=", "Why "), ("!", "is the sky"), ("=", text[14:30])
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_axe_finds_nothing_serious_in_the_report(quiet: Browser, repository: Path):
+    facts = collect(1, 2)
+    write_text(Path("index.html"), render(facts, "tiny", draw_all(facts, Path("figures")), 100))
+    for width, colours in ((1300, "light"), (390, "dark")):
+        quiet.size(width, 850)
+        quiet.colours(colours)
+        quiet.open(Path("index.html"))
+        assert serious_faults(quiet) == []
+        assert quiet.run("document.documentElement.scrollWidth") <= width
