@@ -1,13 +1,15 @@
-"""report: headline numbers, figures, an HTML report, and the corpus with its dataset card.
+"""report: headline numbers, figures, an HTML report with a viewer and a map, and the corpus with its dataset card.
 
 In: metrics/*.json, metrics/sources/*.json, metrics/plots/{prompts,contamination,train_loss}.csv,
 metrics/plots/topics.png, data/decontaminate/*.parquet (DOCUMENT),
-data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED),
+data/{generate,clean}/*.parquet (DOCUMENT), data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED),
+data/cluster/assignments.parquet (ASSIGNMENT), data/topics/{topics,web}.parquet (TOPIC, TOPIC_OF_ROW),
+data/sources/web.parquet (SOURCE),
 data/{evaluate,baselines}/*.parquet (DETAIL, HELDOUT).
 Out: metrics/report.json (the numbers that `dvc metrics diff` and `dvc exp show` compare),
-metrics/plots/{removed,tokens}.csv, data/report/index.html (one file that needs no network), data/report/figures/*.svg,
-data/corpus/ (the synthetic documents of data/decontaminate and the dataset card: what leaves the repository), and
-data/report/run.html (where, when and at what cost), which DVC ignores.
+metrics/plots/{removed,tokens}.csv, data/report/{index,viewer,map}.html (each one file that needs no network),
+data/report/figures/*.svg, data/corpus/ (the synthetic documents of data/decontaminate and the dataset card: what
+leaves the repository), and data/report/run.html (where, when and at what cost), which DVC ignores.
 Contract: the same inputs give the same bytes, except in run.html. Text from models and the web is escaped.
 Run: python -m stages.report
 """
@@ -24,7 +26,9 @@ from stages.report.corpus import publish
 from stages.report.facts import collect
 from stages.report.figures import draw_all
 from stages.report.headline import headline, removed_table, tokens_table
+from stages.report.map import render_map, sample
 from stages.report.page import render, render_run
+from stages.report.viewer import drawn, render_viewer
 
 OUT, METRICS, PLOTS = Path("data/report"), Path("metrics/report.json"), Path("metrics/plots")
 
@@ -35,6 +39,7 @@ class ReportParams(Params):
     seed: int  # which documents are shown
     examples: int = Field(ge=1)  # documents of each format, and of each reason for removal
     excerpt: int = Field(ge=80)  # characters of each
+    viewer_rows: int | None = Field(ge=1)  # documents in the viewer, drawn by id; None: all
 
 
 def settings() -> ReportParams:
@@ -49,6 +54,10 @@ def main() -> str:
     figures = draw_all(facts, OUT / "figures")
     page = render(facts, profile, figures, params.excerpt)
     write_text(OUT / "index.html", page)
+    write_text(OUT / "viewer.html", render_viewer(drawn(params.seed, params.viewer_rows), profile))
+    points = sample()
+    if points is not None:
+        write_text(OUT / "map.html", render_map(points, profile))
     write_text(OUT / "run.html", render_run(profile))
     write_text(PLOTS / "removed.csv", removed_table(facts))
     write_text(PLOTS / "tokens.csv", tokens_table(facts))

@@ -20,6 +20,7 @@ from cosmopedia.tables.parquet import read_batches, read_rows, tables_in
 from stages.report.baselines import next_to_ours
 
 METRICS, DATA = Path("metrics"), Path("data")
+ASSIGNMENTS = DATA / "cluster" / "assignments.parquet"
 REQUIRED = ("prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "mix", "tokenize_corpus", "train")
 REQUIRED += ("evaluate",)
 OPTIONAL = ("generator", "embed", "cluster", "label", "topics", "benchmarks", "export", "baselines")

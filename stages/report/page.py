@@ -5,27 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.pages import page_template
-from stages.report.facts import FILTERS, Facts
+from stages.report.facts import ASSIGNMENTS, FILTERS, Facts
 from stages.report.run_record import environment_rows, generation_rows
 
 HERE, DASH = Path(__file__).parent, "–"
 RULES = ("plain", "window")  # decontamination's two ratios
-CLUSTERS = Path("metrics/plots/topics.png")
+TOPICS = {"clusters": Path("metrics/plots/topics.png"), "topic_scores": Path("metrics/plots/topic_scores.png")}
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -> str:
     """The page."""
     images = {name: data_uri(path) for name, path in figures.items()}
-    if CLUSTERS.is_file():
-        images["clusters"] = data_uri(CLUSTERS)
+    images |= {name: data_uri(path) for name, path in TOPICS.items() if path.is_file()}
     contamination_head, contamination = contamination_table(facts)
     return page_template(HERE, "page.html.j2").render(
         profile=profile,
-        images={"clusters": None} | images,
+        images={"clusters": None, "topic_scores": None} | images,
+        has_map=ASSIGNMENTS.is_file(),
         sections=SECTIONS,
         excerpt=excerpt,
         key=key_figures(facts),
+        funnel=funnel(facts),
         accounts=accounts(facts),
         sources=sources(facts),
         topics=topic_rows(facts),
@@ -74,7 +75,7 @@ PILOT_SHARES = (  # of the pilot's measures, as the page's table has them
     "opening", "openings", "closings", "refused", "short", "repeated", "copied", "unfinished", "truncated",
 )  # fmt: skip
 SECTIONS = [
-    ("documents", "Completions to corpus"),
+    ("documents", "Source rows to tokens"),
     ("seeds", "Seeds and topics"),
     ("prompts", "Prompts"),
     ("pilot", "Pilot"),
@@ -98,7 +99,9 @@ def number(value: Any, digits: int = 4) -> str:
         return DASH
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+    if isinstance(value, int) or abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
 
 
 def share(value: float | None) -> str:
@@ -147,6 +150,32 @@ def floor_note(scores: dict[str, Any]) -> str:
     """What a panel's acc_norm is worth."""
     worth = "" if "acc_norm" in scores["informative"] else ", not informative at this size"
     return f"floor {number(scores['floor']['acc_norm'], 3)}{worth}"
+
+
+def funnel(facts: Facts) -> list[tuple[str, str, float, str]]:
+    """From source rows to tokens: step, count, share of the largest step for a bar, and what became of the rest.
+
+    Tokens are no documents: they have no bar.
+    """
+    m = facts.metrics
+    read = sum(source.get("rows_in") or 0 for source in facts.sources.values())
+    rows = sum(source.get("rows_kept") or 0 for source in facts.sources.values())
+    steps = [("source rows read", read, "texts of all sources"), ("source rows kept", rows, "the rest is set aside")]
+    if m["topics"]:
+        dropped = m["topics"].get("rows_removed")
+        steps.append(
+            ("after topics", rows - (dropped or 0), f"{number(dropped)} web pages of dropped topics left out")
+        )
+    steps += [
+        ("prompts", m["prompts"]["rows_kept"], f"{number(m['prompts']['rows_removed'])} near or exact duplicates"),
+        ("completions", m["generate"].get("completed"), f"{number(m['generate'].get('failed'))} failed"),
+        *((f"after {name}", m[name]["rows_kept"], f"{number(m[name]['rows_removed'])} removed") for name in FILTERS),
+    ]
+    steps = [step for step in steps if step[1]]
+    most = max(count for _, count, _ in steps)
+    bars = [(name, number(count), count / most, note) for name, count, note in steps]
+    tokens = m["tokenize_corpus"].get("train", {}).get("tokens")
+    return [*bars, ("tokens to train on", number(tokens), 0.0, "with natural text and copies, as the mix says")]
 
 
 def accounts(facts: Facts) -> list[list[str]]:

@@ -86,7 +86,7 @@ PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audi
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "profiles").mkdir()
-    report = {"seed": 1, "examples": 2, "excerpt": 100}
+    report = {"seed": 1, "examples": 2, "excerpt": 100, "viewer_rows": 10}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"profile": "tiny", "report": report}))
     (tmp_path / "profiles/tiny.yaml").write_text("report: {}\n")
     (tmp_path / "metrics/plots").mkdir(parents=True)
@@ -97,7 +97,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (plots / "contamination.csv").write_text("source,task,documents,items\nweb,arc_easy,2,1\n")
     (plots / "train_loss.csv").write_text(CURVE)
     texts = [HOSTILE, "Rain falls when drops grow heavy. " * 9, "Bread\x1b[31m rises because\x07 yeast breathes."]
-    write_documents(tmp_path / "data/decontaminate/web-blogpost.parquet", [document(text=t) for t in texts])
+    gone = document(text=HOSTILE + "!", completion_id="gone-0")
+    write_documents(tmp_path / "data/generate/web-blogpost.parquet", [*(document(text=t) for t in texts), gone])
+    for stage in ("clean", "decontaminate"):
+        write_documents(tmp_path / f"data/{stage}/web-blogpost.parquet", [document(text=t) for t in texts])
     write_documents(tmp_path / "data/decontaminate/khanacademy-textbook.parquet", [])
     for stage, reason in (("clean", "refusal"), ("dedup", "near"), ("decontaminate", "contaminated")):
         gone = {"completion_id": "gone-0", "source": "web", "style": "blogpost", "reason": reason, "text": HOSTILE}
@@ -170,7 +173,7 @@ def page() -> str:
 def test_the_page_loads_nothing_from_anywhere(repository: Path):
     found = Addresses()
     found.feed(page())
-    assert found.addresses and all(a.startswith(("data:image/", "#")) for a in found.addresses)
+    assert found.addresses and all(a.startswith(("data:image/", "#", "viewer.html")) for a in found.addresses)
     assert not re.search(r"@import|url\(", page())
 
 
@@ -268,7 +271,7 @@ def test_the_same_inputs_give_the_same_bytes_at_any_commit_and_place(
     monkeypatch.setenv("COSMO_COMPUTE", "slurm-h100")
     for command in (["init", "-q"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty"]):
         subprocess.run(["git", *command, *(["-m", "t"] if "commit" in command else [])], check=True)
-    assert len(first) == 24 and outputs() == first
+    assert len(first) == 25 and outputs() == first
     assert not [name for name, content in first.items() if name.endswith(".svg") and b"<dc:date>" in content]
 
 
