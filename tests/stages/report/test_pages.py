@@ -243,8 +243,7 @@ class TestMap:
 
 @pytest.mark.slow
 @needs_chromium
-@pytest.mark.parametrize("width", [1300, 390])
-@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize(("width", "colours"), [(1300, "light"), (390, "dark")])
 def test_axe_finds_nothing_serious_and_no_page_is_wider_than_the_window(
     quiet: Browser, tmp_path: Path, colours: str, width: int
 ):
