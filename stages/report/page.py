@@ -166,8 +166,11 @@ def funnel(facts: Facts) -> list[tuple[str, str, float, str]]:
         steps.append(
             ("after topics", rows - (dropped or 0), f"{number(dropped)} web pages of dropped topics left out")
         )
+    reasons = m["prompts"].get("removed") or {}
+    not_drawn = reasons.get("not_drawn") or 0
+    duplicates = sum(reasons.values()) - not_drawn
     steps += [
-        ("prompts", m["prompts"]["rows_kept"], f"{number(m['prompts']['rows_removed'])} near or exact duplicates"),
+        ("prompts", m["prompts"]["rows_kept"], f"{number(not_drawn)} not drawn, {number(duplicates)} duplicates"),
         ("completions", m["generate"].get("completed"), f"{number(m['generate'].get('failed'))} failed"),
         *((f"after {name}", m[name]["rows_kept"], f"{number(m[name]['rows_removed'])} removed") for name in FILTERS),
     ]

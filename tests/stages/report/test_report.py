@@ -27,6 +27,7 @@ from stages.report.page import (
     baseline_rows,
     cut_note,
     floor_note,
+    funnel,
     published_rows,
     render,
     render_run,
@@ -297,6 +298,12 @@ def test_every_stage_and_reason_is_accounted_for(repository: Path):
     for heading in ("clean: refusal (1)", "dedup: near (1)", "decontaminate: contaminated (2)"):
         assert heading in text
     assert '<td>arc_easy</td><td class="n">2 (1)</td>' in text
+
+
+def test_a_prompt_that_was_not_drawn_is_no_duplicate(repository: Path):
+    facts = collect(1, 2)
+    facts.metrics["prompts"]["removed"] = {"duplicate_prompt": 1, "not_drawn": 2000}
+    assert {name: note for name, _, _, note in funnel(facts)}["prompts"] == "2,000 not drawn, 1 duplicates"
 
 
 def test_natural_text_is_in_the_mix_and_in_nothing_that_is_published(repository: Path):
