@@ -6,6 +6,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,13 @@ def write_model(path: Path, out: Path) -> None:
     """Write the folder: safetensors in 16 bit (what the file held was rounded to 4 to 8), config, tokenizer, chat
     template. `ConfigError` when the file cannot be read."""
     import torch
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-    from transformers.utils import logging
+    from tqdm import tqdm
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, modeling_gguf_pytorch_utils
 
     fields = fields_of(path)
     try:
-        logging.disable_progress_bar()  # hundreds of lines in a log
+        # Its own progress bar would be hundreds of lines in a log.
+        modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)  # type: ignore[assignment]
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float16)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ConfigError(f"{path}: transformers cannot read it: {' '.join(str(error).split())[:300]}") from None
