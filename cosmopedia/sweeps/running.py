@@ -140,7 +140,8 @@ class Job:
         self.job: str | None = self._submit(arguments)
         self.status = status_path(folder)
         write_text(log, f"job {self.job}: {store_root() / 'logs' / f'driver-{self.job}.log'}\n")
-        self.seen: set[str] = set()
+        self.begun: set[str] = set()
+        self.finished: set[str] = set()
 
     def _submit(self, arguments: list[str]) -> str:
         command = [sys.executable, "-m", "cosmopedia.sweeps.drive", "submit", *arguments]
@@ -169,12 +170,16 @@ class Job:
         return {}
 
     def output(self) -> list[str]:
-        """As DVC would print it: the stages that have begun."""
-        stage = self._status().get("stage")
-        if not stage or stage in self.seen:
-            return []
-        self.seen.add(stage)
-        return [f"Running stage '{stage}':"]
+        """As DVC would print it: the stages that are finished, those too that were quicker than a look, and the one
+        that runs."""
+        status = self._status()
+        finished = [stage for stage in status.get("finished", ()) if stage not in self.finished]
+        self.finished.update(finished)
+        lines = [f"Stage '{stage}' didn't change, skipping" for stage in finished]
+        if (stage := status.get("stage")) and stage not in self.begun:
+            self.begun.add(stage)
+            lines.append(f"Running stage '{stage}':")
+        return lines
 
     def stop(self) -> None:
         pass
@@ -255,15 +260,16 @@ class SweepRun:
     def _follow(self, name: str) -> None:
         process, state = self.running[name], self.states[name]
         status = process.poll()
-        changed = False
+        changed, finished = False, set(state.finished)
         for line in process.output():
             if begins := BEGINS.match(line):
                 if state.stage:
-                    state.finished.append(state.stage)
+                    finished.add(state.stage)
                 state.stage, changed = begins[1], True
                 self._say(name, begins[1])
             elif skips := SKIPS.match(line):
-                state.finished.append(skips[1])
+                finished.add(skips[1])
+        state.finished = sorted(finished)
         if status is not None:
             del self.running[name]
             state.seconds += time.monotonic() - self.began[name]

@@ -188,6 +188,7 @@ class DriverJob:
             "stage": self.stage,
             "since": self.since,  # seconds since the epoch, of the stage
             "done": len(self.done),  # stages that this job ran, or skipped as unchanged
+            "finished": sorted(self.done),
             "total": self.total,  # null where targets were named
             "requeued": self.requeued,  # how often, for lack of time
         }

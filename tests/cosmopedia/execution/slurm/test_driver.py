@@ -316,10 +316,12 @@ def test_a_sweep_runs_its_arms_as_jobs(empty_folder: Path, slurm: SlurmCluster) 
     command = [sys.executable, "-m", "cosmopedia.cli", "sweep", "run", "steps", "-j", "2", "--slurm"]
     with subprocess.Popen(command, env=variables, start_new_session=True, stdout=subprocess.DEVNULL) as first:
         end = time.monotonic() + SOON
-        while not notes.exists() or notes.read_text().split().count("train") < 2:
-            assert time.monotonic() < end and first.poll() is None
-            time.sleep(0.2)
-        first.kill()
+        try:
+            while not notes.exists() or notes.read_text().split().count("train") < 2:
+                assert time.monotonic() < end and first.poll() is None
+                time.sleep(0.2)
+        finally:
+            first.kill()
     before = {job.id for job in slurm.jobs()}
     assert len(before) == 2
     gate.touch()
