@@ -108,7 +108,7 @@ def _as_sentences(release: Release) -> Iterator[None]:
 def _sentence(error: BaseException | None) -> str:
     """What an error says, on one line, without the token and without the signature of an address."""
     text = " ".join(str(error or "").split())
-    return redact(re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", text))[:400].rstrip(". ")
+    return redact(re.sub(r"\?\S+", "", text))[:400].rstrip(". ")
 
 
 def listing(files: list[File]) -> list[tuple[str, str, str]]:

@@ -179,6 +179,8 @@ def test_another_checkout_gives_the_same_bytes_on_slurm(
     columns = ["completion_id", "prompt", "model_revision", "sampling_seed", "key"]
     here, there = (pl.read_parquet(path / "data/generate/*.parquet").select(columns) for path in (folder, other))
     assert here.equals(there)
+    if not os.environ.get("COSMO_LONG"):  # the arrays of the corpus stages: test_data_tasks.py has the longest of them
+        return
     shutil.rmtree(other / "data/generate")  # two servers have other batches, which move the last digits of a model
     shutil.copytree(folder / "data/generate", other / "data/generate")
     run("-s", "natural", "clean", "dedup", "paraphrases", "decontaminate", "mix", "tokenize_corpus")

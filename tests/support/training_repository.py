@@ -83,7 +83,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     set_recipe(tmp_path)
     write_corpus(tmp_path / "data/tokenize_corpus")
     (tmp_path / "metrics").mkdir()
-    limits = {"components": {"synthetic": {"copies": 1.0, "max_repeats": 1000}}}
+    limits = {"components": {"synthetic": {"copies": 1.0, "max_repeats": 1_000_000}}}
     (tmp_path / "metrics/mix.json").write_text(json.dumps(limits))
     monkeypatch.chdir(tmp_path)
     yield tmp_path

@@ -489,7 +489,13 @@ def test_a_bad_document_is_named(deduplicated: Path, change, named: str):
 def test_a_benchmark_without_a_column_and_an_item_in_two_files_are_refused(deduplicated: Path):
     repository(deduplicated, "decontaminate")
     table = deduplicated / "data/benchmarks/piqa.parquet"
-    (deduplicated / "data/benchmarks/copy.parquet").write_bytes(table.read_bytes())
+    copy = deduplicated / "data/benchmarks/copy.parquet"
+    copy.write_bytes(table.read_bytes())
+    with pytest.raises(
+        DataError, match=r"copy\.parquet: benchmark items\.task is 'piqa', but 'copy' in the file's name"
+    ):
+        main()
+    spoiled(copy, lambda name, column: pa.array(["copy"] * len(column)) if name == "task" else column)
     with pytest.raises(DataError, match=r"piqa\.parquet: item 'piqa/000000' is in data/benchmarks/copy\.parquet too"):
         main()
     spoiled(table, lambda name, column: None if name == "answer" else column)
@@ -535,4 +541,4 @@ def test_a_new_benchmark_reruns_nothing_that_generates():
     }:
         reached |= more
     checks = {"benchmarks", "paraphrases", "decontaminate"}
-    assert reached == checks | {"mix", "tokenize_corpus", "train", "export", "evaluate", "report"}
+    assert reached == checks | {"mix", "tokenize_corpus", "train", "export", "evaluate", "baselines", "report"}
