@@ -143,6 +143,7 @@ def test_a_second_repro_is_up_to_date(repro: tuple[Path, Path]) -> None:
     print(f"dvc repro and dvc status with nothing changed: {time.monotonic() - started:.1f} s")
 
 
+@pytest.mark.long  # six minutes; its servers, arrays and bytes have tests of their own
 def test_another_checkout_gives_the_same_bytes_on_slurm(
     repro: tuple[Path, Path],
     slurm: SlurmCluster,
@@ -179,8 +180,6 @@ def test_another_checkout_gives_the_same_bytes_on_slurm(
     columns = ["completion_id", "prompt", "model_revision", "sampling_seed", "key"]
     here, there = (pl.read_parquet(path / "data/generate/*.parquet").select(columns) for path in (folder, other))
     assert here.equals(there)
-    if not os.environ.get("COSMO_LONG"):  # the arrays of the corpus stages: test_data_tasks.py has the longest of them
-        return
     shutil.rmtree(other / "data/generate")  # two servers have other batches, which move the last digits of a model
     shutil.copytree(folder / "data/generate", other / "data/generate")
     run("-s", "natural", "clean", "dedup", "paraphrases", "decontaminate", "mix", "tokenize_corpus")

@@ -300,6 +300,7 @@ def test_both_trainers_agree(repository: Path) -> None:
 
 @pytest.mark.slow
 @needs_nanotron
+@pytest.mark.long  # two nodes train one model in test_training.py
 def test_the_layout_changes_no_result(repository: Path) -> None:
     shared = {**TRAINING, "architecture": SHAPE | {"tied_embeddings": True}}
     set_recipe(repository, **shared)
@@ -354,6 +355,7 @@ def workers() -> list[int]:
 
 @pytest.mark.slow
 @needs_nanotron
+@pytest.mark.long  # test_training.py has a requeue and a dead driver
 def test_a_training_that_was_killed_and_stopped_ends_with_the_same_digits(repository: Path) -> None:
     steps = {**TRAINING, "steps": 150, "batch": 4}
     set_recipe(repository, backend="nanotron", **steps, keep_last=2, keep_spacing=0.3)
