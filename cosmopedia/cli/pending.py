@@ -20,6 +20,7 @@ from cosmopedia.execution.sending import forecast_of
 from cosmopedia.execution.training_forecast import TrainingForecast
 from cosmopedia.generation.complete import LookUp, StageRequests
 from cosmopedia.store.store import CompletionStore
+from cosmopedia.sweeps.sharing import in_order
 from cosmopedia.tables.parquet import tables_in
 
 # Disk, bytes per generated token. The first was measured on the rehearsal; the second is an estimate for long texts
@@ -96,7 +97,7 @@ def pending_stages() -> list[Pending]:
     needs = {stage.addressing: {one.addressing for one in graph.successors(stage)} for stage in graph}
     changed = {stage: _why(reasons) for stage, reasons in status.items()}
     pending: dict[str, Pending] = {}
-    for stage in _in_order(needs):
+    for stage in in_order(needs):
         before = {one for need in needs[stage] if need in pending for one in (need, *pending[need].after)}
         if stage in changed or before:
             nearest = [need for need in pending if need in needs[stage]]
@@ -227,18 +228,3 @@ def _why(reasons: Iterable[Any]) -> str:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-
-
-def _in_order(needs: dict[str, set[str]]) -> list[str]:
-    """The stages, each after those it needs, otherwise in the order of dvc.yaml."""
-    ordered: dict[str, None] = {}
-
-    def visit(stage: str) -> None:
-        if stage not in ordered:
-            for need in sorted(needs[stage], key=list(needs).index):
-                visit(need)
-            ordered[stage] = None
-
-    for stage in needs:
-        visit(stage)
-    return list(ordered)

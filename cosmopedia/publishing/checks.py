@@ -10,6 +10,7 @@ from typing import Any
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.execution.earlier import lock_content
 from cosmopedia.execution.revision import file_at
+from cosmopedia.execution.versions import read_json
 from cosmopedia.licences import Terms
 from cosmopedia.params import Params, load
 from cosmopedia.publishing.scan import Finding
@@ -32,11 +33,9 @@ def metrics(stage: str) -> dict[str, Any]:
     """metrics/<stage>.json; `DataError` when it is missing."""
     path = METRICS / f"{stage}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; run the stage {stage} (dvc repro {stage}), or dvc pull") from None
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}; run the stage that writes it again") from None
 
 
 def check_recorded(folder: Path, revision: str) -> None:

@@ -40,7 +40,7 @@ class ArmState:
     state: str = "waiting"  # waiting | running | done | failed | stopped
     stage: str | None = None  # that runs, or ran last
     finished: list[str] = field(default_factory=list)  # stages
-    seconds: float = 0.0  # that the arm has run, all attempts together
+    seconds: float = 0.0  # that the arm has run, all attempts together but those that were killed
     commit: str | None = None  # of the experiment
     error: str | None = None
     job: str | None = None
@@ -84,7 +84,7 @@ def is_done(state: ArmState, fingerprint: str) -> bool:
 
 
 def _exists(commit: str | None) -> bool:
-    return bool(commit) and bool(git("for-each-ref", "--points-at", str(commit), "refs/exps").strip())
+    return bool(commit) and commit in git("for-each-ref", "--format=%(objectname)", "refs/exps").split()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Which stages the arms of a sweep have in common, so that the first arm runs them and the others take the results."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,25 +38,27 @@ def stages_of(root: Path) -> list[Stage]:
             for stage in repo.index.stages
             if stage.is_repo_import is False and hasattr(stage, "name")
         }
-    return _in_order(stages)
+    return [stages[name] for name in in_order({stage.name: stage.after for stage in stages.values()})]
 
 
 def _inside(path: str, root: Path) -> str:
     return str(Path(path).relative_to(root.resolve())) if Path(path).is_relative_to(root.resolve()) else path
 
 
-def _in_order(stages: Mapping[str, Stage]) -> list[Stage]:
-    order: dict[str, Stage] = {}
+def in_order(needs: Mapping[str, Collection[str]]) -> list[str]:
+    """The stages, each after those that it needs, otherwise in the order given."""
+    ordered: dict[str, None] = {}
+    places = {stage: place for place, stage in enumerate(needs)}
 
-    def visit(stage: Stage) -> None:
-        if stage.name not in order:
-            for name in sorted(stage.after & stages.keys()):
-                visit(stages[name])
-            order[stage.name] = stage
+    def visit(stage: str) -> None:
+        if stage not in ordered:
+            for need in sorted((need for need in needs[stage] if need in places), key=places.__getitem__):
+                visit(need)
+            ordered[stage] = None
 
-    for name in stages:
-        visit(stages[name])
-    return list(order.values())
+    for stage in needs:
+        visit(stage)
+    return list(ordered)
 
 
 def signatures(stages: list[Stage], arm: Arm) -> dict[str, frozenset[str]]:

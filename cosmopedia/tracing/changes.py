@@ -1,7 +1,9 @@
-"""The words that differ between two texts."""
+"""The words that differ between two texts, and the evidence with which a text was removed."""
 
+import json
 import re
 from difflib import SequenceMatcher
+from typing import Any
 
 WORD = re.compile(r"\S+|\s+")
 LARGEST = 2_000_000  # words of one middle times words of the other; beyond it the middles are shown whole
@@ -29,6 +31,14 @@ def word_diff(old: str, new: str) -> list[Piece]:
                 pieces += [("-", "".join(first[i:j])), ("+", "".join(second[k:m]))]
     pieces.append(("=", "".join(one[len(one) - end :])))
     return [piece for piece in pieces if piece[1]]
+
+
+def evidence_of(text: str) -> Any:
+    """A removal's evidence; as it is when it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _common(one: list[str], two: list[str]) -> int:

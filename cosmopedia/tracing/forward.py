@@ -5,7 +5,6 @@ stages decided is looked up: by id in tables that are sorted by it, and by scann
 tables, which are in the order of a shuffle.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import polars as pl
 
 from cosmopedia.execution.versions import read_json
 from cosmopedia.tables.cell_files import cell_of
-from cosmopedia.tracing.changes import word_diff
+from cosmopedia.tracing.changes import evidence_of, word_diff
 from cosmopedia.tracing.corpus import (
     DOCUMENTS,
     PATH,
@@ -178,14 +177,6 @@ def _removed(corpus: Corpus, completion_id: str, stages: dict[str, Row]) -> Row 
             evidence = evidence_of(row["evidence"])
             return {"stage": stage, "reason": row["reason"], "evidence": evidence, "text": row["text"]}
     return None
-
-
-def evidence_of(text: str) -> Any:
-    """A removal's evidence; as it is when it is no JSON."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _cleaning(stages: dict[str, Row]) -> Row | None:

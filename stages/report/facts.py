@@ -17,6 +17,7 @@ from cosmopedia.rng import draw_u64
 from cosmopedia.tables.cell_files import cell_of, source_and_style
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_batches, read_rows, tables_in
+from cosmopedia.tracing.changes import evidence_of
 from stages.report.baselines import next_to_ours
 
 METRICS, DATA = Path("metrics"), Path("data")
@@ -147,10 +148,7 @@ def removed_examples(stage: str, seed: int, examples: int) -> dict[str, list[dic
 
 def evidence(text: str) -> list[tuple[str, str]]:
     """The evidence of a removal as names and values; lists are laid out one after another."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return [("evidence", text)]
+    content = evidence_of(text)
     flat: list[tuple[str, str]] = []
     for name, value in content.items() if isinstance(content, dict) else [("evidence", content)]:
         for part in value if isinstance(value, list) else [value]:

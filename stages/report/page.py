@@ -76,7 +76,7 @@ PILOT_SHARES = (  # of the pilot's measures, as the page's table has them
 )  # fmt: skip
 SECTIONS = [
     ("documents", "Source rows to tokens"),
-    ("seeds", "Seeds and topics"),
+    ("sources", "Source rows and topics"),
     ("prompts", "Prompts"),
     ("pilot", "Pilot"),
     ("corpus", "Corpus"),

@@ -5,7 +5,6 @@ when a document is opened or searched.
 """
 
 import heapq
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from cosmopedia.corpus.components import is_natural
 from cosmopedia.rng import draw_u64
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import count_rows, read_batches, tables_in
-from cosmopedia.tracing.changes import LARGEST, Piece, word_diff
+from cosmopedia.tracing.changes import LARGEST, Piece, evidence_of, word_diff
 from stages.report.facts import DATA, FILTERS
 from stages.report.packed import packed, script_page
 from stages.report.page import number
@@ -124,16 +123,9 @@ def whole(row: dict[str, Any]) -> dict[str, Any]:
     pieces = [("=", clean)] if clean == row["text"] else word_diff(row["text"], clean)
     shown = {name: row[name] for name in LINEAGE} | {"prompt": row["prompt"], "pieces": pieces}
     if row["evidence"] is not None:
-        evidence = _json(row["evidence"])
+        evidence = evidence_of(row["evidence"])
         shown |= {"evidence": evidence, "pieces": marked(pieces, spans(clean, strings(evidence)))}
     return shown
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def strings(value: Any) -> list[str]:
