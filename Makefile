@@ -24,6 +24,8 @@ pip := .venv/bin/python -m pip
 # A .venv that `python -m venv` left half-made (Debian without python3-venv), or that was moved, is made anew.
 usable = head -n 2 .venv/bin/pip | grep -qF "$(realpath .venv)/bin/python" && $(pip) --version
 
+pipeline_tests := tests/repository/test_pipeline.py
+
 .DEFAULT_GOAL := help
 .PHONY: help setup nanotron repro test smoke check types promises lint format clean distclean
 
@@ -75,11 +77,13 @@ repro: setup ## check the settings, then run what is out of date of the whole pi
 	  "needs git: clone the repository, or run git init && git add -A && git commit -m 'from a ZIP'"; exit 2; }
 	@cosmo check && dvc repro
 
-test: setup nanotron ## all tests; what this machine cannot have is skipped, with its reason
-	@python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
+# The whole pipeline, ten CPU minutes, is `make repro` at its real size and `make smoke` at a reduced one; CI runs both this
+# and `make smoke`.
+test: setup nanotron ## all tests but those of smoke; what this machine cannot have is skipped, with its reason
+	@python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25 --ignore $(pipeline_tests)
 
-smoke: setup ## only the run of the whole pipeline at a reduced size, through DVC
-	@python -m pytest tests/repository/test_pipeline.py
+smoke: setup ## the whole pipeline at a reduced size, through DVC: killed, edited, repeated
+	@python -m pytest --durations=10 $(pipeline_tests)
 
 check: setup ## lint, formatting, types, and the promises about dvc.yaml, the docs and the lock
 	@$(MAKE) --no-print-directory -j -Otarget lint types promises

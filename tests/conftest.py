@@ -12,7 +12,6 @@ import pytest
 TESTS = Path(__file__).parent
 # The files that take longest, each longer than a worker should be left with at the end; the longest first.
 LONGEST = [
-    "repository/test_pipeline.py",
     "stages/train/test_nanotron.py",
     "cosmopedia/execution/slurm/test_driver.py",
     "cosmopedia/execution/slurm/test_fleet.py",
