@@ -188,6 +188,12 @@ class LocalFleet(_FixedSize):
             )
         return None
 
+    def end(self) -> None:
+        """End the servers after a run that went well: nobody needs their logs."""
+        _end(self.servers)
+        for log in self.logs:
+            log.unlink(missing_ok=True)
+
 
 @contextlib.contextmanager
 def fleet(stage: str, model: GenerationModel, serving: Serving, keep: bool) -> Iterator[Fleet]:
@@ -205,18 +211,42 @@ def fleet(stage: str, model: GenerationModel, serving: Serving, keep: bool) -> I
                 servers.end()
 
 
+_waiting: list[LocalFleet] | None = None  # within `local_servers_wait`: those that are up and not in use
+
+
+@contextlib.contextmanager
+def local_servers_wait() -> Iterator[None]:
+    """A local server that a run started within the block serves the next run as well, and ends with the block.
+
+    For a stage that asks again after it has read the answers: a server takes seconds to load its model.
+    """
+    global _waiting
+    _waiting = []
+    try:
+        yield
+    finally:
+        waiting, _waiting = _waiting, None
+        for local in waiting:
+            local.end()
+
+
 def _local(stage: str, model: GenerationModel, serving: LocalServing) -> Iterator[Fleet]:
     arguments = ["--model", str(model.folder), "--model-id", model.model, "--revision", model.revision, "--port", "0"]
     arguments += ["--batch-size", str(serving.batch_size), "--max-concurrent", str(serving.concurrency)]
-    local = LocalFleet(stage, arguments, serving)
+    local = next((one for one in _waiting or [] if (one.arguments, one.serving) == (arguments, serving)), None)
+    if local is None:
+        local = LocalFleet(stage, arguments, serving)
+    elif _waiting:
+        _waiting.remove(local)
     try:
         yield local
     except BaseException:
         _end(local.servers)
         raise
-    _end(local.servers)
-    for log in local.logs:
-        log.unlink(missing_ok=True)
+    if _waiting is None:
+        local.end()
+    else:
+        _waiting.append(local)
 
 
 def release(stage: str, model: GenerationModel, serving: Serving) -> None:

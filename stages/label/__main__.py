@@ -15,6 +15,7 @@ from pydantic import Field
 
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
+from cosmopedia.execution.servers import local_servers_wait
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import clear_folder
 from cosmopedia.generation.complete import PromptRequests, complete
@@ -98,7 +99,7 @@ def settings() -> LabelParams:
 def main() -> str:
     params, model = settings(), GenerationModel.read()
     labelling = Labelling(params, model)
-    with CompletionStore() as store:
+    with CompletionStore() as store, local_servers_wait():
         results = labelling.results(store)
     rows = label_rows(labelling.clusters, results)
     clear_folder(OUT)
