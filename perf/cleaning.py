@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from cosmopedia.corpus.chat import ChatPatterns
 from cosmopedia.params import check, read_yaml
 from stages.clean.rules import Cleaned, CleanParams, Removed, clean
 
@@ -27,7 +28,7 @@ SHOWN = 3  # examples of what is wrong
 def read_params(profile: str, root: Path = Path()) -> CleanParams:
     """clean's params with a profile, without its shortest length."""
     values = read_yaml(root / "params.yaml")["clean"] | read_yaml(root / f"profiles/{profile}.yaml")["clean"]
-    return check({**values, "min_tokens": 0}, CleanParams, "clean")
+    return check({**values, "min_tokens": 0, "patterns": ChatPatterns.read(root)}, CleanParams, "clean")
 
 
 def judge(text: str, finish_reason: str, params: CleanParams) -> Cleaned | Removed:

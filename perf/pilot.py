@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 
-from cosmopedia.corpus.chat import Chat, ChatParams
+from cosmopedia.corpus.chat import Chat, ChatPatterns
 from cosmopedia.generation.requests import Completion
 from cosmopedia.params import check, read_yaml
 from stages.pilot.gate import Thresholds, violations
@@ -162,7 +162,7 @@ class Gate:
         values = read_yaml(Path("params.yaml"))
         self.rules = check(values["pilot"]["rules"], TextRules, "pilot.rules")
         self.limits = check(values["pilot"]["thresholds"], Thresholds, "pilot.thresholds")
-        chat = Chat(check({key: values["clean"][key] for key in ChatParams.model_fields}, ChatParams, "clean"))
+        chat = Chat(ChatPatterns.read(), values["clean"]["max_refusal_words"])
         self.refusals = Refusals(self.rules.refusal, chat)
 
     def figures(self, texts: list[str]) -> dict[str, Any]:

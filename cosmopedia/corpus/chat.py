@@ -1,20 +1,22 @@
 """Chat around a document: what a model says to the one who asked, before and after the text that was asked for.
 
 A pattern must carry evidence that it is chat, since documents too begin with "Sure, I can remember the day we left" or
-"My name is Amina". The patterns are params; data/samples/cleaning has texts to try them on.
+"My name is Amina". The patterns are in curation/chat.yaml; data/samples/cleaning has texts to try them on.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
 import regex
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
-from cosmopedia.params import Params
+from cosmopedia.params import Params, check, read_yaml
 from cosmopedia.patterns import Pattern, compiled
 
+PATTERNS = Path("curation/chat.yaml")
 DECORATION = re.compile(r"(?:#{1,6} +|> *)?(?:\*{1,3}|_{1,3})?(?=\S)")  # a heading's, a quotation's, emphasis
 RULE_BEFORE = re.compile(r"(?:[-*_=]{3,}[ \t]*(?:\n\s*|\Z))*")  # a line that set the chat apart
 RULE_AFTER = re.compile(r"(?:\A|\n)[-*_=]{2,}\Z")
@@ -69,7 +71,7 @@ class Closing(Params):
         return _checked(pattern, pattern.endswith(r"\Z"), r"end with \Z")
 
 
-class ChatParams(Params):
+class ChatPatterns(Params):
     """The patterns, the lists of words that they name, and what shows that a match is speech in a story."""
 
     lists: dict[str, list[str]]
@@ -77,7 +79,11 @@ class ChatParams(Params):
     openings: dict[str, Opening]
     closings: dict[str, Closing]
     refusals: dict[str, str]
-    max_refusal_words: int = Field(ge=0)  # of a whole text that is a refusal; a longer one has content
+
+    @classmethod
+    def read(cls, root: Path = Path()) -> Self:
+        """From curation/chat.yaml. `ConfigError` for a pattern that is none, or could match anywhere."""
+        return check(read_yaml(root / PATTERNS), cls, str(PATTERNS))
 
     @field_validator("refusals")
     @classmethod
@@ -99,6 +105,12 @@ class ChatParams(Params):
                 raise ValueError(f"{name}: {error}") from None
         return patterns
 
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if shared := sorted(self.closings.keys() & self.openings.keys()):
+            raise ValueError(f"{', '.join(shared)} is an opening's name too; both are counted by name")
+        return self
+
 
 @dataclass(frozen=True)
 class Stripped:
@@ -113,20 +125,26 @@ class Stripped:
 
 
 class Chat:
-    """The patterns of `ChatParams`, compiled."""
+    """The patterns, compiled.
 
-    def __init__(self, params: ChatParams):
-        def patterns(kind: str, expressions: dict[str, str]) -> dict[str, Pattern]:
-            return {name: Pattern(f"clean.{kind}.{name}", p, params.lists) for name, p in expressions.items()}
+    A whole text of more than `max_refusal_words` is no refusal: it has content.
+    """
 
-        openings = {name: f"(?:{o.pattern}){ENDS[o.ends]}" for name, o in params.openings.items()}
-        closings = {name: f"{BEGINS[c.begins]}(?:{c.pattern})" for name, c in params.closings.items()}
-        self.openings = patterns("openings", openings)
-        self.first = {name: o.first for name, o in params.openings.items()}
-        self.closings = patterns("closings", closings)
-        self.refusals = patterns("refusals", params.refusals)
-        self.speech = Pattern("clean.speech", params.speech)
-        self.max_refusal_words = params.max_refusal_words
+    def __init__(self, patterns: ChatPatterns, max_refusal_words: int):
+        def compile_all(kind: str, expressions: dict[str, str]) -> dict[str, Pattern]:
+            return {
+                name: Pattern(f"{PATTERNS}: {kind}.{name}", expression, patterns.lists)
+                for name, expression in expressions.items()
+            }
+
+        openings = {name: f"(?:{o.pattern}){ENDS[o.ends]}" for name, o in patterns.openings.items()}
+        closings = {name: f"{BEGINS[c.begins]}(?:{c.pattern})" for name, c in patterns.closings.items()}
+        self.openings = compile_all("openings", openings)
+        self.first = {name: o.first for name, o in patterns.openings.items()}
+        self.closings = compile_all("closings", closings)
+        self.refusals = compile_all("refusals", patterns.refusals)
+        self.speech = Pattern(f"{PATTERNS}: speech", patterns.speech)
+        self.max_refusal_words = max_refusal_words
 
     def strip_openings(self, text: str) -> Stripped:
         """`text` without the openings at its very start."""

@@ -5,11 +5,23 @@ Run: python -m cosmopedia.sweeps.drive {run | submit | plan} [arguments of dvc r
 
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 from cosmopedia.errors import errors_as_sentences
 from cosmopedia.execution.redaction import say
 from cosmopedia.execution.settings import repairs
+
+
+def check_out() -> None:
+    """Bring what dvc.lock names and DVC's cache has into a worktree where DVC has not been yet.
+
+    `dvc repro` does the same stage by stage, and reads and writes dvc.lock each time: 106 CPU seconds for 26 stages,
+    where both together take 18.
+    """
+    if not Path(".dvc/tmp").exists():
+        subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q", "--allow-missing"], check=False)
 
 
 def submit(arguments: list[str]) -> str:
@@ -33,7 +45,9 @@ def main() -> None:
         action, *arguments = sys.argv[1:]
         if action == "plan":
             print(plan())
-        elif action == "submit":
+            return
+        check_out()
+        if action == "submit":
             print(submit(arguments))
         else:
             for sentence in repairs():

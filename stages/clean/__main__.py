@@ -1,7 +1,7 @@
 """clean: strip boilerplate openings and closings, and remove completions that are not documents.
 
 In: data/generate/<source>-<style>.parquet (DOCUMENT), data/natural/<component>-natural.parquet (DOCUMENT),
-models/generator/tokenizer.json (to count texts that were cut, and natural text).
+models/generator/tokenizer.json (to count texts that were cut, and natural text), curation/chat.yaml.
 Out: data/clean/<source>-<style>.parquet (DOCUMENT), data/clean/removed/removed.parquet (REMOVED: empty, invalid,
 refusal, truncated, short, language, repetition, personal_data), metrics/clean.json.
 Contract: per pattern of chat the metrics have the share of documents that it touched and what it matched in three;
@@ -13,11 +13,12 @@ Run: python -m stages.clean
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.corpus.chat import ChatPatterns
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, natural_rows, removed_writer, statistic
 from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.params import load
+from cosmopedia.params import check, section
 from cosmopedia.tables.row_counts import write_metrics
 from stages.clean.rules import CleanFilter, CleanParams, personal_data, read_examples
 
@@ -26,8 +27,8 @@ MB_PER_SECOND = 0.7  # of one worker: a thousand documents of 4 kB in 7 seconds
 
 
 def settings() -> CleanParams:
-    """The stage's params."""
-    return load("clean", CleanParams)
+    """The stage's params, with the patterns of chat."""
+    return check(section("clean") | {"patterns": ChatPatterns.read()}, CleanParams, "clean")
 
 
 def main() -> str:
@@ -47,7 +48,7 @@ def main() -> str:
         metrics, _ = run.settle([parts])
         matched = read_examples(examples)
     changed = statistic(stats, "changed.")
-    counted = {name: changed.get(name, 0) for name in [*params.openings, *params.closings, "cut"]}
+    counted = {name: changed.get(name, 0) for name in [*params.patterns.openings, *params.patterns.closings, "cut"]}
     patterns = {
         name: {"share_of_documents": changed[name] / metrics["rows_in"], "examples": some}
         for name, some in matched.items()

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from cosmopedia.corpus.chat import Chat, ChatParams
+from cosmopedia.corpus.chat import Chat, ChatPatterns
 from cosmopedia.corpus.components import NATURAL
 from cosmopedia.corpus.personal_data import find, masked
 from cosmopedia.corpus.pipeline import removal
@@ -35,9 +35,11 @@ class NaturalRules(Params):
     repetition: RepetitionLimits
 
 
-class CleanParams(ChatParams):
+class CleanParams(Params):
     """The rules of the clean stage."""
 
+    patterns: ChatPatterns  # curation/chat.yaml
+    max_refusal_words: int = Field(ge=0)  # of a whole text that is a refusal; a longer one has content
     control_characters: Literal["remove", "keep"]
     truncated: Literal["cut", "drop", "keep"]  # texts that ended at max_new_tokens; cut: to the last full sentence
     personal_data: Literal["flag", "mask", "drop"]  # what has the form of an e-mail or IP address; flag: only counted
@@ -47,16 +49,10 @@ class CleanParams(ChatParams):
     repetition: RepetitionLimits
     natural: NaturalRules
 
-    @model_validator(mode="after")
-    def _named_once(self) -> Self:
-        if shared := sorted(self.closings.keys() & self.openings.keys()):
-            raise ValueError(f"{', '.join(shared)} is an opening's name too; both are counted by name")
-        return self
-
     @cached_property
     def chat(self) -> Chat:
         """The compiled patterns of chat."""
-        return Chat(self)
+        return Chat(self.patterns, self.max_refusal_words)
 
     @property
     def language_code(self) -> str:

@@ -1,7 +1,7 @@
 """pilot: a few completions of every cell before the GPU bill, and a gate.
 
-In: data/prompts/<cell>.parquet, models/generator/. Its requests are among generate's, with the same keys, so that
-nothing is paid for twice.
+In: data/prompts/<cell>.parquet, models/generator/, curation/chat.yaml. Its requests are among generate's, with the
+same keys, so that nothing is paid for twice.
 Out: metrics/pilot.json (per cell: shares of texts that refuse, repeat, copy, begin or end alike, ..., with examples;
 diversity), data/pilot/completions.parquet (COMPLETION), data/pilot/gate.json (what generate depends on; the same bytes
 whenever the gate opens, so that a new measurement alone reruns nothing).
@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from cosmopedia.corpus.chat import Chat, ChatParams
+from cosmopedia.corpus.chat import Chat, ChatPatterns
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
@@ -62,15 +62,19 @@ class SampledFrom(Params):
     sampling: Sampling
 
 
-class CleanChat(ChatParams):
-    """What pilot reads of clean's section: by which forms a text is a refusal."""
+class CleanedBy(Params):
+    """What pilot reads of clean's section."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    max_refusal_words: int
 
-def settings() -> tuple[PilotParams, SampledFrom, CleanChat]:
-    """The stage's params, and those of generate and clean that it shares."""
-    return load("pilot", PilotParams), load("generate", SampledFrom), load("clean", CleanChat)
+
+def settings() -> tuple[PilotParams, SampledFrom, Chat]:
+    """The stage's params, those of generate that it shares, and clean's forms of chat and refusals."""
+    max_refusal_words = load("clean", CleanedBy).max_refusal_words
+    chat = Chat(ChatPatterns.read(), max_refusal_words)
+    return load("pilot", PilotParams), load("generate", SampledFrom), chat
 
 
 def by_cell(drawn: list[DrawnPrompt], results: list[Result]) -> dict[str, list[Tried]]:
@@ -91,7 +95,7 @@ def pools(cells: dict[str, list[Tried]], min_texts: int) -> dict[str, list[Tried
 
 
 def main() -> str:
-    (params, generation, clean), model = settings(), GenerationModel.read()
+    (params, generation, chat), model = settings(), GenerationModel.read()
     drawn = draw_prompts(tables_in(PROMPTS), params.seed, params.per_cell)
     requests = PromptRequests([(one.prompt_id, one.prompt) for one in drawn], model, generation.seed, samples=1)
     with CompletionStore() as store:
@@ -100,7 +104,7 @@ def main() -> str:
     results = [result for _, result in run.results]
     write_completions(COMPLETIONS, results)
 
-    refusals, cells = Refusals(params.rules.refusal, Chat(clean)), by_cell(drawn, results)
+    refusals, cells = Refusals(params.rules.refusal, chat), by_cell(drawn, results)
     together = pools(cells, params.thresholds.min_texts)
     figures = {name: measure(tried, params.rules, refusals) for name, tried in {**cells, **together}.items()}
     exceeded = [v for name, figure in figures.items() for v in violations(name, figure, params.thresholds)]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import regex
 
-from cosmopedia.corpus.chat import CLOSING_CHARS, Chat, ChatParams
+from cosmopedia.corpus.chat import CLOSING_CHARS, Chat, ChatPatterns
+from cosmopedia.corpus.chat import PATTERNS as CHAT_FILE
 from cosmopedia.corpus.sentences import to_last_sentence
 from cosmopedia.errors import ConfigError
 from cosmopedia.params import read_yaml
@@ -105,8 +106,13 @@ def in_params(value: Any, key: str, lists: dict[str, list[str]]) -> Iterator[tup
 
 
 PARAMS = read_yaml(ROOT / "params.yaml")
-CHAT = Chat(ChatParams.model_validate({name: PARAMS["clean"][name] for name in ChatParams.model_fields}))
-PATTERNS = {**dict(in_code()), **dict(in_params(PARAMS, "params", PARAMS["clean"]["lists"]))}
+CHAT_PATTERNS = ChatPatterns.read(ROOT)
+CHAT = Chat(CHAT_PATTERNS, PARAMS["clean"]["max_refusal_words"])
+PATTERNS = {
+    **dict(in_code()),
+    **dict(in_params(PARAMS, "params", {})),
+    **dict(in_params(read_yaml(ROOT / CHAT_FILE), "chat", CHAT_PATTERNS.lists)),
+}
 
 
 def seconds(apply: Any, text: str) -> float:
@@ -120,13 +126,13 @@ def seconds(apply: Any, text: str) -> float:
 
 def test_the_patterns_are_found() -> None:
     assert len(PATTERNS) > 90
-    assert {"params.clean.openings.hello.pattern", "params.clean.refusals.refusal"} <= PATTERNS.keys()
+    assert {"chat.openings.hello.pattern", "chat.refusals.refusal"} <= PATTERNS.keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PATTERNS)
 def test_a_pattern_is_linear(place: str) -> None:
-    size = CLOSING_CHARS if place.startswith("params.clean.closings") else SIZE  # all that a closing is tried on
+    size = CLOSING_CHARS if place.startswith("chat.closings") else SIZE  # all that a closing is tried on
     for unit in UNITS:
         for before, after in zip(BEFORE, AFTER, strict=True):
             text = before + unit * (size // len(unit)) + after
@@ -168,5 +174,5 @@ def test_a_large_hostile_document_is_cleaned(unit: str, megabytes: int) -> None:
 
 def test_a_pattern_of_a_user_that_never_ends_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosmopedia.patterns.SECONDS", 0.1)
-    with pytest.raises(ConfigError, match=r"clean\.openings\.mine: .* takes more than 0\.1 s on a text of 61 char"):
-        Pattern("clean.openings.mine", r"\A(?:a|aa)+c").match("a" * 60 + "b")
+    with pytest.raises(ConfigError, match=r"openings\.mine: .* takes more than 0\.1 s on a text of 61 char"):
+        Pattern("curation/chat.yaml: openings.mine", r"\A(?:a|aa)+c").match("a" * 60 + "b")

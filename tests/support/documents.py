@@ -11,6 +11,7 @@ from cosmopedia.rng import content_hash
 from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT, MIXED, PARAPHRASE
 from cosmopedia.tables.parquet import write_table
 from stages.natural.documents import BLANK
+from tests.support.own_params import copy_chat_patterns
 
 ROOT = Path(__file__).parents[2]
 PAIRS = Path("data/paraphrases/pairs.parquet")
@@ -117,6 +118,7 @@ def repository(
         head = {"profile": "smoke"} if name == "params.yaml" else {}
         (folder / name).write_text(yaml.safe_dump({**head, section: values}), encoding="utf-8")
     assert not left, f"{section} has no parameter(s) {sorted(left)}"
+    copy_chat_patterns(folder)
     compute = yaml.safe_load((ROOT / "compute/local.yaml").read_text(encoding="utf-8"))
     compute["data"] |= {"tasks": cluster_tasks, "workers": cluster_workers}
     (folder / "compute/local.yaml").write_text(yaml.safe_dump(compute), encoding="utf-8")

@@ -1,5 +1,6 @@
 """The repository's own params with the profile smoke, for tests that change some of them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ def own_params(name: str) -> dict[str, Any]:
 
 
 OWN_MIX = tuple(own_params(name)["mix"] for name in OWN_PARAMS)  # params.yaml's section and the profile's
+
+
+def copy_chat_patterns(folder: Path) -> None:
+    """Give a folder the repository's curation/chat.yaml, which clean and pilot read."""
+    (folder / "curation").mkdir(exist_ok=True)
+    shutil.copyfile(ROOT / "curation/chat.yaml", folder / "curation/chat.yaml")
 
 
 def write_params(*contents: dict[str, Any]) -> None:

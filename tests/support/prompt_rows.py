@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from cosmopedia.rng import content_hash
 from cosmopedia.tables.contracts import PROMPT
 from cosmopedia.tables.parquet import write_table
-from tests.support.own_params import OWN_PARAMS, own_params
+from tests.support.own_params import OWN_PARAMS, copy_chat_patterns, own_params
 
 ROOT = Path(__file__).parents[2]
 MODEL = "fake-1b"
@@ -88,4 +88,5 @@ def write_settings(folder: Path, endpoints: list[str], **changes: object) -> Non
     compute["serving"] |= {key.removeprefix("serving."): left.pop(key) for key in list(left) if key[:8] == "serving."}
     (folder / "compute").mkdir(exist_ok=True)
     (folder / "compute/local.yaml").write_text(yaml.safe_dump(compute), encoding="utf-8")
+    copy_chat_patterns(folder)
     assert not left, f"no such parameter(s): {sorted(left)}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate
 
+from cosmopedia.corpus.chat import ChatPatterns
 from cosmopedia.corpus.sentences import to_last_sentence
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.params import check, read_yaml
@@ -26,7 +27,9 @@ from tests.support.documents import (
 from tests.support.stage_folders import files_of, on_scratch
 
 PARAMS = CleanParams.model_validate(
-    read_yaml(ROOT / "params.yaml")["clean"] | read_yaml(ROOT / "profiles/laptop.yaml")["clean"]
+    read_yaml(ROOT / "params.yaml")["clean"]
+    | read_yaml(ROOT / "profiles/laptop.yaml")["clean"]
+    | {"patterns": ChatPatterns.read(ROOT)}
 )
 PROSE = (
     "Bread rises because yeast feeds on sugar and gives off gas. The dough holds that gas in a net of gluten, which"
@@ -326,16 +329,16 @@ def test_the_exact_counts_are_spared_only_where_they_cannot_matter():
 
 @pytest.mark.parametrize("pattern", ["^Warning: .*", r"\A(?m:^x)|\A", "(?m)^Hello", r"\AHello.*["])
 def test_a_pattern_that_is_not_anchored_is_refused(pattern: str):
-    values = PARAMS.model_dump() | {"openings": {"bad": {"pattern": pattern, "ends": "line", "first": True}}}
-    with pytest.raises(ConfigError, match=r"clean\.openings\.bad"):
-        check(values, CleanParams, "clean")
+    values = PARAMS.patterns.model_dump() | {"openings": {"bad": {"pattern": pattern, "ends": "line", "first": True}}}
+    with pytest.raises(ConfigError, match=r"chat\.yaml\.openings\.bad"):
+        check(values, ChatPatterns, "chat.yaml")
 
 
 @pytest.mark.parametrize("pattern", ["hope$", r"\Ahope", r"(?m)^hope\Z", r"\s*\Z", r"hope[\Z"])
 def test_a_closing_that_is_not_anchored_to_the_end_is_refused(pattern: str):
-    values = PARAMS.model_dump() | {"closings": {"bad": {"pattern": pattern, "begins": "line"}}}
-    with pytest.raises(ConfigError, match=r"clean\.closings\.bad"):
-        check(values, CleanParams, "clean")
+    values = PARAMS.patterns.model_dump() | {"closings": {"bad": {"pattern": pattern, "begins": "line"}}}
+    with pytest.raises(ConfigError, match=r"chat\.yaml\.closings\.bad"):
+        check(values, ChatPatterns, "chat.yaml")
 
 
 @pytest.mark.parametrize(

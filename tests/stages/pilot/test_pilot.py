@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.corpus.chat import Chat
 from cosmopedia.errors import DataError
 from cosmopedia.generation.requests import Completion, Failure
 from cosmopedia.params import read_yaml
@@ -36,8 +35,8 @@ def completion(text: str, finish_reason: str = "eos_token", tokens: int = 10) ->
 
 
 def measured(*results: Completion | Failure) -> dict:
-    params, _, clean = pilot.settings()
-    refusals = Refusals(params.rules.refusal, Chat(clean))
+    params, _, chat = pilot.settings()
+    refusals = Refusals(params.rules.refusal, chat)
     return measure([("", result) for result in results], params.rules, refusals)
 
 
