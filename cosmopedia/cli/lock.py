@@ -3,8 +3,9 @@
 Names, versions and hashes, no addresses: uv's own lock and pylock.toml both want an address per file. One file with
 a section per step of `make`: `# uv` (the installer), `# base`, `# torch` (as the registry has it, with the CUDA
 packages of its Linux build), `# torch-cpu` (the CPU build, a local version, where a machine's pip can find one), and
-`# nanotron` and `# explore` (what `.nanotron` and `.explore` need beyond `.venv`). Hashes are of the files that can be installed here: wheels for
-CPython 3.11 and 3.12 on Linux and on Macs with Apple's processors, and the source where no wheel serves everybody.
+`# nanotron` and `# explore` (what `.nanotron` and `.explore` need beyond `.venv`). Hashes are of the files that can be
+installed here: wheels for CPython 3.11 and 3.12 on Linux and on Macs with Apple's processors, and the source where no
+wheel serves everybody.
 """
 
 import re

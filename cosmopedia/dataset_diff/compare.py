@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from cosmopedia.corpus.openings import Openings
 from cosmopedia.dataset_diff.merge import ID, aligned, batches
 from cosmopedia.errors import DataError
 from cosmopedia.execution.versions import Version
@@ -22,8 +23,6 @@ from cosmopedia.tracing.corpus import DOCUMENTS, REMOVING
 KINDS = ("added", "removed", "changed")
 SMALL = [ID, "audience", "topic", "text_token_length"]
 WHY = ["template_hash", "prompt", "model", "model_revision", "sampling", "key"]  # they say what changed a text
-OPENING = r"^\s*((?:\S+\s+){0,2}\S+)"  # three words, as pilot.opening_words
-OPENING_ROWS = 20_000  # of a cell whose openings are counted: the first ones, and an id is a hash
 LONGEST = 1 << 16  # tokens; longer texts count as so long
 GONE = "no document"  # neither there nor removed: not drawn, not generated, or its source row is not there
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -37,8 +36,7 @@ class Side:
     tokens: int = 0
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # rows by number of tokens
     topics: Counter[str] = field(default_factory=Counter)
-    openings: Counter[str] = field(default_factory=Counter)
-    opening_rows: int = 0
+    openings: Openings = field(default_factory=Openings)
 
     def add(self, rows: pl.DataFrame) -> None:
         """Count some rows."""
@@ -48,20 +46,6 @@ class Side:
         self.lengths = _sum(self.lengths, np.bincount(lengths))
         if "topic" in rows.columns:
             self.topics.update(dict(rows["topic"].drop_nulls().value_counts().iter_rows()))
-
-    def count_openings(self, texts: pl.Series) -> None:
-        """Count the openings of some texts, as long as there are not enough."""
-        some = texts[: max(OPENING_ROWS - self.opening_rows, 0)]
-        found = some.str.slice(0, 200).str.extract(OPENING).fill_null("").str.to_lowercase()
-        self.openings.update(dict(found.value_counts().iter_rows()))
-        self.opening_rows += len(some)
-
-    def opening(self) -> tuple[str, float] | None:
-        """The most common opening and its share; None without rows."""
-        if not self.opening_rows:
-            return None
-        text, count = max(self.openings.items(), key=lambda item: (item[1], item[0]))
-        return text, count / self.opening_rows
 
 
 @dataclass
@@ -126,8 +110,8 @@ def _same(name: str, paths: list[Path]) -> Cell:
         same = rows.select("audience", kind=pl.lit("same"), tokens_a="text_token_length", tokens_b="text_token_length")
         _count(cell, same)
     for rows in batches(paths, [ID, "text"]):
-        side.count_openings(rows["text"])
-        if side.opening_rows >= OPENING_ROWS:
+        side.openings.add(rows["text"])
+        if side.openings.complete:
             break
     cell.sides = (side, side)
     return cell
@@ -140,7 +124,7 @@ def _different(name: str, paths: list[list[Path]], removed: list[dict[str, Path]
         for side, rows in zip(cell.sides, pair, strict=True):
             if rows is not None:
                 side.add(rows)
-                side.count_openings(rows["text"])
+                side.openings.add(rows["text"])
         joined = join(*pair)
         _count(cell, joined)
         changed = joined.filter(pl.col("kind") == "changed")
