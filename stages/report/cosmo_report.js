@@ -22,7 +22,10 @@ function remembered() {
   $("to-documents").setAttribute("aria-current", summary ? "false" : "page");
 }
 
+let mark = -1; // the difference that `n` has gone to
+
 function opened(number, sides) {
+  mark = -1;
   const id = rows.ids[number], value = (name) => valueOf(name, number), [one, two] = sides;
   const [before, after] = rows.tokens[number], count = (tokens) => tokens === null ? "none" : thousands(tokens);
   const meaning = { added: `only in ${rows.names[1]}; in ${rows.names[0]}: ${value("reason")}`, changed: `changed by: ${value("reason")}`,
@@ -118,3 +121,11 @@ function joined(pieces) {
 }
 
 const KIND = { "=": "span", "-": "del", "+": "ins" };
+
+addEventListener("keydown", (event) => {
+  const marks = document.querySelectorAll("#document .text del, #document .text ins");
+  if (event.key !== "n" || event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("input, select") || !marks.length) return;
+  mark = (mark + 1) % marks.length;
+  marks[mark].scrollIntoView({ block: "center" });
+  for (const one of marks) one.classList.toggle("here", one === marks[mark]);
+});

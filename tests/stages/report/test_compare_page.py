@@ -127,6 +127,10 @@ class TestInTheBrowser:
         cut = "[...document.querySelectorAll('#document .text del')].map((one) => one.textContent.trim())"
         put = "[...document.querySelectorAll('#document .text ins')].map((one) => one.textContent.trim())"
         assert quiet.run(cut)[1:] == ["twice"] and quiet.run(put) == ["Another prompt.", "two times"]
+        for number in (0, 1, 2, 3, 0):  # the key n goes from difference to difference, and round
+            quiet.key("n")
+            marks = "[...document.querySelectorAll('#document .text :is(del, ins)')]"
+            assert quiet.run(f"{marks}.findIndex((one) => one.classList.contains('here'))") == number
         quiet.click("#to-summary")
         quiet.wait("document.body.classList.contains('summary')")
         quiet.key("/")
