@@ -13,7 +13,6 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
-from cosmopedia.cli.checkout import given
 from cosmopedia.cli.compare import compared
 from cosmopedia.cli.diff import versions_of
 from cosmopedia.dataset_diff import wording as diff_wording
@@ -42,6 +41,7 @@ def compare_page(
     versions, stage = versions_of(a, b, stage)
     if versions[0].name == versions[1].name:
         raise ConfigError(f"report compares two different runs, found {a} twice")
+    versions = with_short_names(versions)
     figures = report(versions, stage, compare(versions, stage, 0), 0)
     found = differences(versions, stage, limit)
     scores = score_lines(versions, noise)
@@ -116,8 +116,8 @@ def group_rows(figures: dict[str, Any]) -> list[list[str]]:
     for one in [*figures["groups"], total]:
         if not any(one[kind] for kind in KINDS):
             continue
-        where = {name: one[name] for name in ("source", "style", "audience") if one[name]}
-        links = [link(where | {"kind": kind}, f"{one[kind]:,}") if one[kind] else number(one[kind]) for kind in KINDS]
+        wanted = {name: one[name] for name in ("source", "style", "audience") if one[name]}
+        links = [link(wanted | {"kind": kind}, f"{one[kind]:,}") if one[kind] else number(one[kind]) for kind in KINDS]
         tokens = number(one["tokens_b"] - one["tokens_a"])
         words = [one["source"] or "all", one["style"].replace("_", " "), one["audience"].replace("_", " ")]
         rows.append([*words, number(one["rows_a"]), number(one["rows_b"]), *links, tokens])
@@ -145,8 +145,7 @@ def pairs(found: list[Pair] | None, longest: int) -> list[list[str]] | None:
 def score_lines(versions: Versions, noise: str | None) -> dict[str, Any]:
     """What `cosmo compare` says of the two: sentences, and its table; where they cannot be compared, why not."""
     try:
-        two = [replace(arms.find(where(one), given(Path(where(one)))), name=one.name) for one in versions]
-        _, readings, rows = compared(two, noise)
+        _, readings, rows = compared([arm_of(version) for version in versions], noise)
     except DataError as error:
         return {"lines": [], "head": [], "rows": [], "problem": str(error)}
     shown = [row for row in rows if row.scope.measure in wording.SHOWN]
@@ -165,6 +164,15 @@ def names_of(versions: Versions) -> dict[str, str]:
     return {"baseline": versions[0].name, "arm's": versions[1].name}
 
 
-def where(version: Version) -> str:
-    """A version as a person would type it; this checkout has no name."""
-    return version.name if version.commit or version.folder != Path() else str(Path.cwd())
+def with_short_names(versions: Versions) -> Versions:
+    """Folders by the last part of their names, where the two are then still different."""
+    folders = [version.kind == "folder" and version.folder != Path() for version in versions]
+    names = [v.folder.resolve().name if is_one else v.name for v, is_one in zip(versions, folders, strict=True)]
+    one, two = (replace(version, name=name) for version, name in zip(versions, names, strict=True))
+    return (one, two) if one.name != two.name else versions
+
+
+def arm_of(version: Version) -> arms.Arm:
+    """A version's answers, under its name here."""
+    folder = version.folder.resolve()
+    return replace(arms.find(version.name if version.commit else str(folder), folder), name=version.name)
