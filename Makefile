@@ -27,7 +27,7 @@ usable = head -n 2 .venv/bin/pip | grep -qF "$(realpath .venv)/bin/python" && $(
 pipeline_tests := tests/repository/test_pipeline.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nanotron repro test smoke check types promises lint format clean distclean
+.PHONY: help setup nanotron explore repro test smoke check types promises lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -62,15 +62,19 @@ setup: .venv/installed .venv/dvc-site-cache ## create .venv with the locked depe
 
 nanotron: setup .nanotron/installed ## create .nanotron, the environment of the nanotron trainer, next to .venv
 
-# Only what .venv has not: nanotron itself must stay out of .venv (lighteval behaves differently where it finds it), and a
-# second torch would take gigabytes. The .pth file lends .venv's packages.
-.nanotron/installed: .venv/installed
-	@echo "nanotron: creating .nanotron"
-	@rm -rf .nanotron && python -m venv --without-pip .nanotron
-	@$(call locked,nanotron) | python -m pip --python .nanotron/bin/python $(install)
-	@python -c 'import site; print(site.getsitepackages()[0])' > "$$(.nanotron/bin/python -c \
+explore: setup ## open embedding-atlas on the embedded web pages, on 127.0.0.1; its environment is .explore
+	@cosmo explore
+
+# Only what .venv has not: nanotron itself must stay out of .venv (lighteval behaves differently where it finds it), the
+# atlas brings a web server and clients of services, and a second torch would take gigabytes. The .pth file lends .venv's
+# packages. A section of the lock is an environment: `# nanotron` is .nanotron.
+.nanotron/installed .explore/installed: .venv/installed
+	@echo "$(subst .,,$(@D)): creating $(@D)"
+	@rm -rf $(@D) && python -m venv --without-pip $(@D)
+	@$(call locked,$(subst .,,$(@D))) | python -m pip --python $(@D)/bin/python $(install)
+	@python -c 'import site; print(site.getsitepackages()[0])' > "$$($(@D)/bin/python -c \
 	  'import site; print(site.getsitepackages()[0])')/cosmopedia.pth"
-	@touch .nanotron/installed && echo "nanotron: done"
+	@touch $@ && echo "$(subst .,,$(@D)): done"
 
 repro: setup ## check the settings, then run what is out of date of the whole pipeline (dvc repro)
 	@git ls-files --error-unmatch dvc.yaml >/dev/null 2>&1 || { echo "repro: this folder is no clone (a ZIP?), and DVC" \
@@ -105,4 +109,4 @@ clean: ## remove what the pipeline made, but keep the completion store, DVC's ca
 	@rm -rf data/[!s]* data/sources models/* metrics/[!r]* mlflow.db* mlruns .pytest_cache .ruff_cache
 
 distclean: clean ## also remove the completion store, DVC's cache and .venv
-	@rm -rf .store .dvc/cache .dvc/tmp .venv .nanotron
+	@rm -rf .store .dvc/cache .dvc/tmp .venv .nanotron .explore

@@ -1,11 +1,12 @@
-"""What the viewer and the map cost with 100,000 made documents and points, in a real Chromium.
+"""What the viewer, the page of two runs and the map cost with 100,000 made documents and points, in a real Chromium.
 
     python -m perf.viewer                     # 100,000 documents of 200 words
     python -m perf.viewer --documents 20000 --words 600
 
 Printed are the CPU seconds and bytes of each page's making, then, in the browser: until the list is there, a filter,
 the first search (which unpacks every text), the next one (texts are kept), a scroll to another part of the list, the
-opening of a document; of the map: until it is there, a frame while it moves, and a lasso over half of it.
+opening of a document; the same of the page of `cosmo report`, where all documents differ; of the map: until it is
+there, a frame while it moves, and a lasso over half of it.
 """
 
 import argparse
@@ -19,6 +20,10 @@ from typing import Any
 
 import polars as pl
 
+from cosmopedia.dataset_diff.report import COUNTS
+from cosmopedia.dataset_diff.rows import Differences
+from cosmopedia.execution.versions import Version
+from stages.report.cosmo_report_page import render
 from stages.report.map import render_map
 from stages.report.viewer import Documents, render_viewer
 from tests.support.chromium import Browser, chromium
@@ -81,6 +86,29 @@ def made_points(count: int) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
+def made_differences(rows: list[dict[str, Any]]) -> Differences:
+    """The documents as two runs have them: a word in twenty is another one, and every tenth document is new."""
+    rng, differing = random.Random(2), []
+    for row in rows:
+        before = " ".join(word if rng.random() > 0.05 else "other" for word in row["clean"].split())
+        values = {"id": row["completion_id"], "kind": "changed", "reason": "model or sampling", "text": before}
+        values |= {"text_b": row["clean"], "prompt_b": row["prompt"], "seed_id_b": row["seed_id"]}
+        values |= {"tokens_a": row["text_token_length"], "tokens_b": row["text_token_length"]}
+        if row["state"] != "kept":
+            values |= {"kind": "added", "reason": "dedup: near", "text": None, "tokens_a": None}
+        differing.append(row | values)
+    return Differences(differing, len(differing))
+
+
+def render_compared(found: Differences) -> str:
+    """The page of two folders without scores and settings."""
+    versions = (Version("one", "folder"), Version("other", "folder"))
+    counts = dict.fromkeys((*COUNTS, "changed"), len(found.rows))
+    figures = {"a": {"name": "one"}, "b": {"name": "other"}, "stage": "clean", "same": True, "totals": counts}
+    scores = {"lines": [], "head": [], "rows": [], "problem": "made"}
+    return render(versions, figures | {"groups": []}, found, scores)
+
+
 def timed(browser: Browser, script: str) -> float:
     """Milliseconds that a script takes in the page."""
     return browser.run(
@@ -95,10 +123,10 @@ def made(path: Path, render: Any) -> str:
     return f"{path.stat().st_size / 1e6:.0f} MB in {time.process_time() - start:.1f} CPU s"
 
 
-def measure_viewer(browser: Browser, path: Path) -> dict[str, float]:
+def measure_viewer(browser: Browser, path: Path, fragment: str = "") -> dict[str, float]:
     """Milliseconds of what a reader waits for."""
     start = time.perf_counter()
-    browser.open(path, ready=READY)
+    browser.open(path, fragment, READY)
     times = {"list there": 1000 * (time.perf_counter() - start)}
     choose = "$('source').value = {}; $('source').onchange()"
     times["filter"] = statistics.median(timed(browser, choose.format(json.dumps(v))) for v in ("web", "stanford", ""))
@@ -134,14 +162,16 @@ def main() -> None:
         browser.size(1300, 850)
         print("viewer.html:", made(folder / "viewer.html", lambda: render_viewer(Documents(rows, len(rows)), "made")))
         viewer = measure_viewer(browser, folder / "viewer.html")
+        found = made_differences(rows)
+        print("compare.html:", made(folder / "compare.html", lambda: render_compared(found)))
+        compared = measure_viewer(browser, folder / "compare.html", "#view=documents")
         points = made_points(options.documents)
         print("map.html:", made(folder / "map.html", lambda: render_map(points, "made")))
-        times = viewer | measure_map(browser, folder / "map.html")
+        the_map = measure_map(browser, folder / "map.html")
         assert not browser.messages and not browser.requests, (browser.messages, browser.requests)
-    print(
-        f"{options.documents:,} documents of {options.words} words, ms:",
-        ", ".join(f"{n} {t:,.0f}" for n, t in times.items()),
-    )
+    print(f"{options.documents:,} documents of {options.words} words, ms:")
+    for name, times in (("viewer", viewer), ("compare", compared), ("map", the_map)):
+        print(f"  {name}: {', '.join(f'{what} {time:,.0f}' for what, time in times.items())}")
 
 
 if __name__ == "__main__":

@@ -67,16 +67,22 @@ def compare(
 
 def run(names: list[str], noise: str | None) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
     """The arms, what they answered, and the rows of the comparison."""
-    from cosmopedia.evaluation import readings as reading
     from cosmopedia.evaluation.arms import find
-    from cosmopedia.evaluation.comparison import compare as compare_arms
-    from cosmopedia.evaluation.noise import fitting, floors
 
     if len(set(names)) < len(names) or len(names) < 2:
         raise ConfigError(f"compare takes two or more different arms, found {' '.join(names)}")
-    found = {arm.name: arm for arm in labelled([find(name, given(Path(name))) for name in names])}
+    return compared(labelled([find(name, given(Path(name))) for name in names]), noise)
+
+
+def compared(arms: list[Any], noise: str | None) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+    """`run` with arms that have been found."""
+    from cosmopedia.evaluation import readings as reading
+    from cosmopedia.evaluation.comparison import compare as compare_arms
+    from cosmopedia.evaluation.noise import fitting, floors
+
+    found = {arm.name: arm for arm in arms}
     readings = {name: reading.read(name, arm.answers, arm.held_out) for name, arm in found.items()}
-    floor = fitting(list(found.values()), noise)
+    floor = fitting(arms, noise)
     return found, readings, compare_arms(readings, panels(), floors(floor))
 
 

@@ -56,8 +56,16 @@ def diff(
 
 def run(a: str, b: str | None, stage: str | None, samples: int) -> dict[str, Any]:
     """The comparison of two versions by their names."""
-    from cosmopedia.dataset_diff.compare import compare, final_stage
+    from cosmopedia.dataset_diff.compare import compare
     from cosmopedia.dataset_diff.report import report
+
+    versions, chosen = versions_of(a, b, stage)
+    return report(versions, chosen, compare(versions, chosen, samples), samples)
+
+
+def versions_of(a: str, b: str | None, stage: str | None) -> tuple[tuple[Any, Any], str]:
+    """Two versions by their names, and the stage whose documents are compared."""
+    from cosmopedia.dataset_diff.compare import final_stage
     from cosmopedia.execution.versions import Version, find
 
     if stage is not None and stage not in STAGES:
@@ -68,8 +76,7 @@ def run(a: str, b: str | None, stage: str | None, samples: int) -> dict[str, Any
         Version("workspace", "folder") if name is None else find(name, given(Path(name)), outs, lambda _: True, wanted)
         for name in (a, b)
     )
-    chosen = final_stage((first, second), stage)
-    return report((first, second), chosen, compare((first, second), chosen, samples), samples)
+    return (first, second), final_stage((first, second), stage)
 
 
 def print_sample(report: dict[str, Any], sample: dict[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
 Names, versions and hashes, no addresses: uv's own lock and pylock.toml both want an address per file. One file with
 a section per step of `make`: `# uv` (the installer), `# base`, `# torch` (as the registry has it, with the CUDA
-packages of its Linux build), `# torch-cpu` (the CPU build, a local version, where a machine's pip can find one) and
-`# nanotron` (what `.nanotron` needs beyond `.venv`). Hashes are of the files that can be installed here: wheels for
-CPython 3.11 and 3.12 on Linux and on Macs with Apple's processors, and the source where no wheel serves everybody.
+packages of its Linux build), `# torch-cpu` (the CPU build, a local version, where a machine's pip can find one), and
+`# nanotron` and `# explore` (what `.nanotron` and `.explore` need beyond `.venv`). Hashes are of the files that can be
+installed here: wheels for CPython 3.11 and 3.12 on Linux and on Macs with Apple's processors, and the source where no
+wheel serves everybody.
 """
 
 import re
@@ -28,6 +29,7 @@ CPU_BUILD = (
 )
 PLATFORMS = re.compile(r"any$|manylinux\w*_(x86_64|aarch64)$|macosx\w*_(arm64|universal2)$")
 COMMAND = ["uv", "pip", "compile", "--universal", "--python-version", "3.11"]
+APART = ("nanotron", "explore")  # groups with an environment of their own
 WHOLE = ["pyproject.toml", "--group", "dev"]
 # Packages of which only the files are wanted: their own dependencies (a C++ build) are not installed.
 FILES_ALONE = ["--group", "files-alone", "--no-deps"]
@@ -71,12 +73,16 @@ def resolve(*options: str) -> dict[str, str]:
         return entries(path.read_text(encoding="utf-8"))
 
 
-def lock_text(base: dict[str, str], nanotron: dict[str, str]) -> str:
-    """The lock file's text. `ConfigError` when nanotron's resolution has another version of a package."""
-    added = {head: entry for head, entry in nanotron.items() if head not in base}
+def lock_text(base: dict[str, str], others: dict[str, dict[str, str]]) -> str:
+    """The lock file's text; `others` are the resolutions of the environments next to .venv, by section.
+
+    `ConfigError` when one of them has another version of a package than the rest.
+    """
     names = {head.partition("==")[0] for head in base}
-    if differing := [head for head in added if head.partition("==")[0] in names]:
-        raise ConfigError(f"nanotron wants another {differing[0]} than the rest; loosen pyproject.toml")
+    added = {one: {head: entry for head, entry in all.items() if head not in base} for one, all in others.items()}
+    for name, entries_of in added.items():
+        if differing := [head for head in entries_of if head.partition("==")[0] in names]:
+            raise ConfigError(f"{name} wants another {differing[0]} than the rest; loosen pyproject.toml")
     torch = {head: entry for head, entry in base.items() if TORCH.match(head)}
     installer = {head: entry for head, entry in base.items() if head.startswith("uv==")}
     rest = {head: entry for head, entry in base.items() if head not in torch and head not in installer}
@@ -85,7 +91,7 @@ def lock_text(base: dict[str, str], nanotron: dict[str, str]) -> str:
         "base": rest,
         "torch": torch,
         "torch-cpu": {"": CPU_BUILD.rstrip()},
-        "nanotron": added,
+        **added,
     }
     return "\n".join(f"# {name}\n" + "\n".join(content.values()) for name, content in sections.items()) + "\n"
 
@@ -97,6 +103,7 @@ def lock() -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.write("\n".join(base))
         constraints.flush()
-        text = lock_text(base, resolve(*WHOLE, "--group", "nanotron", "-c", constraints.name))
+        others = {name: resolve(*WHOLE, "--group", name, "-c", constraints.name) for name in APART}
+    text = lock_text(base, others)
     LOCK.write_text(text, encoding="utf-8")
     typer.echo(f"{len(re.findall(r'^[^ #]+==', text, re.MULTILINE))} packages in {LOCK}")

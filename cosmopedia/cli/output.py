@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what a terminal would obey
+# What a terminal would obey: control characters, and marks that turn the direction of text around or hide.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

@@ -5,7 +5,7 @@ else: an edited template, another model or another rule of cleaning changes a ro
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from cosmopedia.corpus.openings import Openings
 from cosmopedia.dataset_diff.merge import ID, aligned, batches
 from cosmopedia.errors import DataError
 from cosmopedia.execution.versions import Version
@@ -22,9 +23,8 @@ from cosmopedia.tracing.corpus import DOCUMENTS, REMOVING
 KINDS = ("added", "removed", "changed")
 SMALL = [ID, "audience", "topic", "text_token_length"]
 WHY = ["template_hash", "prompt", "model", "model_revision", "sampling", "key"]  # they say what changed a text
-OPENING = r"^\s*((?:\S+\s+){0,2}\S+)"  # three words, as pilot.opening_words
-OPENING_ROWS = 20_000  # of a cell whose openings are counted: the first ones, and an id is a hash
 LONGEST = 1 << 16  # tokens; longer texts count as so long
+GONE = "no document"  # neither there nor removed: not drawn, not generated, or its source row is not there
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -36,8 +36,7 @@ class Side:
     tokens: int = 0
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # rows by number of tokens
     topics: Counter[str] = field(default_factory=Counter)
-    openings: Counter[str] = field(default_factory=Counter)
-    opening_rows: int = 0
+    openings: Openings = field(default_factory=Openings)
 
     def add(self, rows: pl.DataFrame) -> None:
         """Count some rows."""
@@ -47,20 +46,6 @@ class Side:
         self.lengths = _sum(self.lengths, np.bincount(lengths))
         if "topic" in rows.columns:
             self.topics.update(dict(rows["topic"].drop_nulls().value_counts().iter_rows()))
-
-    def count_openings(self, texts: pl.Series) -> None:
-        """Count the openings of some texts, as long as there are not enough."""
-        some = texts[: max(OPENING_ROWS - self.opening_rows, 0)]
-        found = some.str.slice(0, 200).str.extract(OPENING).fill_null("").str.to_lowercase()
-        self.openings.update(dict(found.value_counts().iter_rows()))
-        self.opening_rows += len(some)
-
-    def opening(self) -> tuple[str, float] | None:
-        """The most common opening and its share; None without rows."""
-        if not self.opening_rows:
-            return None
-        text, count = max(self.openings.items(), key=lambda item: (item[1], item[0]))
-        return text, count / self.opening_rows
 
 
 @dataclass
@@ -109,10 +94,10 @@ def compare(versions: tuple[Version, Version], stage: str, samples: int) -> Iter
     removed = [removed_tables(version, stage) for version in versions]
     for name in sorted(both[0].keys() | both[1].keys()):
         paths = [cells.get(name, []) for cells in both]
-        yield _same(name, paths[0]) if _is_same(*paths) else _different(name, paths, removed, samples)
+        yield _same(name, paths[0]) if is_same(*paths) else _different(name, paths, removed, samples)
 
 
-def _is_same(one: list[Path], two: list[Path]) -> bool:
+def is_same(one: list[Path], two: list[Path]) -> bool:
     """Whether both are the same files, as DVC's cache has those of equal content."""
     return len(one) == len(two) and all(a.samefile(b) for a, b in zip(one, two, strict=True))
 
@@ -125,8 +110,8 @@ def _same(name: str, paths: list[Path]) -> Cell:
         same = rows.select("audience", kind=pl.lit("same"), tokens_a="text_token_length", tokens_b="text_token_length")
         _count(cell, same)
     for rows in batches(paths, [ID, "text"]):
-        side.count_openings(rows["text"])
-        if side.opening_rows >= OPENING_ROWS:
+        side.openings.add(rows["text"])
+        if side.openings.complete:
             break
     cell.sides = (side, side)
     return cell
@@ -139,7 +124,7 @@ def _different(name: str, paths: list[list[Path]], removed: list[dict[str, Path]
         for side, rows in zip(cell.sides, pair, strict=True):
             if rows is not None:
                 side.add(rows)
-                side.count_openings(rows["text"])
+                side.openings.add(rows["text"])
         joined = join(*pair)
         _count(cell, joined)
         changed = joined.filter(pl.col("kind") == "changed")
@@ -152,8 +137,11 @@ def _different(name: str, paths: list[list[Path]], removed: list[dict[str, Path]
     return cell
 
 
-def join(one: pl.DataFrame | None, two: pl.DataFrame | None) -> pl.DataFrame:
-    """Rows of a range matched by id: `kind` (added, removed, changed, same), `why` of a changed one, both texts."""
+def join(one: pl.DataFrame | None, two: pl.DataFrame | None, also: Sequence[str] = ()) -> pl.DataFrame:
+    """Rows of a range matched by id: `kind` (added, removed, changed, same), `why` of a changed one, both texts.
+
+    Of the columns `also` those that a side has are kept, `_b` of the second one.
+    """
     empty = next(rows for rows in (one, two) if rows is not None).clear()
     first, second = (empty if rows is None else rows for rows in (one, two))
     first, second = first.with_columns(in_a=pl.lit(True)), second.with_columns(in_b=pl.lit(True))
@@ -178,6 +166,8 @@ def join(one: pl.DataFrame | None, two: pl.DataFrame | None) -> pl.DataFrame:
         why=why,
         tokens_a="text_token_length",
         tokens_b="text_token_length_b",
+        **{name: name for name in also if name in first.columns},
+        **{f"{name}_b": f"{name}_b" if name in first.columns else name for name in also if name in second.columns},
     )
 
 
@@ -218,15 +208,21 @@ def removed_tables(version: Version, stage: str) -> dict[str, Path]:
 
 
 def fates(ids: pl.Series, tables: Mapping[str, Path]) -> Counter[str]:
-    """What became of documents where they are not: "clean: short", or "no document" for those that nothing removed."""
-    found: Counter[str] = Counter()
-    for stage, path in tables.items():
-        in_range = pl.col(ID).is_between(pl.lit(ids[0]), pl.lit(ids[-1]))
+    """What became of documents where they are not: "clean: short", or GONE for those that nothing removed."""
+    found = Counter(removals(ids, tables).values())
+    rest = len(ids) - found.total()
+    return found + Counter({GONE: rest}) if rest and tables else found
+
+
+def removals(ids: pl.Series, tables: Mapping[str, Path]) -> dict[str, str]:
+    """The stage and the reason with which documents were removed, by id; of those that were."""
+    found: dict[str, str] = {}
+    for stage, path in tables.items() if len(ids) else ():
+        in_range = pl.col(ID).is_between(pl.lit(ids.min()), pl.lit(ids.max()))
         part = pl.scan_parquet(path, glob=False).filter(in_range).select(ID, "reason").collect()
         matched = part.filter(pl.col(ID).is_in(ids.implode()))
-        found.update({f"{stage}: {reason}": n for reason, n in matched["reason"].value_counts().iter_rows()})
-    rest = len(ids) - found.total()
-    return found + Counter({"no document": rest}) if rest and tables else found
+        found |= {one: f"{stage}: {reason}" for one, reason in matched.iter_rows()}
+    return found
 
 
 def mix_of(version: Version) -> dict[str, tuple[int, int]] | None:

@@ -85,7 +85,7 @@ def topics(one: Counter[str], two: Counter[str]) -> Row:
 
 def cell_row(cell: Cell, rates: list[dict[str, dict[str, float]]]) -> Row:
     """A cell's lengths, openings, topics and rates on both sides."""
-    openings = [side.opening() for side in cell.sides]
+    openings = [side.openings.most_common() for side in cell.sides]
     return {
         "cell": cell.name,
         "median_tokens": [quantiles(side.lengths)[QUANTILES.index(0.5)] for side in cell.sides],

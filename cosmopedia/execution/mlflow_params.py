@@ -115,12 +115,13 @@ def _is(name: str, wanted: str) -> bool:
 
 
 def _leaves(*contents: dict[str, Any]) -> dict[str, str]:
-    return {name: value for content in contents for name, value in _flatten(content)}
+    return {name: value for content in contents for name, value in flatten(content)}
 
 
-def _flatten(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def flatten(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The values of nested settings with their dotted names."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _flatten(value, f"{name}.{key}" if name else str(key))
+            yield from flatten(value, f"{name}.{key}" if name else str(key))
     else:
         yield name, str(node)[:6000]

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from cosmopedia.corpus.components import NATURAL, is_natural
+from cosmopedia.corpus.openings import Openings
 from cosmopedia.errors import DataError
 from cosmopedia.rng import draw_u64
 from cosmopedia.tables.cell_files import cell_of, source_and_style
@@ -48,6 +49,7 @@ class Facts:
     prompts: list[dict[str, str]]  # metrics/plots/prompts.csv
     contamination: list[dict[str, str]]  # metrics/plots/contamination.csv
     losses: list[dict[str, str]]  # metrics/plots/train_loss.csv
+    openings: tuple[Openings, Openings]  # of the completions, and of what cleaning left of them
     cells: list[Cell]
     by_format: Counter[str]  # documents
     by_audience: Counter[str]
@@ -79,6 +81,7 @@ def collect(seed: int, examples: int) -> Facts:
         prompts=read_csv(METRICS / "plots" / "prompts.csv"),
         contamination=read_csv(METRICS / "plots" / "contamination.csv"),
         losses=read_csv(METRICS / "plots" / "train_loss.csv"),
+        openings=(openings_of("generate"), openings_of("clean")),
         examples=fetch(cells, chosen),
         removed={
             (stage, reason): rows
@@ -92,6 +95,20 @@ def collect(seed: int, examples: int) -> Facts:
 def published_tables() -> list[Path]:
     """The tables of the finished synthetic documents."""
     return [table for table in tables_in(DATA / "decontaminate") if not is_natural(table)]
+
+
+def openings_of(stage: str) -> Openings:
+    """How the synthetic documents of a stage begin; of large cells as many as are enough."""
+    together = Openings()
+    for path in tables_in(DATA / stage):
+        cell = Openings()
+        for table in () if is_natural(path) else read_batches([path], DOCUMENT, ["completion_id", "text"]):
+            cell.add(pl.DataFrame(table)["text"])
+            if cell.complete:
+                break
+        together.counts += cell.counts
+        together.rows += cell.rows
+    return together
 
 
 def glance(cells: list[Path], seed: int, examples: int) -> tuple[dict[str, Any], dict[str, list[str]]]:

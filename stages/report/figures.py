@@ -29,6 +29,7 @@ STYLE = {
     "ytick.color": INK,
     "figure.constrained_layout.use": True,
 }
+OPENINGS = 15  # the most common ones that are shown
 SMOOTHING = 0.025  # share of the steps to each side that the drawn mean of the loss is taken over
 
 
@@ -42,6 +43,7 @@ def draw_all(facts: Facts, folder: Path) -> dict[str, Path]:
     figures: dict[str, Callable[[Facts], Figure]] = {
         "waterfall": waterfall,
         "prompts": prompts,
+        "openings": openings,
         "tokens": tokens,
         "loss": loss,
         "scores": scores,
@@ -116,6 +118,36 @@ def prompts(facts: Facts) -> "Figure":
     for axes, (column, items), colour in zip(several, groups, HUES, strict=False):
         _bars(axes, [(name.replace("_", " "), count) for name, count in items], colour, f"by {column}")
     return figure
+
+
+def openings(facts: Facts) -> "Figure":
+    """The most common first words of the completions, and of the documents that cleaning left."""
+    import matplotlib.pyplot as plt
+
+    before, after = facts.openings
+    pairs = {text: (before.counts[text], after.counts[text]) for text in before.counts | after.counts}
+    most = sorted(pairs.items(), key=lambda item: (-max(item[1]), item[0]))[:OPENINGS]
+    figure, axes = plt.subplots(figsize=(8.4, 1 + 0.36 * len(most)))
+    for offset, side, colour, label in ((-0.19, 0, LOSS, "completions"), (0.19, 1, ACCENT, "after cleaning")):
+        counts = [pair[side] for _, pair in most]
+        positions = [position + offset for position in range(len(most))]
+        axes.barh(positions, counts, color=colour, height=0.36, label=label)
+        for position, count in zip(positions, counts, strict=True):
+            axes.text(count, position, f" {count:,}", va="center", fontsize=7, color=INK)
+    axes.set_yticks(range(len(most)), [printable(text) for text, _ in most], parse_math=False)
+    axes.set_ylim(len(most) - 0.4, -0.6)
+    axes.set_xlim(0, max([count for _, pair in most for count in pair] + [1]) * 1.12)
+    axes.set_xlabel(f"documents, of {before.rows:,} before and {after.rows:,} after")
+    axes.tick_params(axis="y", length=0)
+    if most:
+        axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def printable(text: str, longest: int = 40) -> str:
+    """A text from a model as a label: signs that the font has, and not too many."""
+    plain = "".join(sign if sign.isprintable() and ord(sign) < 0x2E80 else "?" for sign in text)
+    return f"“{plain[:longest]}”" if plain else "(empty)"
 
 
 def tokens(facts: Facts) -> "Figure":

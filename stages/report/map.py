@@ -6,9 +6,8 @@ import numpy as np
 import polars as pl
 
 from stages.report.facts import ASSIGNMENTS, DATA
-from stages.report.packed import packed, script_page
+from stages.report.packed import coded, packed, script_page
 from stages.report.page import number
-from stages.report.viewer import coded
 
 EXCERPT = 160  # characters of a row
 GRID = 65_535  # places along each side of the map

@@ -4,9 +4,10 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.corpus.components import is_natural
 from cosmopedia.pages import page_template
 from stages.report.facts import ASSIGNMENTS, FILTERS, Facts
-from stages.report.run_record import environment_rows, generation_rows
+from stages.report.run_record import changed_rows, environment_rows, generation_rows, throughput_rows
 
 HERE, DASH = Path(__file__).parent, "–"
 RULES = ("plain", "window")  # decontamination's two ratios
@@ -28,6 +29,7 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
         key=key_figures(facts),
         funnel=funnel(facts),
         accounts=accounts(facts),
+        by_cell=by_cell(facts),
         sources=sources(facts),
         topics=topic_rows(facts),
         topics_note=topics_note(facts),
@@ -67,7 +69,11 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
 def render_run(profile: str) -> str:
     """The page about the run, which is no result."""
     return page_template(HERE, "run.html.j2").render(
-        profile=profile, environment=environment_rows(profile), generation=generation_rows()
+        profile=profile,
+        environment=environment_rows(profile),
+        changed=changed_rows(),
+        throughput=throughput_rows(),
+        generation=generation_rows(),
     )
 
 
@@ -191,6 +197,19 @@ def accounts(facts: Facts) -> list[list[str]]:
     m = facts.metrics["generate"]
     failed = ", ".join(f"{reason} {count:,}" for reason, count in m.get("failed_by_reason", {}).items())
     rows.insert(1, ["generate", *(number(m.get(k)) for k in ("requests", "completed", "failed")), failed or DASH])
+    return rows
+
+
+def by_cell(facts: Facts) -> list[list[str]]:
+    """Of each source and style its completions, and the share that each stage removed of what it got."""
+    stages = {stage: facts.metrics[stage].get("cells", {}) for stage in FILTERS}
+    rows = []
+    for cell, first in sorted(stages[FILTERS[0]].items()):
+        if is_natural(cell):
+            continue
+        counts = [cells.get(cell, {}) for cells in stages.values()]
+        lost = [share(n["rows_removed"] / n["rows_in"]) if n.get("rows_in") else DASH for n in counts]
+        rows.append([cell.replace("_", " "), number(first["rows_in"]), *lost, number(counts[-1].get("rows_kept"))])
     return rows
 
 

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cosmopedia.execution.environment import PACKAGES, processor, version_of
+from cosmopedia.execution.mlflow_params import all_params, changed_params
+from cosmopedia.execution.rates import read_rates
 from cosmopedia.execution.revision import git_revision
 from cosmopedia.lineage import store_root
 
@@ -34,6 +36,22 @@ def environment_rows(profile: str) -> list[list[str]]:
 def generation_rows() -> dict[str, list[list[str]]]:
     """What each stage that sends requests sent, reused and cost the last time it ran, by stage."""
     return {stage: rows for stage in GENERATION if (rows := _flat(_record(stage)))}
+
+
+def changed_rows() -> list[list[str]]:
+    """Params that differ from those of the commit that this work is based on."""
+    return [[name, value] for name, value in sorted(changed_params(all_params()).items())]
+
+
+def throughput_rows() -> list[list[str]]:
+    """Tokens per second that this store has measured: of each generation model and machine, and of each training."""
+    generation = {
+        name: (rate["tokens_per_second"], f"{rate.get('gpus') or 'no'} GPU, measured {rate.get('measured', '')}")
+        for name, rate in read_rates(store_root() / "rates.json").items()
+        if isinstance(rate, dict) and "tokens_per_second" in rate
+    }
+    training = {name: (rate, "training") for name, rate in read_rates(store_root() / "train/rates.json").items()}
+    return [[name, f"{rate:,.1f}", note] for name, (rate, note) in (generation | training).items()]
 
 
 def _record(stage: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ when a document is opened or searched.
 
 import heapq
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -22,7 +21,7 @@ from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import count_rows, read_batches, tables_in
 from cosmopedia.tracing.changes import LARGEST, Piece, evidence_of, word_diff
 from stages.report.facts import DATA, FILTERS
-from stages.report.packed import packed, script_page
+from stages.report.packed import coded, packed, script_page, text_blocks
 from stages.report.page import number
 
 KEPT = "kept"
@@ -32,7 +31,6 @@ LINEAGE = (
     "model", "model_revision", "sampling", "sampling_seed", "engine", "finish_reason", "prompt_tokens", "key",
 )  # fmt: skip
 EXCERPT = 150  # characters of a document in the list
-CHUNK = 400_000  # characters of whole texts in a block: some milliseconds to unpack
 MIN_WORDS = 3  # of a piece of matched text that is marked
 WORD = re.compile(r"\w+")
 
@@ -84,10 +82,8 @@ def _read(path: Path, chosen: pl.Series | None, columns: list[str]) -> Iterator[
 
 def render_viewer(documents: Documents, profile: str) -> str:
     """The page."""
-    rows, blocks = documents.rows, {}
-    starts = [*_chunks(rows)]
-    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-        blocks[f"texts-{start}"] = packed([whole(row) for row in rows[start:end]])
+    rows = documents.rows
+    starts, blocks = text_blocks(rows, lambda row: len(row["prompt"]) + len(row["text"]), whole)
     columns = {
         "ids": [row["completion_id"] for row in rows],
         "tokens": [row["text_token_length"] for row in rows],
@@ -97,24 +93,7 @@ def render_viewer(documents: Documents, profile: str) -> str:
     }
     bound = "" if len(rows) == documents.total else f" of {number(documents.total)}, drawn by id (report.viewer_rows)"
     title = f"{number(len(rows))} documents{bound}"
-    return script_page("viewer", {"rows": packed(columns)} | blocks, profile=profile, title=title)
-
-
-def coded(values: list[str | None]) -> dict[str, Any]:
-    """A column as its different values, the most frequent first, and each row's place among them."""
-    names = sorted((counts := Counter(value or "" for value in values)), key=lambda name: (-counts[name], name))
-    places = {name: place for place, name in enumerate(names)}
-    return {"names": names, "codes": [places[value or ""] for value in values]}
-
-
-def _chunks(rows: list[dict[str, Any]]) -> Iterator[int]:
-    """The first row of each block."""
-    size = CHUNK
-    for place, row in enumerate(rows):
-        if size >= CHUNK:
-            yield place
-            size = 0
-        size += len(row["prompt"]) + len(row["text"])
+    return script_page("viewer", {"rows": packed(columns)} | blocks, browse=True, profile=profile, title=title)
 
 
 def whole(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from cosmopedia.cli.lock import fits
 
 ROOT = Path(__file__).parents[2]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-SECTIONS = ["uv", "base", "torch", "torch-cpu", "nanotron"]
+SECTIONS = ["uv", "base", "torch", "torch-cpu", "nanotron", "explore"]
 ENTRY = re.compile(r"^([A-Za-z0-9_.\-]+)==\S+", re.MULTILINE)
 
 
@@ -27,7 +27,7 @@ def test_the_lock_holds_no_addresses_and_a_hash_for_each_package() -> None:
 def test_every_dependency_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     groups = project["dependency-groups"]
-    wanted = [*project["project"]["dependencies"], *groups["dev"], *groups["nanotron"]]
+    wanted = [*project["project"]["dependencies"], *groups["dev"], *groups["nanotron"], *groups["explore"]]
     wanted_names = {re.match(r"[A-Za-z0-9_.\-]+", line)[0].lower().replace("_", "-") for line in wanted}
     assert wanted_names <= {name for name_of_section in SECTIONS for name in names(name_of_section)}
 
@@ -35,7 +35,8 @@ def test_every_dependency_is_locked() -> None:
 def test_what_must_be_apart_is_apart() -> None:
     assert names("uv") == ["uv"] and names("torch-cpu") == ["torch"]
     assert "torch" in names("torch") and "nanotron" in names("nanotron")
-    assert not {"uv", "torch", "triton", "nanotron"} & set(names("base"))
+    assert "embedding-atlas" in names("explore")
+    assert not {"uv", "torch", "triton", "nanotron", "embedding-atlas"} & set(names("base"))
 
 
 def test_hashes_are_of_files_that_can_be_installed_here() -> None:

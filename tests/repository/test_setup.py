@@ -169,7 +169,16 @@ def test_git_does_not_see_links_to_folders_elsewhere(tmp_path: Path) -> None:
         (tmp_path / "checkout" / folder).mkdir()
         shutil.copy(ROOT / folder / ".gitignore", tmp_path / "checkout" / folder)
     subprocess.run("git init -q && git add .", shell=True, cwd=tmp_path / "checkout", check=True)
-    for name in (".venv", ".nanotron", ".store", "mlruns", "data/generate", "data/prompts", "models/train"):
+    for name in (
+        ".venv",
+        ".nanotron",
+        ".explore",
+        ".store",
+        "mlruns",
+        "data/generate",
+        "data/prompts",
+        "models/train",
+    ):
         (tmp_path / "checkout" / name).symlink_to(tmp_path)
     listed = ["git", "ls-files", "--others", "--exclude-standard"]
     assert subprocess.check_output(listed, cwd=tmp_path / "checkout", text=True) == ""

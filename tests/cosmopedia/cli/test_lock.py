@@ -46,13 +46,15 @@ def test_an_entry_has_the_hashes_of_files_that_can_be_installed_here() -> None:
 
 def test_a_section_has_what_its_step_installs() -> None:
     base = entries(PYLOCK)
-    text = lock_text(base, {**base, "nanotron==0.2": "nanotron==0.2 \\\n    --hash=sha256:01"})
+    nanotron = {**base, "nanotron==0.2": "nanotron==0.2 \\\n    --hash=sha256:01"}
+    text = lock_text(base, {"nanotron": nanotron, "explore": {"atlas==1": "atlas==1 \\\n    --hash=sha256:03"}})
     assert section("base", text).startswith(REGEX) and "triton" not in section("base", text)
     assert section("torch", text).startswith("triton==3.7 ; sys_platform == 'linux'")
     assert section("torch-cpu", text).startswith("torch==2.13.0+cpu")
     assert section("nanotron", text).strip() == "nanotron==0.2 \\\n    --hash=sha256:01"
+    assert section("explore", text).strip() == "atlas==1 \\\n    --hash=sha256:03"
 
 
 def test_nanotron_may_want_no_other_version_than_the_rest() -> None:
     with pytest.raises(ConfigError, match=r"nanotron wants another typer==0\.1 than the rest"):
-        lock_text(entries(PYLOCK), {"typer==0.1": "typer==0.1 --hash=sha256:02"})
+        lock_text(entries(PYLOCK), {"nanotron": {"typer==0.1": "typer==0.1 --hash=sha256:02"}})

@@ -7,9 +7,11 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
+from cosmopedia.corpus.openings import ENOUGH, Openings
 from cosmopedia.errors import DataError
 from cosmopedia.evaluation.scores import detail_rows
 from cosmopedia.files import write_text
@@ -20,11 +22,12 @@ from cosmopedia.text import has_controls
 from stages.report.__main__ import main
 from stages.report.corpus import publish
 from stages.report.facts import collect, evidence
-from stages.report.figures import draw_all
+from stages.report.figures import draw_all, printable
 from stages.report.headline import headline
 from stages.report.page import (
     DASH,
     baseline_rows,
+    by_cell,
     cut_note,
     floor_note,
     funnel,
@@ -148,7 +151,7 @@ def test_our_score_next_to_a_baseline_is_that_of_the_baselines_items(repository:
     assert [row[0] for row in baseline_rows(facts)] == ["highest floor", "this corpus's model", "other"]
     assert published_rows(facts) == [["other", "arc_easy", "0.5", "0.25", DASH, "2", "acc; a | table"]]
     Path("x.png").write_bytes(b"")
-    figures = dict.fromkeys(("waterfall", "prompts", "tokens", "loss", "scores"), Path("x.png"))
+    figures = dict.fromkeys(("waterfall", "prompts", "openings", "tokens", "loss", "scores"), Path("x.png"))
     assert "Other people" in render(facts, "tiny", figures, 100)
 
 
@@ -361,12 +364,42 @@ def test_scores_are_shown_next_to_their_floors(repository: Path):
     assert "guessing" not in page and "<td>stories</td>" in page and "1.75" in page and "3 items are longer" in page
 
 
+def test_openings_are_counted_before_and_after_cleaning_and_any_text_can_be_a_label(repository: Path):
+    before, after = collect(1, 1).openings
+    assert (before.rows, after.rows) == (4, 3) and "rain falls when" in before.counts & after.counts
+    hostile = '<script>alert("x")</script> | {{'
+    assert (before.counts[hostile], after.counts[hostile]) == (2, 1)
+    assert printable("$x^{ \x1b[1m日本 " + "w" * 50) == "“$x^{ ?[1m?? " + "w" * 28 + "”" and printable("") == "(empty)"
+
+
+def test_the_openings_of_a_large_cell_are_those_of_its_first_rows():
+    openings = Openings()
+    openings.add(pl.Series(["One two three four.", "one  two\nthree", "", "One"]))
+    assert openings.counts == {"one two three": 2, "": 1, "one": 1} and not openings.complete
+    openings.add(pl.Series(["One two three again"] * ENOUGH))
+    assert openings.complete and openings.rows == ENOUGH
+    assert openings.most_common() == ("one two three", (ENOUGH - 2) / ENOUGH)
+
+
+def test_what_each_source_and_style_lost_is_in_a_table(repository: Path):
+    facts = collect(1, 1)
+    counts = {"clean": (10, 9, 1), "dedup": (9, 6, 3), "decontaminate": (6, 6, 0)}
+    for stage, (rows, kept, removed) in counts.items():
+        cell = {"rows_in": rows, "rows_kept": kept, "rows_removed": removed}
+        facts.metrics[stage]["cells"] = {"web-blogpost": cell, "web-natural": cell}
+    assert by_cell(facts) == [["web-blogpost", "10", "10.0%", "33.3%", "0.0%", "6"]]
+
+
 def test_where_and_at_what_cost_is_on_a_page_of_its_own(repository: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DVC_EXP_NAME", "two-audiences")
     record = {"sent": 7, "actual": {"gpu_hours": 1.25}, "latency_seconds": {"p50": 0.5}, "retries": {HOSTILE: 1}}
     write_text(repository / ".store/runs/generate.json", json.dumps(record))
     write_text(repository / ".store/runs/pilot.json", '{"sent": ')  # a killed run's: the report goes on without it
+    rate = {"tokens_per_second": 25.92, "gpus": 0, "measured": HOSTILE}
+    write_text(repository / ".store/rates.json", json.dumps({"local SmolLM2": rate, "damaged": 3}))
+    monkeypatch.setattr("stages.report.run_record.changed_params", lambda now: {"clean.min_tokens": "90"})
     run = render_run("tiny")
+    assert '<td>local SmolLM2</td><td class="n">25.9</td>' in run and "<td>clean.min_tokens</td><td>90</td>" in run
     assert all(
         text in run for text in ("two-audiences", "git revision", "unknown", "<td>actual: gpu hours</td><td>1.25</td>")
     )
