@@ -56,12 +56,15 @@ class Send:
 
 def refuse_to_send(stage: str, lookup: LookUp) -> None:
     """`ConfigError` where $COSMO_SEND is "never": a person's word that nothing is to be spent now."""
+    missing = f"{lookup.missing} of {len(lookup.states)} completions for {stage} are in no store or cache"
+    refuse_to_spend(f"{missing}, and $COSMO_SEND is never: nothing was sent. Unset it to generate them")
+
+
+def refuse_to_spend(sentence: str = "$COSMO_SEND is never: nothing was sent. Unset it to use a model") -> None:
+    """`ConfigError` with a sentence where $COSMO_SEND is "never", or another one where it is anything else."""
     answer = os.environ.get("COSMO_SEND", "")
     if answer == "never":
-        raise ConfigError(
-            f"{lookup.missing} of {len(lookup.states)} completions for {stage} are in no store or cache, and"
-            " $COSMO_SEND is never: nothing was sent. Unset it to generate them"
-        )
+        raise ConfigError(sentence)
     if answer:
         raise ConfigError(f"$COSMO_SEND is {answer!r}; set it to never, or unset it")
 
