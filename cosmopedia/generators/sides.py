@@ -164,15 +164,18 @@ def more_figures(tried: Sequence[Tried], thoughts: Sequence[int]) -> dict[str, A
 
 
 def trust(generator: Generator, cell: str) -> dict[str, float]:
-    """What `faithful` and `selfcheck` measured of a cell: their numbers, as "faithful.<name>"; {} where they have not
-    run."""
+    """What `faithful` and `selfcheck` measured of a cell, as "faithful.<name>"; {} where they have not run.
+
+    A figure is a number, or a mapping with an interval around its `value`, `share` or `mean`; whatever else is in the
+    cell's entry (counts by kind, examples) is left out.
+    """
     found = {}
     for stage, path in TRUST.items():
-        content = (generator.version.json(path) or {}) if not generator.version.direct else {}
-        figures = next(
-            (content[key].get(cell) for key in ("cells", "by_cell") if isinstance(content.get(key), dict)), {}
-        )
-        for name, value in (figures or {}).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found[f"{stage}.{name}"] = value
+        content = None if generator.version.direct else generator.version.json(path)
+        figures = ((content or {}).get("cells") or {}).get(cell) or {}
+        for name, figure in figures.items():
+            if isinstance(figure, dict):
+                figure = next((figure[key] for key in ("value", "share", "mean") if key in figure), None)
+            if isinstance(figure, int | float) and not isinstance(figure, bool):
+                found[f"{stage}.{name}"] = figure
     return found

@@ -42,10 +42,10 @@ class GenerateParams(Params):
     seed: int
     samples_per_prompt: int = Field(ge=1)
     sampling: Sampling
-    forms: dict[str, Form] = Field(default_factory=dict)  # style -> what its completions must be
+    forms: dict[str, Form]  # style -> what its completions must be
     max_gpu_hours: float | None  # what one run may cost; none of the three changes a result
     max_tokens: int | None
-    max_money: float | None = None  # over all attempts at the same requests
+    max_money: float | None  # over all attempts at the same requests
 
     @property
     def budget(self) -> Budget:

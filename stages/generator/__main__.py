@@ -37,7 +37,7 @@ class GeneratorParams(Params):
     revision: str | None  # the hub's commit, or the pin of a folder or file
     quantisation: str | None
     max_length: int = Field(ge=64)  # tokens of prompt and completion together
-    system_prompt: str | None = Field(default=None, min_length=1)  # None: what the chat template has without one
+    system_prompt: str | None = Field(min_length=1)  # None: what the chat template has without one
     train: TinyLlama | None  # None: take `model` as it is
 
 

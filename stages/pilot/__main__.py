@@ -61,7 +61,7 @@ class SampledFrom(Params):
 
     seed: int
     sampling: Sampling
-    forms: dict[str, Form] = Field(default_factory=dict)
+    forms: dict[str, Form]
 
 
 class CleanChat(ChatParams):

@@ -58,7 +58,8 @@ def compared(*words: object) -> dict[str, Any]:
 
 
 def test_only_prompts_that_all_have_tried_are_compared_and_failures_count(two: Path) -> None:
-    measured = {"cells": {"web-blogpost": {"unsupported_share": 0.25, "name": "x"}}}
+    figures = {"unsupported_share": {"share": 0.25, "low": 0.1, "high": 0.4}, "documents": 15, "name": "x"}
+    measured = {"cells": {"web-blogpost": figures}}
     (two / "b/metrics").mkdir()
     (two / "b/metrics/faithful.json").write_text(json.dumps(measured))
     report = compared("a", "b")
@@ -68,7 +69,10 @@ def test_only_prompts_that_all_have_tried_are_compared_and_failures_count(two: P
     assert cell["b"]["failed_share"] == pytest.approx(3 / 18) and cell["a"]["failed_share"] == 0
     assert cell["b"]["failed_by_reason"] == {"empty": 1, "truncated_thought": 2}
     assert (cell["b"]["thoughts"], cell["b"]["thought_tokens"]) == (2, 8), "40 is none of the shared prompts"
-    assert cell["b"]["faithful.unsupported_share"] == 0.25 and "faithful.name" not in cell["b"]
+    assert {k: v for k, v in cell["b"].items() if "." in k} == {
+        "faithful.unsupported_share": 0.25,
+        "faithful.documents": 15,
+    }
     assert cell["a"]["median_words"] == 14
     assert any("thoughts that were cut, each a failure: b 2" in note for note in report["notes"])
     assert any("1 of 18 prompts are not worded alike" in note for note in report["notes"])
