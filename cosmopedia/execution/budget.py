@@ -178,33 +178,46 @@ def _speed(rate: Rate | None, serving: Serving) -> tuple[float | None, int, str]
 
 
 def refuse(plan: Forecast, budget: Budget, spent_before: float = 0.0) -> None:
-    """`ConfigError` when the forecast is above the budget; `spent_before`: money that earlier attempts at the same
-    requests have cost."""
-    if budget.max_money is not None and plan.requests:
+    """`ConfigError` when the forecast is above the budget.
+
+    `spent_before` is the money that earlier attempts at the same requests have cost.
+    """
+    what = _beyond(plan, budget, spent_before) if plan.requests else None
+    if what is not None:
+        raise ConfigError(f"{plan.sentence()}: that is {what}. Generate fewer prompts, or raise the limit")
+
+
+def _beyond(plan: Forecast, budget: Budget, spent_before: float) -> str | None:
+    """By what a forecast is above the budget. `ConfigError` where a bound has nothing to be measured with."""
+    if budget.max_tokens is not None and plan.tokens > budget.max_tokens:
+        return f"{plan.tokens:,} tokens, more than generate.max_tokens = {budget.max_tokens:,}"
+    if budget.max_gpu_hours is not None and plan.gpus:
+        hours = _known_hours(plan, "max_gpu_hours")
+        if hours > budget.max_gpu_hours:
+            return f"about {hours:,.1f} GPU hours, more than generate.max_gpu_hours = {budget.max_gpu_hours:g}"
+    if budget.max_money is not None:
         if plan.token_price is None and plan.price is None:
             raise ConfigError(
                 "generate.max_money is set, but the compute file states no price; set price_per_gpu_hour, or the price"
                 " of its endpoints"
             )
+        if plan.price is not None and plan.gpus:
+            _known_hours(plan, "max_money")
         total = spent_before + (plan.money or 0.0)
         if total > budget.max_money:
             before = f", {spent_before:,.4g} of it spent by earlier attempts" if spent_before else ""
-            what = f"about {total:,.4g} in money{before}, more than generate.max_money = {budget.max_money:g}"
-            raise ConfigError(f"{plan.sentence()}: that is {what}. Generate fewer prompts, or raise the limit")
-    if budget.max_tokens is not None and plan.tokens > budget.max_tokens:
-        what = f"{plan.tokens:,} tokens, more than generate.max_tokens = {budget.max_tokens:,}"
-    elif budget.max_gpu_hours is None or not plan.requests or not plan.gpus:
-        return
-    elif plan.gpu_hours is None:
+            return f"about {total:,.4g} in money{before}, more than generate.max_money = {budget.max_money:g}"
+    return None
+
+
+def _known_hours(plan: Forecast, bound: str) -> float:
+    """The GPU hours of a forecast. `ConfigError` when no rate is known."""
+    if plan.gpu_hours is None:
         raise ConfigError(
-            "generate.max_gpu_hours is set, but no rate is known to forecast with; let the pilot measure one, or set"
+            f"generate.{bound} is set, but no rate is known to forecast with; let the pilot measure one, or set"
             " serving.tokens_per_second in the compute file"
         )
-    elif plan.gpu_hours > budget.max_gpu_hours:
-        what = f"about {plan.gpu_hours:,.1f} GPU hours, more than generate.max_gpu_hours = {budget.max_gpu_hours:g}"
-    else:
-        return
-    raise ConfigError(f"{plan.sentence()}: that is {what}. Generate fewer prompts, or raise the limit")
+    return plan.gpu_hours
 
 
 def spent(budget: Budget, gpu_seconds: float, tokens: int, machines: float = 0.0) -> ConfigError | None:

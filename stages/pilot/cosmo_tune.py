@@ -93,6 +93,7 @@ def wanted(model: Any, count: int | None, tokens: int | None) -> tuple[Any, list
     More requests than the pilot has prompts are further samples of them.
     """
     from cosmopedia.generation.complete import PromptRequests
+    from cosmopedia.generation.forms import samplings
     from cosmopedia.generation.requests import PendingRequest, completion_key
     from cosmopedia.tables.parquet import tables_in
     from stages.pilot.__main__ import PROMPTS, settings
@@ -106,7 +107,8 @@ def wanted(model: Any, count: int | None, tokens: int | None) -> tuple[Any, list
     drawn = draw_prompts(tables_in(PROMPTS), params.seed, params.per_cell)
     count = count or min(len(drawn), 512)
     samples = -(-count // len(drawn))
-    prompts = [(one.prompt_id, one.prompt) for one in drawn]
+    own = samplings(generation.forms, sampling)
+    prompts = [(one.prompt_id, one.prompt, own.get(one.style)) for one in drawn]
     made = sorted(
         PromptRequests(prompts, model, generation.seed, samples), key=lambda one: (one.sample_index, one.seed)
     )

@@ -408,7 +408,7 @@ class Dispatcher:
         )
 
     def _silence(self) -> ClusterError | None:
-        if not self.in_flight and any(e.limits.waiting for e in self.pool.endpoints):
+        if not self.in_flight and any(e.limits.waiting and not e.broken for e in self.pool.endpoints):
             self._succeeded = self._now()  # a limit per minute is no failed server
         if not self.pool.endpoints and self.expecting():
             self._succeeded = self._now()  # a job that waits in a queue is not a failed server
