@@ -16,6 +16,7 @@ from cosmopedia.errors import ConfigError
 from cosmopedia.execution.compute import CpuJobs, ExternalServing, GpuJobs, LocalServing, Serving
 
 Settings = Mapping[str, Any]
+BATCHES = ("batch_size", "--max-batch-size")  # sequences that a server decodes together
 QUANTISATION = "quantisation"  # no key of the compute file: a param, generator.quantisation
 NGRAMS = (
     '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}'  # copied from the prompt: no 2nd model
@@ -45,7 +46,7 @@ def knobs(serving: Serving) -> list[Knob]:
     if serving.engine == "vllm":
         return [
             Knob("gpus", parallel, 1),
-            Knob("--max-num-seqs", (128, 256, 512, 1024), 1),
+            Knob("concurrency", (128, 256, 512, 1024), 1),  # the server gets it as --max-num-seqs
             Knob("--max-num-batched-tokens", (2048, 8192, 16384), 1),
             Knob("--enable-prefix-caching", (True, False), 2),
             Knob("--speculative-config", (NGRAMS,), 2, changes_text=True),
@@ -96,9 +97,7 @@ def changed_keys(serving: Serving, settings: Settings) -> dict[str, Any]:
     keys = {name: value for name, value in settings.items() if not name.startswith("--") and name != QUANTISATION}
     if isinstance(serving, GpuJobs) and "gpus" in keys:
         keys["slurm.gpus"] = keys["gpus"]
-    together = max(
-        (v for k, v in settings.items() if k in ("batch_size", "--max-num-seqs", "--max-batch-size")), default=0
-    )
+    together = max((value for name, value in settings.items() if name in BATCHES), default=0)
     if together and serving.concurrency < math.ceil(1.25 * together):
         keys["concurrency"] = math.ceil(1.25 * together)
     options = {name: value for name, value in settings.items() if name.startswith("--")}

@@ -81,20 +81,22 @@ def test_settings_get_into_the_compute_file_with_its_comments(tmp_path: Path) ->
     text = (ROOT / "compute/slurm-h100-vllm.yaml").read_text()
     path.write_text(text)
     serving = serving_of("slurm-h100-vllm")
-    settings = {"gpus": 4, "--max-num-seqs": 1024, "--enable-prefix-caching": False}
+    settings = {"gpus": 4, "concurrency": 1024, "--max-num-batched-tokens": 8192, "--enable-prefix-caching": False}
     changed = write(path, serving, settings)
     assert set(changed) == {"serving.gpus", "serving.slurm.gpus", "serving.concurrency", "serving.arguments"}
     after = path.read_text()
     lines = {line for line in after.splitlines() if line not in text.splitlines()}
     assert lines == {
         "  gpus: 4 # of one instance: Mixtral in bf16 needs two H100s of 80 GB",
-        "  concurrency: 1280 # requests in flight at one instance, in its batch or waiting",
+        "  concurrency: 1024 # requests in flight at one instance, in its batch or waiting",
         "    gpus: 4",
-        '  arguments: ["--gpu-memory-utilization=0.92", --no-enable-prefix-caching, --max-num-seqs=1024]',
+        '  arguments: ["--gpu-memory-utilization=0.92", --no-enable-prefix-caching, --max-num-batched-tokens=8192]',
     }
     written = Compute.model_validate(yaml.safe_load(after)).serving
     assert with_settings(serving, settings, one=False) == written
     assert write(path, written, settings) == {}, "nothing to change the second time"
+    cpu = serving_of("slurm-cpu")
+    assert with_settings(cpu, {"batch_size": 64}).concurrency >= 80, "more requests than slots, so that none waits"
     caching = next(knob for knob in knobs(written) if knob.name == "--enable-prefix-caching")
     assert current(written, caching) is False
 
