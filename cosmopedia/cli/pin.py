@@ -41,15 +41,11 @@ def references(node: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
 
 def pin_profile(path: Path, resolve: Callable[[str, str, str | None], str]) -> int:
     """Pin one profile file in place; returns how many references were resolved."""
-    from ruamel.yaml import YAML
-
+    from cosmopedia import yaml_editing
     from cosmopedia.execution.local_pins import local_references
     from cosmopedia.lineage import content_revision
 
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    content = yaml.load(path.read_text(encoding="utf-8"))
+    content = yaml_editing.load(path)
     pinned = 0
     for node, kind, name in list(references(content)):
         node["revision"] = resolve(kind, name, node["revision"])
@@ -62,8 +58,7 @@ def pin_profile(path: Path, resolve: Callable[[str, str, str | None], str]) -> i
             typer.echo(f"{path}: {reference.path} -> {revision}")
             pinned += 1
     if pinned:
-        with path.open("w", encoding="utf-8") as stream:
-            yaml.dump(content, stream)
+        yaml_editing.dump(path, content)
     return pinned
 
 

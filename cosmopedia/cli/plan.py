@@ -160,8 +160,8 @@ def print_plan(plan: "Plan") -> None:
             typer.echo(f"{stage.stage}: {stage.known}; {stage.basis}")
     for note in plan.notes:
         typer.echo(f"note: {note}")
-    if plan.price_per_gpu_hour is None:
-        typer.echo("no price: set price_per_gpu_hour in the compute file")
+    if plan.price_per_gpu_hour is None and plan.total("money") is None:
+        typer.echo("no price: set price_per_gpu_hour, or the price of the endpoints, in the compute file")
 
 
 SUMMED = ("prompts_new", "prompts_cached", "prompt_tokens", "completion_tokens", "gpu_hours", "money", "disk_bytes")

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution import rates
-from cosmopedia.execution.compute import Serving, compute_path
+from cosmopedia.execution.compute import Serving, TokenPrice, compute_path
 from cosmopedia.lineage import store_root
 from cosmopedia.params import Params
 
@@ -28,6 +28,7 @@ class Budget(Params):
 
     max_gpu_hours: float | None = Field(gt=0)
     max_tokens: int | None = Field(gt=0)
+    max_money: float | None = Field(default=None, gt=0)  # over all attempts at the same requests
 
 
 class Rate(Params):
@@ -95,6 +96,7 @@ class Forecast:
     basis: str  # where the rate comes from
     prompt_tokens: int | None = None  # of the requests to send, about; None: not counted
     price: float | None = None  # per GPU hour; None: the compute file states none
+    token_price: TokenPrice | None = None  # of an endpoint that is paid by the token
 
     @property
     def gpu_hours(self) -> float | None:
@@ -102,7 +104,11 @@ class Forecast:
 
     @property
     def money(self) -> float | None:
-        return self.gpu_hours * self.price if self.gpu_hours is not None and self.price is not None else None
+        machines = self.gpu_hours * self.price if self.gpu_hours is not None and self.price is not None else None
+        if self.token_price is None:
+            return machines
+        by_token = (self.prompt_tokens or 0) * self.token_price.prompt + self.tokens * self.token_price.completion
+        return (machines or 0.0) + by_token / 1e6
 
     def sentence(self) -> str:
         """As people read it: "1.2M cached, 80k to generate, 66M tokens, about 31 GPU hours at the measured rate"."""
@@ -119,7 +125,11 @@ class Forecast:
             if self.prompt_tokens is not None:
                 parts.append(f"prompts of {_short(self.prompt_tokens)} tokens")
             if self.money is not None:
-                parts.append(f"{self.money:,.2f} at {self.price:g} per GPU hour")
+                prices = [f"{self.price:g} per GPU hour"] if self.price is not None and self.gpus else []
+                if self.token_price is not None:
+                    each = f"{self.token_price.prompt:g} and {self.token_price.completion:g}"
+                    prices.append(f"{each} per million tokens of prompt and completion")
+                parts.append(f"{self.money:,.2f} at {' and '.join(prices)}")
         return ", ".join(parts)
 
     def metrics(self) -> dict[str, Any]:
@@ -144,15 +154,16 @@ def forecast(
     serving: Serving,
     prompt_tokens: int | None = None,
     price: float | None = None,
+    token_price: TokenPrice | None = None,
 ) -> Forecast:
     """`cached_tokens`: mean tokens of this run's completions in the store; `max_tokens`: the limit of a completion;
-    `prompt_tokens`: of all requests to send; `price`: of a GPU hour."""
+    `prompt_tokens`: of all requests to send; `price`: of a GPU hour; `token_price`: of hosted endpoints."""
     rate = read_rate(identity)
     mean = cached_tokens or (rate.tokens_per_completion if rate else None)
     tokens = round(requests * (mean or max_tokens))
     speed, gpus, basis = _speed(rate, serving)
     hours = tokens / speed / 3600 if speed else None
-    return Forecast(requests, cached, tokens, mean is not None, hours, gpus, basis, prompt_tokens, price)
+    return Forecast(requests, cached, tokens, mean is not None, hours, gpus, basis, prompt_tokens, price, token_price)
 
 
 def _speed(rate: Rate | None, serving: Serving) -> tuple[float | None, int, str]:
@@ -166,27 +177,58 @@ def _speed(rate: Rate | None, serving: Serving) -> tuple[float | None, int, str]
     return None, serving.gpus, "no known rate"
 
 
-def refuse(plan: Forecast, budget: Budget) -> None:
-    """`ConfigError` when the forecast is above the budget."""
+def refuse(plan: Forecast, budget: Budget, spent_before: float = 0.0) -> None:
+    """`ConfigError` when the forecast is above the budget.
+
+    `spent_before` is the money that earlier attempts at the same requests have cost.
+    """
+    what = _beyond(plan, budget, spent_before) if plan.requests else None
+    if what is not None:
+        raise ConfigError(f"{plan.sentence()}: that is {what}. Generate fewer prompts, or raise the limit")
+
+
+def _beyond(plan: Forecast, budget: Budget, spent_before: float) -> str | None:
+    """By what a forecast is above the budget. `ConfigError` where a bound has nothing to be measured with."""
     if budget.max_tokens is not None and plan.tokens > budget.max_tokens:
-        what = f"{plan.tokens:,} tokens, more than generate.max_tokens = {budget.max_tokens:,}"
-    elif budget.max_gpu_hours is None or not plan.requests or not plan.gpus:
-        return
-    elif plan.gpu_hours is None:
+        return f"{plan.tokens:,} tokens, more than generate.max_tokens = {budget.max_tokens:,}"
+    if budget.max_gpu_hours is not None and plan.gpus:
+        hours = _known_hours(plan, "max_gpu_hours")
+        if hours > budget.max_gpu_hours:
+            return f"about {hours:,.1f} GPU hours, more than generate.max_gpu_hours = {budget.max_gpu_hours:g}"
+    if budget.max_money is not None:
+        if plan.token_price is None and plan.price is None:
+            raise ConfigError(
+                "generate.max_money is set, but the compute file states no price; set price_per_gpu_hour, or the price"
+                " of its endpoints"
+            )
+        if plan.price is not None and plan.gpus:
+            _known_hours(plan, "max_money")
+        total = spent_before + (plan.money or 0.0)
+        if total > budget.max_money:
+            before = f", {spent_before:,.4g} of it spent by earlier attempts" if spent_before else ""
+            return f"about {total:,.4g} in money{before}, more than generate.max_money = {budget.max_money:g}"
+    return None
+
+
+def _known_hours(plan: Forecast, bound: str) -> float:
+    """The GPU hours of a forecast. `ConfigError` when no rate is known."""
+    if plan.gpu_hours is None:
         raise ConfigError(
-            "generate.max_gpu_hours is set, but no rate is known to forecast with; let the pilot measure one, or set"
+            f"generate.{bound} is set, but no rate is known to forecast with; let the pilot measure one, or set"
             " serving.tokens_per_second in the compute file"
         )
-    elif plan.gpu_hours > budget.max_gpu_hours:
-        what = f"about {plan.gpu_hours:,.1f} GPU hours, more than generate.max_gpu_hours = {budget.max_gpu_hours:g}"
-    else:
-        return
-    raise ConfigError(f"{plan.sentence()}: that is {what}. Generate fewer prompts, or raise the limit")
+    return plan.gpu_hours
 
 
-def spent(budget: Budget, gpu_seconds: float, tokens: int) -> ConfigError | None:
-    """The error that ends a run once it has cost more than the budget."""
-    if budget.max_gpu_hours is not None and gpu_seconds / 3600 > budget.max_gpu_hours:
+def spent(budget: Budget, gpu_seconds: float, tokens: int, machines: float = 0.0) -> ConfigError | None:
+    """The error that ends a run once it has cost more than the budget.
+
+    `machines` is money for GPU hours and of earlier attempts; money for tokens is never spent beyond the budget
+    (client/charges.py).
+    """
+    if budget.max_money is not None and machines > budget.max_money:
+        what = f"{machines:,.4g} in money is spent, generate.max_money is {budget.max_money:g}"
+    elif budget.max_gpu_hours is not None and gpu_seconds / 3600 > budget.max_gpu_hours:
         what = f"{gpu_seconds / 3600:,.2f} GPU hours are spent, generate.max_gpu_hours is {budget.max_gpu_hours:g}"
     elif budget.max_tokens is not None and tokens > budget.max_tokens:
         what = f"{tokens:,} tokens are generated, generate.max_tokens is {budget.max_tokens:,}"

@@ -28,14 +28,25 @@ SlurmName = Annotated[str, Field(pattern=r"^[\w.,:@%+=-]+$")]  # of a partition,
 Environment = dict[EnvironmentName, str]
 
 
+class TokenPrice(Params):
+    """What an endpoint charges, in your currency per million tokens."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+
 class EndpointSpec(Params):
     """One server; in the file, a URL is enough."""
 
     url: str = Field(pattern=r"^https?://[^\s@]+$")
-    api: Literal["auto", "tgi", "openai"] = "auto"  # auto: TGI if it answers /info, else OpenAI-style /v1/completions
+    # auto: TGI if it answers /info, else OpenAI-style /v1/completions; chat: /v1/chat/completions
+    api: Literal["auto", "tgi", "openai", "chat"] = "auto"
     gpus: int | None = Field(default=None, ge=0)  # null: serving.gpus
     token_env: EnvironmentName | None = None  # the environment variable that holds its bearer token
     served_as: str | None = None  # the server's name for the generation model, if it differs
+    requests_per_minute: int | None = Field(default=None, ge=1)  # null: no limit
+    tokens_per_minute: int | None = Field(default=None, ge=1)  # of prompts and completions together; null: no limit
+    price: TokenPrice | None = None  # null: not paid by the token
     token_file: Path | None = None  # our own servers: a file that only this user can read
 
     @model_validator(mode="before")
@@ -175,6 +186,14 @@ class ExternalServing(Requests):
     engine: Literal["external"]
     endpoints: list[EndpointSpec]  # read again during a run, so servers can join and leave
     gpus: int = Field(ge=0)  # of one endpoint, for GPU hours; 0: CPU
+
+    @property
+    def token_price(self) -> TokenPrice | None:
+        """The highest of its endpoints' prices, for forecasts; None: none is paid by the token."""
+        prices = [endpoint.price for endpoint in self.endpoints if endpoint.price is not None]
+        if not prices:
+            return None
+        return TokenPrice(prompt=max(p.prompt for p in prices), completion=max(p.completion for p in prices))
 
 
 class LocalServing(Requests):

@@ -54,7 +54,8 @@ MATTER = (
     "evaluate.dtype",
     "train.architecture.",
 )
-SPENDING = ("generate.max_gpu_hours", "generate.max_tokens", "train.seeds")  # change no result of a seed
+# They change no result of a seed.
+SPENDING = ("generate.max_gpu_hours", "generate.max_tokens", "generate.max_money", "train.seeds")
 
 
 def all_params() -> dict[str, str]:

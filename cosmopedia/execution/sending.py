@@ -14,7 +14,7 @@ from typing import Any
 
 from cosmopedia.errors import ConfigError
 from cosmopedia.execution.budget import NO_BUDGET, Budget, Forecast, forecast, refuse, spent, write_rate
-from cosmopedia.execution.compute import Compute, Serving, load_compute
+from cosmopedia.execution.compute import Compute, ExternalServing, Serving, load_compute
 from cosmopedia.execution.progress import Progress
 from cosmopedia.execution.spending import Ledger
 from cosmopedia.generation.complete import CACHED, SAMPLED, CompletionRun, LookUp
@@ -47,7 +47,7 @@ class Send:
         run.figures = {"forecast": plan.metrics(), "spent": ledger.total().figures()}
         if lookup.missing:
             refuse_to_send(run.stage, lookup)
-            refuse(plan, self.budget)
+            refuse(plan, self.budget, ledger.total().money or 0.0)
             lookup.store.check_writable()
             _send(run, lookup, plan, serving, self, ledger)
         elif not self.keep:
@@ -56,12 +56,15 @@ class Send:
 
 def refuse_to_send(stage: str, lookup: LookUp) -> None:
     """`ConfigError` where $COSMO_SEND is "never": a person's word that nothing is to be spent now."""
+    missing = f"{lookup.missing} of {len(lookup.states)} completions for {stage} are in no store or cache"
+    refuse_to_spend(f"{missing}, and $COSMO_SEND is never: nothing was sent. Unset it to generate them")
+
+
+def refuse_to_spend(sentence: str = "$COSMO_SEND is never: nothing was sent. Unset it to use a model") -> None:
+    """`ConfigError` with a sentence where $COSMO_SEND is "never", or another one where it is anything else."""
     answer = os.environ.get("COSMO_SEND", "")
     if answer == "never":
-        raise ConfigError(
-            f"{lookup.missing} of {len(lookup.states)} completions for {stage} are in no store or cache, and"
-            " $COSMO_SEND is never: nothing was sent. Unset it to generate them"
-        )
+        raise ConfigError(sentence)
     if answer:
         raise ConfigError(f"$COSMO_SEND is {answer!r}; set it to never, or unset it")
 
@@ -72,11 +75,13 @@ def forecast_of(lookup: LookUp, compute: Compute) -> Forecast:
     cached = lookup.states.count(CACHED)
     limit, identity = lookup.sampling.max_new_tokens, lookup.model.identity
     prompts, price = lookup.prompt_tokens(), compute.price_per_gpu_hour
-    return forecast(lookup.missing, cached, mean, limit, identity, compute.serving, prompts, price)
+    by_token = compute.serving.token_price if isinstance(compute.serving, ExternalServing) else None
+    return forecast(lookup.missing, cached, mean, limit, identity, compute.serving, prompts, price, by_token)
 
 
 def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, how: Send, ledger: Ledger) -> None:
     """Start the servers, send the requests, end the servers; the store and the run's counts have the results."""
+    from cosmopedia.execution.client.charges import Wallet
     from cosmopedia.execution.client.dispatcher import Dispatcher
     from cosmopedia.execution.client.endpoints import Pool
     from cosmopedia.execution.client.http import Identity
@@ -84,18 +89,23 @@ def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, 
     from cosmopedia.execution.status import StatusWriter
 
     model = lookup.model
+    before = ledger.total().money or 0.0
+    wallet = Wallet(how.budget.max_money, before)
     with _mlflow(run.stage, model, how.track) as record, fleet(run.stage, model, serving, how.keep) as servers:
         pool = Pool(
             servers.members,
             serving,
             lookup.sampling,
-            Identity(model.model, model.revision, model.max_length, model.loaded_from),
+            Identity(model.model, model.revision, model.max_length, model.loaded_from, model.system_prompt),
+            wallet=wallet,
         )
 
         def stop() -> BaseException | None:
             now = time.monotonic()
             servers.demand(lookup.missing - dispatcher.done, lambda url: not pool.uses(url))
-            return servers.tend() or spent(how.budget, pool.gpu_seconds(now), dispatcher.outcome.tokens)
+            gpu_seconds = pool.gpu_seconds(now)
+            wallet.elsewhere = before + gpu_seconds / 3600 * (plan.price or 0.0)
+            return servers.tend() or spent(how.budget, gpu_seconds, dispatcher.outcome.tokens, wallet.elsewhere)
 
         dispatcher = Dispatcher(
             run.stage,

@@ -162,6 +162,7 @@ class StatusWriter:
             "latency_seconds": dispatcher.latencies.quantiles(),
             "gpus": gpus,
             "gpu_hours": round(pool.gpu_seconds(now) / 3600, 4),
+            "money": self.spent(now).money,
             "forecast": self.plan.metrics(),
             "eta_seconds": None if left is None else round(left),
             "endpoints": [
@@ -209,6 +210,8 @@ class StatusWriter:
         outcome, pool, price = self.dispatcher.outcome, self.dispatcher.pool, self.plan.price
         hours, gpu_hours = pool.instance_seconds(now) / 3600, pool.gpu_seconds(now) / 3600
         money = gpu_hours * price if price is not None and gpu_hours else None
+        if self.plan.token_price is not None:  # a killed run has paid for what is in flight, too
+            money = (money or 0.0) + pool.wallet.paid + pool.wallet.reserved
         return Spent(outcome.new, outcome.tokens, outcome.prompt_tokens, hours, gpu_hours, money)
 
     def total_spent(self) -> Spent:

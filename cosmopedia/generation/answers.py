@@ -7,6 +7,7 @@ store keeps a text as it was served, `<think>...</think>` included; the two are 
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+from cosmopedia.generation.forms import fault
 from cosmopedia.generation.requests import Completion, Failure, PendingRequest
 
 OPEN, CLOSE = "<think>", "</think>"  # DeepSeek-R1, QwQ, Qwen3 and what was distilled from them
@@ -60,7 +61,7 @@ class AnswerReader:
         """The completion to store.
 
         `MalformedAnswer` when the text is longer than was allowed, `UnusableAnswer` when it is a thought and nothing
-        else.
+        else, or has not the form of its style.
         """
         text = answer.text
         if self.model.opens_thought and not text.lstrip().startswith(OPEN):
@@ -71,6 +72,8 @@ class AnswerReader:
             raise UnusableAnswer("truncated_thought", _unended(tokens))
         if thought and not rest:
             raise UnusableAnswer("empty", f"it wrote a thought of {tokens} tokens and no text after it")
+        if (own := pending.request.sampling) and (wrong := fault(rest if thought else text, own)):
+            raise UnusableAnswer("invalid_form", f"its text has not the form of its style (generate.forms): {wrong}")
         prompt_tokens = pending.prompt_tokens or answer.prompt_tokens
         if prompt_tokens is None or not 1 <= prompt_tokens <= self.model.max_length:
             (prompt_tokens,) = self.model.count_tokens([pending.request.prompt])

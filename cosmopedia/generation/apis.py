@@ -1,10 +1,11 @@
-"""The two HTTP APIs that completions come through: TGI's `/generate`, and OpenAI-style `/v1/completions`.
+"""The HTTP APIs that completions come through: TGI's `/generate`, OpenAI-style `/v1/completions`, and its chat form.
 
 An adapter knows where a request goes, what its body holds, how to read an answer and an error, and the names of the
 server's gauges. What a status means is the same for both and is in cosmopedia/execution/client/http.py. TGI's
 parameters, answer and errors are the types of the `text-generation` package.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import pydantic
 from text_generation.types import Grammar, GrammarType, Parameters, Response
 
-from cosmopedia.generation.answers import Answer, MalformedAnswer, UnusableAnswer
+from cosmopedia.generation.answers import OPEN, Answer, MalformedAnswer, UnusableAnswer, with_thought
 from cosmopedia.generation.requests import Request, Sampling
 from cosmopedia.text import half_pair
 
@@ -69,13 +70,16 @@ class TgiApi:
             top_k=sampling.top_k,
             repetition_penalty=sampling.repetition_penalty,
             max_new_tokens=sampling.max_new_tokens,
-            grammar=Grammar(type=GrammarType.Regex, value=sampling.grammar) if sampling.grammar else None,
+            grammar=_tgi_grammar(sampling),
             details=True,
         )
         self._parameters = parameters.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
     def body(self, request: Request) -> dict[str, Any]:
-        return {"inputs": request.prompt, "parameters": {**self._parameters, "seed": request.seed}}
+        parameters = {**self._parameters, "seed": request.seed}
+        if request.sampling and (grammar := _tgi_grammar(request.sampling)):
+            parameters["grammar"] = grammar.model_dump(mode="json")
+        return {"inputs": request.prompt, "parameters": parameters}
 
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
         """The per-token details, 70 bytes per token, are not read."""
@@ -107,10 +111,11 @@ class OpenAiApi:
 
     `top_k` and `repetition_penalty` are extensions that vLLM and SGLang know. They are sent even without a limit or a
     penalty: vLLM takes what is left out from the model's generation_config.json. A grammar goes as
-    `structured_outputs` (vLLM from 0.11 on) and as `regex` (SGLang); a server that knows neither writes any text.
+    `structured_outputs` (vLLM from 0.11 on) and as `regex` or `json_schema` (SGLang); a server that knows neither
+    writes any text.
     """
 
-    name, path = "openai", "/v1/completions"
+    name, path, text_path = "openai", "/v1/completions", "text"
 
     def __init__(self, sampling: Sampling, model: str):
         self._body: dict[str, Any] = {
@@ -121,12 +126,30 @@ class OpenAiApi:
             "top_k": sampling.top_k or -1,
             "repetition_penalty": sampling.repetition_penalty or 1.0,
         }
-        if sampling.grammar:
-            self._body |= {"structured_outputs": {"regex": sampling.grammar}, "regex": sampling.grammar}
+        self._body |= self.form(sampling)
         self.max_new_tokens = sampling.max_new_tokens
 
+    @staticmethod
+    def form(sampling: Sampling) -> dict[str, Any]:
+        """The fields by which engines are made to write a form."""
+        if sampling.json_schema:
+            schema = json.loads(sampling.json_schema)
+            return {"structured_outputs": {"json": schema}, "json_schema": sampling.json_schema}
+        if sampling.grammar:
+            return {"structured_outputs": {"regex": sampling.grammar}, "regex": sampling.grammar}
+        return {}
+
     def body(self, request: Request) -> dict[str, Any]:
-        return {**self._body, "prompt": request.prompt, "seed": request.seed}
+        own = self.form(request.sampling) if request.sampling else {}
+        return {**self._body, **own, **self.prompt(request), "seed": request.seed}
+
+    def prompt(self, request: Request) -> dict[str, Any]:
+        """The fields that hold the prompt."""
+        return {"prompt": request.prompt}
+
+    def text(self, choice: dict[str, Any]) -> Any:
+        """The text of a choice, whatever it is."""
+        return choice.get("text")
 
     def answer(self, payload: Any, headers: Mapping[str, str]) -> Answer:
         choices = _object(payload, "the answer").get("choices")
@@ -134,11 +157,11 @@ class OpenAiApi:
             raise MalformedAnswer("`choices` is not a list of one completion")
         choice, usage = _object(choices[0], "`choices[0]`"), payload.get("usage")
         usage = usage if isinstance(usage, dict) else {}
-        text, reason, stop = choice.get("text"), choice.get("finish_reason"), choice.get("stop_reason")
+        text, reason, stop = self.text(choice), choice.get("finish_reason"), choice.get("stop_reason")
         _check_filter(reason)
         names = {"length": "length", "stop": "stop_sequence" if isinstance(stop, str) else "eos_token"}
         if not isinstance(text, str) or half_pair(text) is not None:
-            raise MalformedAnswer("`choices[0].text` is not a text")
+            raise MalformedAnswer(f"`choices[0].{self.text_path}` is not a text")
         if not isinstance(reason, str) or reason not in names:
             raise MalformedAnswer(f"`finish_reason` is {_shown(reason)}, wanted `stop` or `length`")
         tokens = _count(usage.get("completion_tokens"))
@@ -160,6 +183,52 @@ class OpenAiApi:
             ["vllm:num_requests_running", "sglang:num_running_reqs", "tgi_batch_current_size"],
             ["vllm:num_requests_waiting", "sglang:num_queue_reqs", "tgi_queue_size"],
         )
+
+
+class ChatApi(OpenAiApi):
+    """`/v1/chat/completions`: the server applies the chat template itself, as hosted APIs want it.
+
+    The same request has the same key as through the other APIs: our rendering of the prompt names what is sent.
+    `top_k` and `repetition_penalty` are sent only where they are on: many hosted APIs refuse fields that they do not
+    know. A JSON schema goes as `response_format`. A thought that the server has parted from the text is joined to it
+    again, as the store keeps it.
+    """
+
+    name, path, text_path = "chat", "/v1/chat/completions", "message.content"
+
+    def __init__(self, sampling: Sampling, model: str, system_prompt: str | None = None):
+        super().__init__(sampling, model)
+        for name in ("top_k", "repetition_penalty"):
+            if getattr(sampling, name) is None:
+                del self._body[name]
+        self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+
+    @staticmethod
+    def form(sampling: Sampling) -> dict[str, Any]:
+        if not sampling.json_schema:
+            return OpenAiApi.form(sampling)
+        schema = {"name": "form", "schema": json.loads(sampling.json_schema), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+    def prompt(self, request: Request) -> dict[str, Any]:
+        return {"messages": [*self._system, {"role": "user", "content": request.text}]}
+
+    def text(self, choice: dict[str, Any]) -> Any:
+        message = _object(choice.get("message"), "`choices[0].message`")
+        content, refusal = message.get("content"), message.get("refusal")
+        thought = message.get("reasoning_content") or message.get("reasoning")  # vLLM and SGLang; newer vLLM
+        if content is None and isinstance(refusal, str):
+            return refusal
+        if isinstance(thought, str) and thought:  # without a text the thought was cut, and has no end
+            return with_thought(thought, content) if isinstance(content, str) and content else f"{OPEN}{thought}"
+        return content
+
+
+def _tgi_grammar(sampling: Sampling) -> Grammar | None:
+    """TGI's grammar of a regular expression or a JSON schema."""
+    if sampling.json_schema:
+        return Grammar(type=GrammarType.Json, value=json.loads(sampling.json_schema))
+    return Grammar(type=GrammarType.Regex, value=sampling.grammar) if sampling.grammar else None
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:

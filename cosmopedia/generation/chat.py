@@ -67,16 +67,19 @@ class ChatTokenizer:
             raise DataError(f"{self.folder}: the tokenizer has no chat template; choose an instruction-tuned model")
         return template
 
-    def render(self, prompt: str) -> str:
-        """One user turn in the chat template, up to where the model's answer begins.
+    def render(self, prompt: str, system_prompt: str | None = None) -> str:
+        """One user turn in the chat template, after a system prompt if there is one, up to where the model's answer
+        begins.
 
         Without the start token if the server adds it: it puts special tokens around what it is sent.
         """
-        turns = [{"role": "user", "content": prompt}]
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        turns = [*system, {"role": "user", "content": prompt}]
         try:
             text = self._render(turns)
         except TemplateError as error:
-            raise DataError(f"{self.folder}: the chat template refuses a user's turn: {error}") from None
+            turn = "a system prompt (generator.system_prompt) and a user's turn" if system else "a user's turn"
+            raise DataError(f"{self.folder}: the chat template refuses {turn}: {error}") from None
         return text.removeprefix(self._added_start)
 
     @cached_property

@@ -136,16 +136,23 @@ class PromptRequests:
     pilot and generate both use this class, so that the same prompt has the same key in both.
     """
 
-    def __init__(self, prompts: Iterable[tuple[str, str]], model: GenerationModel, seed: int, samples: int):
+    def __init__(
+        self,
+        prompts: Iterable[tuple[str, str] | tuple[str, str, Sampling | None]],
+        model: GenerationModel,
+        seed: int,
+        samples: int,
+    ):
         self.prompts, self.model, self.seed, self.samples = prompts, model, seed, samples
 
     def __iter__(self) -> Iterator[Request]:
-        """In the order of `prompts` (id, text); the samples of one in the order of their ids as text."""
+        """In the order of `prompts` (id, text, and its own sampling if it has one); the samples of one in the order of
+        their ids as text."""
         samples, render = sorted(range(self.samples), key=str), self.model.render
-        for prompt_id, prompt in self.prompts:
+        for prompt_id, prompt, *own in self.prompts:
             for sample in samples:
                 seed = sampling_seed(self.seed, prompt_id, sample)
-                yield Request(f"{prompt_id}-{sample}", prompt, seed, sample, render)
+                yield Request(f"{prompt_id}-{sample}", prompt, seed, sample, render, *own)
 
 
 class StageRequests(NamedTuple):

@@ -22,6 +22,7 @@ class _Manifest(Params):
     path: str | None = None  # of the folder
     quantisation: str | None
     max_length: int
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class GenerationModel:
     max_length: int
     loaded_from: str  # what an engine is given: the hub id, or the path of a folder
     pinned: str | None  # the revision that it is given with a hub id
+    system_prompt: str | None = None  # in front of every prompt; part of the rendered prompt, and so of the key
 
     @classmethod
     def read(cls, folder: Path | str = "models/generator") -> "GenerationModel":
@@ -56,6 +58,7 @@ class GenerationModel:
             max_length=manifest.max_length,
             loaded_from=manifest.model if hub else str(Path(manifest.path or folder).resolve()),
             pinned=manifest.revision if hub else None,
+            system_prompt=manifest.system_prompt,
         )
 
     @cached_property
@@ -71,7 +74,7 @@ class GenerationModel:
 
     def render(self, prompt: str) -> str:
         """The prompt in the model's chat template, as it is sent."""
-        return self._chat.render(prompt)
+        return self._chat.render(prompt, self.system_prompt)
 
     def count_tokens(self, rendered: list[str]) -> list[int]:
         """Tokens of rendered prompts, including the special tokens that the server adds."""

@@ -11,7 +11,9 @@ from cosmopedia.params import Params
 from cosmopedia.rng import content_hash, draw_u64
 
 # Reasons of failures that every run would see again.
-LASTING = frozenset({"too_long", "empty", "validation", "content_filter", "truncated_thought", "http_403"})
+LASTING = frozenset(
+    {"too_long", "empty", "validation", "content_filter", "truncated_thought", "invalid_form", "http_403"}
+)
 
 
 class Sampling(Params):
@@ -23,12 +25,13 @@ class Sampling(Params):
     repetition_penalty: float | None = Field(gt=0)  # None: no penalty
     max_new_tokens: int = Field(ge=1)
     grammar: str | None = None  # a regular expression that the whole text matches; None: any text
+    json_schema: str | None = None  # a JSON schema that the whole text has, as JSON; at most one of the two is set
 
     @cached_property
     def canonical(self) -> str:
-        """Parameters as JSON, the same text for equal ones: keys sorted, `1` written as `1.0`. Without a grammar there
-        is no key for one, as in stores that are older than grammars."""
-        values = self.model_dump(exclude=set() if self.grammar else {"grammar"})
+        """Parameters as JSON, the same text for equal ones: keys sorted, `1` written as `1.0`. Without a grammar or a
+        schema there is no key for one, as in stores that are older than they are."""
+        values = self.model_dump(exclude={name for name in ("grammar", "json_schema") if not getattr(self, name)})
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
@@ -38,13 +41,17 @@ def _unchanged(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion that is wanted. `id` is the caller's name for it; `render` puts `text` into the chat template."""
+    """One completion that is wanted. `id` is the caller's name for it; `render` puts `text` into the chat template.
+
+    `sampling` is the request's own, where its style has a form (forms.py); None: that of the run.
+    """
 
     id: str
     text: str
     seed: int
     sample_index: int
     render: Callable[[str], str] = _unchanged
+    sampling: Sampling | None = None
 
     @property
     def prompt(self) -> str:
@@ -74,8 +81,8 @@ class Failure:
     """Why there is no completion. It is not stored, so the next run tries again."""
 
     key: str
-    # "too_long", "empty", "truncated_thought", "content_filter", "validation", "http_<status>", "server_error",
-    # "timeout", "connection"
+    # "too_long", "empty", "truncated_thought", "invalid_form", "content_filter", "validation", "http_<status>",
+    # "server_error", "timeout", "connection"
     reason: str
     detail: str
     attempts: int  # tries that were spent; 0 when the request was never sent
@@ -93,7 +100,8 @@ def completion_key(request: Request, identity: str, sampling: Sampling, prompt: 
     endpoint are left out: they do not define the text.
     """
     rendered = request.prompt if prompt is None else prompt
-    return content_hash(rendered, identity, sampling.canonical, request.seed, request.sample_index)
+    canonical = (request.sampling or sampling).canonical
+    return content_hash(rendered, identity, canonical, request.seed, request.sample_index)
 
 
 def sampling_seed(seed: int, prompt_id: str, sample_index: int) -> int:

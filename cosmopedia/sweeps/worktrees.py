@@ -3,7 +3,6 @@
 The arm starts from HEAD and what is changed in tracked files; dvc.lock and metrics/ start from HEAD.
 """
 
-import io
 import os
 import shutil
 import subprocess
@@ -11,15 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from cosmopedia.errors import ConfigError, InternalError
 from cosmopedia.execution.child_process import LEADING
 from cosmopedia.execution.earlier import cache_folders
-from cosmopedia.files import remove, write_text
+from cosmopedia.files import remove
 from cosmopedia.lineage import store_root
 from cosmopedia.rng import content_hash
 from cosmopedia.sweeps.definition import Arm
+from cosmopedia.yaml_editing import set_params
 
 OWN_RESULTS = (":(exclude)dvc.lock", ":(exclude)metrics", ":(exclude)sweeps")  # no part of what an arm starts from
 
@@ -62,24 +60,6 @@ def prepare(folder: Path, start: Start, arm: Arm) -> None:
     for path, values in arm.params.items():
         set_params(folder / path, values)
     write_dvc_config(folder)
-
-
-def set_params(path: Path, values: dict[str, Any]) -> None:
-    """Write some params into a YAML file, whose comments stay. Missing leaves are added to a mapping that is there."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 1 << 16
-    content = yaml.load(path.read_text(encoding="utf-8"))
-    for key, value in values.items():
-        *parents, leaf = key.split(".")
-        node = content
-        for parent in parents:
-            node = node[parent]
-        if leaf not in node or node[leaf] != value:
-            node[leaf] = value
-    text = io.StringIO()
-    yaml.dump(content, text)
-    write_text(path, text.getvalue())
 
 
 def write_dvc_config(folder: Path) -> None:

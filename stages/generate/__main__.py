@@ -6,7 +6,7 @@ differs between runs (what was sent, what came from the completion store, what i
 `<store root>/runs/generate.json` (`generate.throughput.csv` next to it), MLflow and the report's run.html: in no out.
 If the model thinks before it writes, data/generate/thoughts/<cell>.parquet (THOUGHT) has its thoughts.
 Contract: prompts x samples_per_prompt = completions + failures by reason; the next run sends failures again. Nothing
-is sent if the forecast is above max_gpu_hours or max_tokens.
+is sent if the forecast is above max_gpu_hours, max_tokens or max_money.
 Run: python -m stages.generate (what is in the store is not sent again)
 """
 
@@ -20,10 +20,11 @@ from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import clear_folder, write_text
 from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
+from cosmopedia.generation.forms import Form, samplings
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
 from cosmopedia.lineage import store_root
-from cosmopedia.params import Params, load
+from cosmopedia.params import Params, load, section
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.parquet import count_rows, tables_in
@@ -41,17 +42,19 @@ class GenerateParams(Params):
     seed: int
     samples_per_prompt: int = Field(ge=1)
     sampling: Sampling
-    max_gpu_hours: float | None  # what one run may cost; neither of the two changes a result
+    forms: dict[str, Form]  # style -> what its completions must be
+    max_gpu_hours: float | None  # what one run may cost; none of the three changes a result
     max_tokens: int | None
+    max_money: float | None  # over all attempts at the same requests
 
     @property
     def budget(self) -> Budget:
-        return Budget(max_gpu_hours=self.max_gpu_hours, max_tokens=self.max_tokens)
+        return Budget(max_gpu_hours=self.max_gpu_hours, max_tokens=self.max_tokens, max_money=self.max_money)
 
 
 def all_requests(params: GenerateParams, model: GenerationModel, prompts: list[Path] | None = None) -> PromptRequests:
     """A request for each sample of each prompt, of data/prompts or of the given files."""
-    texts = PromptTexts(prompts or tables_in(PROMPTS))
+    texts = PromptTexts(prompts or tables_in(PROMPTS), samplings(params.forms, params.sampling))
     return PromptRequests(texts, model, params.seed, params.samples_per_prompt)
 
 
@@ -64,7 +67,12 @@ def write_run(run: CompletionRun) -> None:
 
 def settings() -> GenerateParams:
     """The stage's params."""
-    return load("generate", GenerateParams)
+    params = load("generate", GenerateParams)
+    if params.forms:
+        presets = section("prompts").get("styles", {}).values()
+        styles = {style for sources in presets for source in sources.values() for style in source}
+        samplings(params.forms, params.sampling, styles)
+    return params
 
 
 def main() -> str:

@@ -1,26 +1,35 @@
 """From prompts and their results to tables of documents and failures."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Request, Sampling
+from cosmopedia.tables.cell_files import cell_of, source_and_style
 from cosmopedia.tables.contracts import DOCUMENT, FAILED, PROMPT, THOUGHT
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_rows, write_table
 from stages.generate.row_counts import CompletionCounts
 
 
 class PromptTexts:
-    """(prompt id, prompt) of the prompt tables, file by file; can be iterated over several times."""
+    """(prompt id, prompt, sampling of its style if that has a form) of the prompt tables, file by file.
 
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
+    Can be iterated over several times.
+    """
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        for table in read_batches(self.paths, PROMPT, ["prompt_id", "prompt"]):
-            yield from zip(table["prompt_id"].to_pylist(), table["prompt"].to_pylist(), strict=True)
+    def __init__(self, paths: list[Path], samplings: Mapping[str, Sampling] = MappingProxyType({})):
+        self.paths, self.samplings = paths, samplings
+
+    def __iter__(self) -> Iterator[tuple[str, str, Sampling | None]]:
+        for path in self.paths:
+            own = self.samplings.get(source_and_style(cell_of(path))[1])
+            for table in read_batches([path], PROMPT, ["prompt_id", "prompt"]):
+                columns = (table[name].to_pylist() for name in ("prompt_id", "prompt"))
+                for prompt_id, prompt in zip(*columns, strict=True):
+                    yield prompt_id, prompt, own
 
 
 def document_row(
@@ -38,7 +47,7 @@ def document_row(
         "prompt_tokens": completion.prompt_tokens,
         "model": model.model,
         "model_revision": model.revision,
-        "sampling": sampling.canonical,
+        "sampling": (request.sampling or sampling).canonical,
         "sampling_seed": request.seed,
         "engine": completion.engine,
     }

@@ -2,8 +2,8 @@
 
 In: generator.* of the profile; with `train`, a JSONL file of prompts and texts.
 Out: models/generator/ with tokenizer, chat template, config.json, generator.json {model, revision, weights, path,
-quantisation, max_length}, and model.safetensors if it was made here; metrics/generator.json;
-metrics/plots/generator_loss.csv (step, loss: nats per token of text; empty unless trained here).
+quantisation, max_length, system_prompt if there is one}, and model.safetensors if it was made here;
+metrics/generator.json; metrics/plots/generator_loss.csv (step, loss: nats per token of text; empty unless trained).
 Contract: `weights` of generator.json says where servers find the weights: "hub" (they fetch them at the revision),
 "folder" (they load them from `path`, where they stay), "local" (here: trained, or converted from a GGUF file).
 The revision of a model that is no hub's is the hash of its files.
@@ -37,6 +37,7 @@ class GeneratorParams(Params):
     revision: str | None  # the hub's commit, or the pin of a folder or file
     quantisation: str | None
     max_length: int = Field(ge=64)  # tokens of prompt and completion together
+    system_prompt: str | None = Field(min_length=1)  # None: what the chat template has without one
     train: TinyLlama | None  # None: take `model` as it is
 
 
@@ -96,6 +97,8 @@ def main() -> str:
     clear_folder(OUT)
     model, metrics, losses = provide(params)
     manifest = {**model, "quantisation": params.quantisation, "max_length": params.max_length}
+    if params.system_prompt is not None:
+        manifest["system_prompt"] = params.system_prompt
     write_text(OUT / "generator.json", json.dumps(manifest, indent=2) + "\n")
     write_metrics("metrics/generator.json", {"model": model["model"], "revision": model["revision"], **metrics})
     points = [f"{step},{loss:.4f}" for step, loss in enumerate(losses, 1)]

@@ -23,6 +23,7 @@ from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.files import write_text
 from cosmopedia.generation.complete import PromptRequests, complete
+from cosmopedia.generation.forms import Form, samplings
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.params import Params, load
@@ -60,6 +61,7 @@ class SampledFrom(Params):
 
     seed: int
     sampling: Sampling
+    forms: dict[str, Form]
 
 
 class CleanedBy(Params):
@@ -97,7 +99,9 @@ def pools(cells: dict[str, list[Tried]], min_texts: int) -> dict[str, list[Tried
 def main() -> str:
     (params, generation, chat), model = settings(), GenerationModel.read()
     drawn = draw_prompts(tables_in(PROMPTS), params.seed, params.per_cell)
-    requests = PromptRequests([(one.prompt_id, one.prompt) for one in drawn], model, generation.seed, samples=1)
+    own = samplings(generation.forms, generation.sampling)
+    prompts = [(one.prompt_id, one.prompt, own.get(one.style)) for one in drawn]
+    requests = PromptRequests(prompts, model, generation.seed, samples=1)
     with CompletionStore() as store:
         run = complete("pilot", requests, model, generation.sampling, store, Send(), earlier_completions)
     run.write_record()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 
 from cosmopedia.rng import draw_sample
-from cosmopedia.tables.cell_files import cell_of
+from cosmopedia.tables.cell_files import cell_of, source_and_style
 from cosmopedia.tables.contracts import PROMPT
 from cosmopedia.tables.parquet import read_batches
 
@@ -19,6 +19,10 @@ class DrawnPrompt(NamedTuple):
     cell: str
     prompt_id: str
     prompt: str
+
+    @property
+    def style(self) -> str:
+        return source_and_style(self.cell)[1].partition(" (")[0]
 
 
 def draw_prompts(paths: list[Path], seed: int, per_cell: int) -> list[DrawnPrompt]:

@@ -97,6 +97,11 @@ def example(text: str) -> str:
     return " ".join(text[: 2 * EXAMPLE_CHARS].split())[:EXAMPLE_CHARS]
 
 
+def ending(text: str) -> str:
+    """The end of a text on one line, without the empty lines after it, which would show nothing."""
+    return example(text.rstrip()[-EXAMPLE_CHARS:])
+
+
 def those(texts: Sequence[Written], shows: Callable[[Written], str]) -> Finding:
     """The share of texts in which `shows` sees an example."""
     seen = [shown for shown in map(shows, texts) if shown]
@@ -105,14 +110,14 @@ def those(texts: Sequence[Written], shows: Callable[[Written], str]) -> Finding:
 
 def truncated(texts: Sequence[Written]) -> Finding:
     """Texts that ended at max_new_tokens."""
-    return those(texts, lambda one: "" if one.ended else example(one.text[-EXAMPLE_CHARS:]))
+    return those(texts, lambda one: "" if one.ended else ending(one.text))
 
 
 def unfinished(texts: Sequence[Written]) -> Finding:
     """Texts that the model ended where no sentence, item, verse or block ends."""
 
     def shows(one: Written) -> str:
-        return example(one.text[-EXAMPLE_CHARS:]) if one.ended and not is_finished(one.text) else ""
+        return ending(one.text) if one.ended and not is_finished(one.text) else ""
 
     return those(texts, shows)
 

@@ -24,7 +24,7 @@ DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = DVC["stages"]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 # Params that let a run go or stop it, and change nothing else.
-BOUNDS = {"generate.max_gpu_hours", "generate.max_tokens"}
+BOUNDS = {"generate.max_gpu_hours", "generate.max_tokens", "generate.max_money"}
 
 
 def params_of(stage: dict, profile: str) -> dict[str, set[str]]:

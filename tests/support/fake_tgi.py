@@ -35,7 +35,7 @@ class FakeTgi:
 
     "ok" | "empty" | "length" | "reset" | "stall" | a status (429, 500, 422, ...) | seconds to wait before "ok" | a
     dict of what is otherwise than in a good answer: `status`, `headers`, `error`, `raw` (the whole body), `text`,
-    `tokens`, `finish_reason`; `tokens` may be anything, and `...` leaves it out.
+    `tokens`, `finish_reason`, `message` (of the chat form); `tokens` may be anything, and `...` leaves it out.
     """
 
     def __init__(
@@ -81,7 +81,9 @@ class FakeTgi:
 
     async def complete(self, request: web.Request) -> web.Response:
         body = await request.json()
-        prompt, parameters = (body["inputs"], body["parameters"]) if self.api == "tgi" else (body["prompt"], body)
+        prompts = {"tgi": lambda: body["inputs"], "chat": lambda: body["messages"][-1]["content"]}
+        prompt = prompts.get(self.api, lambda: body["prompt"])()
+        parameters = body["parameters"] if self.api == "tgi" else body
         self.parameters.append(parameters)
         action = self.script(prompt, self.asked[prompt])
         self.asked[prompt] += 1
@@ -110,9 +112,11 @@ class FakeTgi:
             with self.log.open("a") as log:
                 log.write(json.dumps(prompt) + "\n")
         tokens = scripted.get("tokens", len(str(text).split()))
-        if self.api == "openai":
+        if self.api != "tgi":
             reason = scripted.get("finish_reason", "length" if action == "length" else "stop")
-            choice = {"index": 0, "text": text, "finish_reason": reason}
+            message = {"role": "assistant", "content": text, **scripted.get("message", {})}
+            choice = {"index": 0, "finish_reason": reason}
+            choice |= {"text": text} if self.api == "openai" else {"message": message}
             tokens = parameters["max_tokens"] if action == "length" else tokens
             usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": tokens}
             usage = {name: value for name, value in usage.items() if value is not ...}
@@ -139,7 +143,7 @@ class FakeTgi:
         return False
 
     def error(self, status: int, message: str, kind: str) -> web.Response:
-        if self.api == "openai":
+        if self.api != "tgi":
             return web.json_response({"error": {"message": message, "type": kind, "code": status}}, status=status)
         return web.json_response({"error": message, "error_type": kind}, status=status)
 
@@ -174,7 +178,8 @@ class FakeTgi:
         if self.api == "tgi":
             app.add_routes([web.post("/generate", self.generate), web.get("/info", info)])
         else:
-            app.add_routes([web.post("/v1/completions", self.generate), web.get("/v1/models", models)])
+            path = "/v1/completions" if self.api == "openai" else "/v1/chat/completions"
+            app.add_routes([web.post(path, self.generate), web.get("/v1/models", models)])
         if self.slots:
             app.add_routes([web.get("/metrics", metrics)])
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

@@ -17,7 +17,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.execution.client.charges import NOTHING, Charge, Size
 from cosmopedia.execution.client.endpoints import Endpoint, Latencies, Pool
 from cosmopedia.execution.client.http import (
     EndpointRejected,
@@ -60,6 +61,7 @@ class _Attempted:
     overloads: int = 0
     avoid: Endpoint | None = None  # where it was last tried in vain
     refused: bool = False  # there: it refuses this prompt, and takes others
+    size: Size | None = None  # counted when an endpoint with a price or a limit of tokens needs it
 
 
 @dataclass
@@ -158,14 +160,23 @@ class Dispatcher:
                             self._fill()
                     if self._stop is not None and self._tasks:
                         feeder.cancel()
-                        drain = DRAIN_SECONDS if isinstance(self._stop, KeyboardInterrupt) else 1.0
-                        await asyncio.wait(self._tasks, timeout=drain)
+                        await self._drain()
                 finally:
                     self._done.set()
                     for task in (done, *workers, *self._tasks):
                         task.cancel()
                     await asyncio.gather(done, *workers, *self._tasks, return_exceptions=True)
                     await self._commit_now()
+
+    async def _drain(self) -> None:
+        """Wait for requests in flight: a moment, longer after a signal, and as long as it takes where they are paid
+        for by the token."""
+        await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS if isinstance(self._stop, KeyboardInterrupt) else 1.0)
+        priced = [one.tasks for one in self.pool.endpoints if one.spec.price is not None]
+        if paid := set().union(*priced) & self._tasks:
+            note = f"{self.stage}: waiting for {len(paid)} requests in flight, which are paid for by the token"
+            print(note, file=sys.stderr, flush=True)
+            await asyncio.wait(paid, timeout=self.serving.request_timeout_s)
 
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
@@ -218,7 +229,8 @@ class Dispatcher:
                 return
             endpoint.outstanding += 1
             self.in_flight += 1
-            task = asyncio.create_task(self._try(endpoint, request))
+            charge = self.pool.charge(endpoint, self._now(), self._size(request))
+            task = asyncio.create_task(self._try(endpoint, request, charge))
             self._tasks.add(task)
             endpoint.tasks.add(task)
         if len(self._ready) < FEED_ROWS:
@@ -231,7 +243,7 @@ class Dispatcher:
         now = self._now()
         for queue in (self._again, self._ready):
             for place, request in enumerate(itertools.islice(queue, PASSED_OVER)):
-                endpoint = self.pool.choose(now, request.avoid, request.refused)
+                endpoint = self.pool.choose(now, request.avoid, request.refused, self._size(request))
                 if endpoint is not None:
                     del queue[place]
                     return endpoint, request
@@ -239,14 +251,24 @@ class Dispatcher:
                     return None, None  # no endpoint is free
         return None, None
 
-    async def _try(self, endpoint: Endpoint, request: _Attempted) -> None:
+    def _size(self, request: _Attempted) -> Size:
+        """The tokens that a request takes at most; not counted where nobody needs it."""
+        if not self.pool.metered:
+            return NOTHING
+        if request.size is None:
+            pending = request.pending
+            prompt = pending.prompt_tokens or self.reader.model.count_tokens([pending.request.prompt])[0]
+            request.size = Size(prompt, self.reader.max_new_tokens)
+        return request.size
+
+    async def _try(self, endpoint: Endpoint, request: _Attempted, charge: Charge) -> None:
         """One try at one endpoint; the request is then completed, has failed, or is given back."""
         pending = request.pending
         began = self._now()
         pause = 0.0
         result: Completion | Failure | None = None
         try:
-            result = await self._completion(endpoint, pending)
+            result = await self._completion(endpoint, pending, charge)
         except asyncio.CancelledError:
             if self._done.is_set():
                 raise
@@ -266,6 +288,7 @@ class Dispatcher:
             self.latencies.add(now - began)
             endpoint.succeeded(now, result.tokens)
         finally:
+            charge.close()
             endpoint.outstanding -= 1
             self.in_flight -= 1
             task = asyncio.current_task()
@@ -285,12 +308,18 @@ class Dispatcher:
         self._again.append(request)
         self._fill()
 
-    async def _completion(self, endpoint: Endpoint, pending: PendingRequest) -> Completion:
-        """What an endpoint completes. Raises a `RequestError`."""
+    async def _completion(self, endpoint: Endpoint, pending: PendingRequest, charge: Charge) -> Completion:
+        """What an endpoint completes, and what it cost. Raises a `RequestError`."""
         connection, began = endpoint.connection, self._now()
         try:
             answer = await self._generate(endpoint, pending.request)
-        except EndpointRejected as error:
+            most = charge.size
+            charge.settle(Size(answer.prompt_tokens or most.prompt, answer.tokens or most.completion))
+        except RequestError as error:
+            if not error.billed:
+                charge.settle(NOTHING)
+            if not isinstance(error, EndpointRejected):
+                raise
             if endpoint.proved < began and not endpoint.draining and await self._rejects_all(endpoint):
                 raise
             raise (error if endpoint.draining else PromptRejected(error.reason, error.detail)) from None
@@ -362,11 +391,25 @@ class Dispatcher:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self._fill()  # nothing else wakes up when a rest ends
-            why = self.pool.failure or self.stop() or self._silence()
+            why = self.pool.failure or self.stop() or self._out_of_money() or self._silence()
             if why is not None:
                 return self._end(why)
 
+    def _out_of_money(self) -> ConfigError | None:
+        """The next request might cost more than is left, and nothing is in flight that could leave some."""
+        following = next(iter(self._again or self._ready), None)
+        if self.in_flight or following is None or self.pool.affords(self._size(following)):
+            return None
+        wallet = self.pool.wallet
+        return ConfigError(
+            f"this run's budget is spent: generate.max_money is {wallet.limit:g}, {wallet.elsewhere + wallet.paid:.4g}"
+            " of it is spent on these requests, and the next one might exceed it. What was completed is in the store;"
+            " raise it to go on"
+        )
+
     def _silence(self) -> ClusterError | None:
+        if not self.in_flight and any(e.limits.waiting and not e.broken for e in self.pool.endpoints):
+            self._succeeded = self._now()  # a limit per minute is no failed server
         if not self.pool.endpoints and self.expecting():
             self._succeeded = self._now()  # a job that waits in a queue is not a failed server
         if not (self.queued or self.in_flight) or self._behind():

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 
 from cosmopedia.errors import ClusterError
+from cosmopedia.execution.client.charges import NOTHING, Charge, Limits, Size, Wallet, cost
 from cosmopedia.execution.client.http import (
     Connection,
     Identity,
@@ -70,6 +71,7 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         self.limit = float(self.max_outstanding)
+        self.limits = Limits(self.spec)  # per minute
 
     @property
     def url(self) -> str:
@@ -80,11 +82,15 @@ class Endpoint:
         """Whether the breaker is open, or lets one request at a time through."""
         return self.streak >= BREAK_AFTER
 
-    def free(self, now: float) -> bool:
-        """Whether it may get one more request."""
+    def free(self, now: float, size: Size = NOTHING) -> bool:
+        """Whether it may get one more request, of a size."""
         if self.draining or now < self.resting_until:
             return False
-        return self.outstanding < (1 if self.broken else int(self.limit))
+        return self.outstanding < (1 if self.broken else int(self.limit)) and self.limits.allows(now, size)
+
+    def most(self, size: Size) -> float:
+        """The most that a request of a size can cost here."""
+        return cost(self.spec.price, size)
 
     def succeeded(self, now: float, tokens: int) -> None:
         """A completion arrived."""
@@ -148,7 +154,9 @@ class Pool:
         sampling: Sampling,
         identity: Identity,
         changed: Callable[[], None] = lambda: None,
+        wallet: Wallet | None = None,
     ):
+        self.wallet = wallet or Wallet()
         self.members, self.serving, self.sampling, self.identity = members, serving, sampling, identity
         self.changed = changed
         self.endpoints: list[Endpoint] = []
@@ -159,16 +167,32 @@ class Pool:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.failure: ClusterError | None = None
 
-    def choose(self, now: float, avoid: Endpoint | None = None, never: bool = False) -> Endpoint | None:
-        """The endpoint with the largest share of its limit free, or None.
+    def choose(
+        self, now: float, avoid: Endpoint | None = None, never: bool = False, size: Size = NOTHING
+    ) -> Endpoint | None:
+        """The endpoint with the largest share of its limit free for a request of a size, or None.
 
         `avoid` is chosen only if no other is free; with `never`, only if no other takes requests.
         """
-        free = [endpoint for endpoint in self.endpoints if endpoint.free(now)]
+        free = [one for one in self.endpoints if one.free(now, size) and self.wallet.allows(one.most(size))]
         others = [endpoint for endpoint in free if endpoint is not avoid]
         if not others and (avoid is None or not never or not self.has_other(avoid)):
             others = free
         return min(others, key=lambda endpoint: endpoint.outstanding / endpoint.limit, default=None)
+
+    @property
+    def metered(self) -> bool:
+        """Whether the size of a request matters to any endpoint."""
+        return any(one.spec.price is not None or one.spec.tokens_per_minute is not None for one in self.endpoints)
+
+    def affords(self, size: Size) -> bool:
+        """Whether there is money for a request of a size at any endpoint in use; true while there is none."""
+        present = [one for one in self.endpoints if not one.draining]
+        return not present or any(self.wallet.allows(one.most(size)) for one in present)
+
+    def charge(self, endpoint: Endpoint, now: float, size: Size) -> Charge:
+        """Reserve what a request can take at most."""
+        return Charge.of(endpoint.limits, self.wallet, endpoint.spec.price, now, size)
 
     def has_other(self, endpoint: Endpoint) -> bool:
         """Whether another endpoint than this takes requests."""

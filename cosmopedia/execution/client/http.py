@@ -20,7 +20,7 @@ from cosmopedia.errors import ClusterError
 from cosmopedia.execution.client.server_words import server_words, token_in
 from cosmopedia.execution.compute import EndpointSpec
 from cosmopedia.generation.answers import Answer, MalformedAnswer, UnusableAnswer
-from cosmopedia.generation.apis import Api, Load, OpenAiApi, TgiApi
+from cosmopedia.generation.apis import Api, ChatApi, Load, OpenAiApi, TgiApi
 from cosmopedia.generation.requests import Request, Sampling
 
 PROBE_SECONDS = 5.0  # deadline of /health, /info and /metrics
@@ -34,9 +34,16 @@ ENGINE_CHARS = 60  # of a server's name and version
 class RequestError(Exception):
     """Base of everything that can go wrong with a request; `reason` is counted, `detail` is for people."""
 
+    billed = False  # whether the provider may have counted the request's tokens
+
     def __init__(self, reason: str, detail: str, pause: float = 0.0):
         super().__init__(detail)
         self.reason, self.detail, self.pause = reason, detail, pause
+
+    def after_work(self) -> "RequestError":
+        """Itself, as an error after which the provider may have counted tokens."""
+        self.billed = True
+        return self
 
 
 class Requeue(RequestError):
@@ -103,9 +110,9 @@ def judging(url: str, headers: dict[str, str]) -> Iterator[None]:
         yield
     except MalformedAnswer as error:
         sentence = server_words(f"{url} answered 200 without a completion: {error}", headers)
-        raise Retryable("server_error", sentence) from None
+        raise Retryable("server_error", sentence).after_work() from None
     except UnusableAnswer as error:
-        raise Permanent(error.reason, server_words(f"{url}: {error}", headers)) from None
+        raise Permanent(error.reason, server_words(f"{url}: {error}", headers)).after_work() from None
 
 
 async def generate(
@@ -121,11 +128,14 @@ async def generate(
         ) as answer:
             content = await _read(answer, limit)
     except TimeoutError:  # also aiohttp's: its timeout errors derive from this one
-        raise Retryable("timeout", f"{url} did not answer within {timeout_s:g} s") from None
-    except (aiohttp.ClientError, OSError) as error:
+        raise Retryable("timeout", f"{url} did not answer within {timeout_s:g} s").after_work() from None
+    except aiohttp.ClientConnectorError as error:  # nothing was sent
         raise Requeue("connection", f"{url}: {_connection_problem(error)}") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise Requeue("connection", f"{url}: {_connection_problem(error)}").after_work() from None
     if content is None:
-        raise Retryable("server_error", f"{url} answered with more than {limit >> 20} MB; the rest was not read")
+        sentence = f"{url} answered with more than {limit >> 20} MB; the rest was not read"
+        raise Retryable("server_error", sentence).after_work()
     payload = _json(content)
     if answer.status != 200:
         complaint = api.error_message(payload) or content[:1000].decode("utf-8", "replace")
@@ -139,7 +149,7 @@ async def generate(
     text = completion.text.encode("utf-8", "replace").decode("utf-8")
     if not text.strip():
         after = "" if completion.tokens is None else f" after {completion.tokens} token(s)"
-        raise Permanent("empty", f"{url} answered with an empty text{after}")
+        raise Permanent("empty", f"{url} answered with an empty text{after}").after_work()
     return completion if text == completion.text else completion._replace(text=text)
 
 
@@ -240,8 +250,16 @@ class Identity:
     TGI calls a model by the path that it was loaded from.
     """
 
-    def __init__(self, model: str, revision: str, max_length: int, loaded_from: str | None = None):
+    def __init__(
+        self,
+        model: str,
+        revision: str,
+        max_length: int,
+        loaded_from: str | None = None,
+        system_prompt: str | None = None,  # what the chat form sends, and the chat template has in the others
+    ):
         self.model, self.revision, self.max_length, self.loaded_from = model, revision, max_length, loaded_from
+        self.system_prompt = system_prompt
 
     def check_length(self, url: str, length: object) -> None:
         """`WrongServer` when the server's context is shorter: it would refuse prompts or cut completions."""
@@ -281,7 +299,7 @@ async def connect(
     """
     headers = headers_of(spec)
     await check_health(http, spec, headers)
-    if spec.api != "openai":
+    if spec.api not in ("openai", "chat"):
         status, content = await _get(http, f"{spec.url}/info", headers)
         _authorised(spec, status)
         info = _json(content) if status == 200 else None
@@ -313,7 +331,9 @@ async def connect(
     identity.check_length(spec.url, cards[served].get("max_model_len"))
     version = await _version(http, spec.url, headers)
     engine = _engine(cards[served].get("owned_by") or "openai", version, headers)
-    return Connection(OpenAiApi(sampling, served), headers, engine, None)
+    chat = spec.api == "chat"
+    api = ChatApi(sampling, served, identity.system_prompt) if chat else OpenAiApi(sampling, served)
+    return Connection(api, headers, engine, None)
 
 
 def _cards(answer: Any) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from cosmopedia.execution.status import status_files
 from cosmopedia.generation.complete import StageRequests
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
+from cosmopedia.store.store import CompletionStore
 from stages.generate import __main__ as generate
 from stages.label import cosmo_requests
 from tests.support.command_line import cosmo
@@ -102,6 +104,32 @@ def test_generate_sends_nothing_above_the_budget_and_stops_when_it_is_spent(fold
         answered = len(server.answered)
         write_settings(folder, [server.url])
         assert f"{100 - answered} sent, {answered} from the store" in generate.main()
+
+
+@pytest.mark.slow
+def test_a_budget_in_money_ends_a_run_before_it_is_exceeded_and_counts_earlier_attempts(folder: Path) -> None:
+    price = {"prompt": 0, "completion": 1e6}  # one per token that is written
+    with FakeTgi(api="openai") as server:
+        hosted: Any = [{"url": server.url, "api": "openai", "price": price}]
+        write_settings(folder, hosted, **{"generate.max_money": 600})
+        with pytest.raises(ConfigError, match=r"4,800\.00 at 0 and 1e\+06 per million tokens .* about 4,800 in money"):
+            generate.main()
+        assert not server.asked
+        identity = GenerationModel.read().identity
+        write_rate(identity, 1000, 3000, 1.0, 0, utilisation=1.0)  # texts of 3 tokens: too hopeful a forecast
+        with pytest.raises(ConfigError, match=r"generate\.max_money is 600, .* raise it to go on"):
+            generate.main()
+        run = json.loads(next((folder / ".store/runs/spent").glob("generate-*.json")).read_text())
+        with CompletionStore() as store:
+            assert store.contents().completions == len(server.answered) > 0, "nothing that was paid for is lost"
+            assert run["money"] == store.contents().tokens
+        assert 600 - 48 < run["money"] <= 600
+        with pytest.raises(ConfigError, match=r"of it spent by earlier attempts, more than generate\.max_money = 600"):
+            generate.main()
+        paid = len(server.answered)
+        write_settings(folder, hosted)
+        assert f"{100 - paid} sent, {paid} from the store" in generate.main()
+        assert max(server.asked.values()) == 1, "nothing is paid for twice"
 
 
 def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,9 @@ from transformers import AutoTokenizer
 
 from cosmopedia.errors import DataError
 from cosmopedia.generation.chat import ChatTokenizer
+from cosmopedia.generation.model import GenerationModel
+from cosmopedia.generation.requests import Request, completion_key
+from tests.support.dispatch import SAMPLING
 from tests.support.prompt_rows import write_model
 
 TEMPLATES = {
@@ -87,3 +90,18 @@ def test_a_broken_tokenizer_is_named_with_its_folder(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(DataError, match="holds no tokenizer"):
         ChatTokenizer(folder)
+
+
+def test_a_system_prompt_stands_in_front_and_is_part_of_the_key(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    path = tmp_path / "models/generator/generator.json"
+    plain = GenerationModel.read(path.parent)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "system_prompt": "Be brief."}))
+    directed = GenerationModel.read(path.parent)
+    assert directed.render("Write.") == "[system] Be brief.[user] Write. [assistant]"
+    assert plain.render("Write.") == "[user] Write. [assistant]"
+    keys = {completion_key(Request("a", "Write.", 1, 0, m.render), m.identity, SAMPLING) for m in (plain, directed)}
+    assert len(keys) == 2
+    strict = with_template(tmp_path, TEMPLATES["inst"])
+    with pytest.raises(DataError, match=r"refuses a system prompt \(generator.system_prompt\) and a user's turn"):
+        ChatTokenizer(strict).render("Write.", "Be brief.")

@@ -111,7 +111,8 @@ def test_ids_are_those_of_the_files_vocabulary_and_merges(tmp_path: Path, pre: s
 
 
 def run_stage(folder: Path, model: str, revision: str | None = None) -> subprocess.CompletedProcess[str]:
-    params = {"model": model, "revision": revision, "quantisation": None, "max_length": 128, "train": None}
+    params: dict[str, object] = {"model": model, "revision": revision, "quantisation": None, "max_length": 128}
+    params |= {"system_prompt": None, "train": None}
     (folder / "profiles").mkdir(exist_ok=True)
     (folder / "params.yaml").write_text("profile: smoke\n", encoding="utf-8")
     (folder / "profiles/smoke.yaml").write_text(json.dumps({"generator": params}), encoding="utf-8")

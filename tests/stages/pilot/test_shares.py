@@ -7,7 +7,20 @@ import pytest
 from cosmopedia.corpus.sentences import is_finished
 from perf.pilot import PLANTS, Gate, read_texts
 from stages.pilot.gate import ADVICE, Thresholds, violations
-from stages.pilot.shares import Finding, Written, closings, copied, names, numbers, openings, refused, repeated, short
+from stages.pilot.shares import (
+    Finding,
+    Written,
+    closings,
+    copied,
+    names,
+    numbers,
+    openings,
+    refused,
+    repeated,
+    short,
+    truncated,
+    unfinished,
+)
 
 PER_CELL, CELLS = 20, 10
 COPPER = "Copper carries heat and current well, and so a pan that has a copper base warms from edge to edge."
@@ -75,6 +88,12 @@ def test_a_text_is_finished_where_a_sentence_item_verse_or_block_ends(text: str,
 )
 def test_a_refusal_is_a_form_at_the_beginning(text: str, refuses: bool, gate: Gate) -> None:
     assert refused(written(text), gate.refusals).share == refuses
+
+
+def test_a_text_that_was_cut_in_empty_lines_is_truncated() -> None:
+    cut = Written("The tide comes in." + "\n" * 200, ended=False)
+    assert truncated([cut, Written("It goes out.")]) == (0.5, "The tide comes in.")
+    assert unfinished([cut._replace(ended=True, text="The tide comes" + "\n" * 200)]).share == 1.0
 
 
 def test_short_is_against_the_median_of_the_cell() -> None:

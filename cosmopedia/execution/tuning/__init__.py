@@ -1,0 +1,1 @@
+"""`cosmo tune`: the engine's settings tried on a run's own prompts, before the bill."""

@@ -1,0 +1,1 @@
+"""Models that wrote on the same prompts, side by side."""
