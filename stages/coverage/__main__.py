@@ -41,7 +41,7 @@ class CoverageParams(Params):
     """The taxonomy, and how documents are assigned to it."""
 
     enabled: bool
-    taxonomy: str  # a file, a folder or a hub id, with its pin behind an @
+    taxonomy: str  # a file or a folder, with its pin behind an @
     documents: int = Field(ge=1)  # assigned at most
     wanted: int = Field(ge=1)  # documents of a topic below which it is a gap
     outstanding: float = Field(gt=0)  # standard deviations

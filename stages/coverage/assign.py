@@ -30,13 +30,14 @@ def encode(encoder: Encoder, texts: list[str]) -> np.ndarray:
 
 
 def topic_vectors(topics: Iterable[Topic], encoder: Encoder) -> np.ndarray:
-    """One vector of length 1 per topic."""
+    """One vector of length 1 per topic; of length 0 where the model knows none of its words."""
     texts = [topic.texts for topic in topics]
     vectors = np.split(
         encode(encoder, [text for own in texts for text in own]), np.cumsum([len(own) for own in texts])[:-1]
     )
     means = np.stack([own.mean(axis=0) for own in vectors])
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    return means / np.where(lengths == 0, 1, lengths)  # words without a static vector leave 0
 
 
 def assign(vectors: np.ndarray, topics: np.ndarray, outstanding: float) -> Assigned:

@@ -5,20 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from typer.testing import CliRunner
 
 from cosmopedia.corpus.encoder import Encoder
 from cosmopedia.corpus.taxonomy import Topic, leaves, read_taxonomy
 from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.tables.contracts import COVERAGE
-from cosmopedia.tables.parquet import write_table
+from cosmopedia.tables.contracts import COVERAGE, SOURCE, TOPIC_OF_DOCUMENT
+from cosmopedia.tables.parquet import read_table, write_table
 from stages.coverage import __main__ as coverage
 from stages.coverage.assign import NONE, assign, fewest_topics, topic_vectors
 from stages.coverage.drift import divergence, drift
 from stages.coverage.gaps import gaps, write_gaps
 from stages.coverage.measures import covered, measures
 from stages.topics.cosmo_topics import app
-from tests.support.documents import ROOT
+from tests.support.documents import ROOT, document, natural_document, write_documents
 from tests.support.own_params import OWN_PARAMS, own_params, write_params
 
 TAXONOMY = "data/samples/taxonomy"
@@ -154,6 +158,59 @@ def test_without_a_run_of_coverage_gaps_say_how_to_have_one(empty_folder: Path) 
     write_table("data/coverage/topics.parquet", [], COVERAGE)
     with pytest.raises(ConfigError, match=r"-S profiles/smoke\.yaml:coverage\.enabled=true coverage"):
         gaps()
+
+
+WORDS = ("tea", "lava", "rain", "bread", "glass", "silk", "iron", "salt", "wool", "milk", "sand", "wax")
+
+
+def static_model(path: Path) -> str:
+    """Static vectors, an axis per word."""
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, **{word: n for n, word in enumerate(WORDS, 1)}}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    path.mkdir()
+    tokenizer.save(str(path / "tokenizer.json"))
+    vectors = np.eye(len(WORDS) + 1, dtype=np.float32)[:, 1:]
+    save_file({"embeddings": np.ascontiguousarray(vectors)}, path / "model.safetensors")
+    return f"./{path}"
+
+
+def test_the_stage_assigns_documents_and_their_rows_whatever_their_order(empty_folder: Path) -> None:
+    records = [FIELD, *({"id": word, "name": word, "parent": "science"} for word in WORDS)]
+    taxonomy(Path("topics.jsonl"), *records)
+    Path("profiles").mkdir()
+    params, profile = map(own_params, OWN_PARAMS)
+    params["coverage"] |= {"taxonomy": "topics.jsonl", "permutations": 100}
+    profile["coverage"] |= {"enabled": True, "wanted": 2}
+    profile["embed"] |= {"model": static_model(Path("static")), "revision": None}
+    write_params(params, profile)
+    about = {"title": "", "context": '{"unit": "rain"}', "url": None, "licence": "CC0-1.0", "revision": "r"}
+    rows = [{"row_id": f"web/{n}", "source": "web", "original_id": str(n), "text": "clouds", **about} for n in (1, 2)]
+    write_table("data/sources/web.parquet", rows, SOURCE)
+    texts = ("rain and rain", "rain on lava rain rain", "lava", "nothing known")
+    documents = [document(text=text, seed_id=f"web/{1 + n % 2}") for n, text in enumerate(texts)]
+    documents.sort(key=lambda made: made["completion_id"])
+    write_documents(Path("data/decontaminate/web-blogpost.parquet"), documents)
+    natural = natural_document("salt")
+    write_documents(Path("data/decontaminate/web-natural.parquet"), [natural])
+    assert coverage.main().startswith("1 of 12 topics have 2 documents or more, 9 have none; 20% of 5 documents")
+    found = {
+        r["completion_id"]: r for r in read_table("data/coverage/documents.parquet", TOPIC_OF_DOCUMENT).to_pylist()
+    }
+    topics = {row["text"]: found[row["completion_id"]]["topic"] for row in [*documents, natural]}
+    assert topics == {texts[0]: "rain", texts[1]: "rain", texts[2]: "lava", texts[3]: None, "salt": "salt"}
+    assert {row["seed_topic"] for name, row in found.items() if name != natural["completion_id"]} == {"rain"}
+    assert found[natural["completion_id"]]["seed_id"] is None
+    metrics = json.loads(Path("metrics/coverage.json").read_text())
+    (generator,) = metrics["generators"].values()
+    assert (generator["documents"], generator["source_rows"], generator["same_topic"]) == (
+        4,
+        2,
+        pytest.approx(2 / 3, abs=1e-5),
+    )
+    profile["coverage"] |= {"enabled": False}
+    write_params(params, profile)
+    coverage.main()
+    assert not read_table("data/coverage/documents.parquet", TOPIC_OF_DOCUMENT).num_rows
 
 
 @pytest.mark.slow
