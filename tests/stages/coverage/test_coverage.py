@@ -130,14 +130,14 @@ def test_drift_is_zero_between_equal_sets_and_rises_with_what_is_planted() -> No
 def test_noise_that_moves_no_topic_more_than_another_is_not_taken_for_drift() -> None:
     """Forty documents of which half wander at random: the divergence is far from 0, and no more than chance makes."""
     significant, divergences = 0, []
-    for trial in range(60):
+    for trial in range(40):
         rng = np.random.default_rng(trial)
         rows = rng.integers(0, 30, 40)
         wandered = np.where(rng.random(40) < 0.5, rng.integers(0, 30, 40), rows)
         found = drift(rows, wandered, np.arange(40), 100, trial)
         significant += found.p_value <= 0.05
         divergences.append(found.divergence)
-    assert np.mean(divergences) > 0.1 and significant <= 8  # 5% of 60 are 3; 8 or more by chance once in 100 runs
+    assert np.mean(divergences) > 0.1 and significant <= 6  # 5% of 40 are 2; 7 or more are a chance of 0.3%
 
 
 def test_gaps_are_listed_and_written_by_what_they_lack(empty_folder: Path) -> None:
@@ -174,7 +174,8 @@ def static_model(path: Path) -> str:
     return f"./{path}"
 
 
-def test_the_stage_assigns_documents_and_their_rows_whatever_their_order(empty_folder: Path) -> None:
+@pytest.mark.slow
+def test_the_stage_assigns_documents_and_their_source_rows(empty_folder: Path) -> None:
     records = [FIELD, *({"id": word, "name": word, "parent": "science"} for word in WORDS)]
     taxonomy(Path("topics.jsonl"), *records)
     Path("profiles").mkdir()
