@@ -67,7 +67,7 @@ def gaps(
     as_json: Json = False,
 ) -> None:
     """List the taxonomy's topics with too few documents, those that lack most first: what to write next. `source rows`
-    counts the documents that were written from a row of the topic, whatever became of them."""
+    are the documents whose source row is of the topic."""
     from stages.coverage.gaps import gaps as find_gaps
     from stages.coverage.gaps import write_gaps
 
