@@ -12,7 +12,7 @@ from cosmopedia.files import write_text
 from cosmopedia.lineage import content_revision, hash_file, store_root
 from cosmopedia.pins import WATCHED, all_files, check_pin, is_local, split_pin
 
-ALONE = ("continue_from", "demonstrations", "tokenizer")  # keys of a path with its pin behind it
+ALONE = ("continue_from", "demonstrations", "taxonomy", "tokenizer")  # keys of a path with its pin behind it
 
 
 class LocalReference(NamedTuple):

@@ -460,3 +460,39 @@ HELDOUT = Contract(
     "document_id",
     {"tokens": 1, "bytes": 1},
 )
+
+# A document with the topic of the taxonomy that it is nearest to, and that of the source row it was written from.
+TOPIC_OF_DOCUMENT = Contract(
+    "documents with topics of the taxonomy",
+    _schema(
+        completion_id=_s,
+        source=_s,
+        style=_s,
+        model=_s,  # "" for natural text
+        topic=(_s,),  # null: near to no topic
+        deviations=_f64,  # standard deviations from the mean of its cosines with all topics to the greatest one
+        seed_id=(_s,),  # null for natural text
+        seed_topic=(_s,),
+    ),
+    "completion_id",
+)
+
+# A topic of the taxonomy with what the corpus has of it. A topic with others below it has their sums.
+COVERAGE = Contract(
+    "topics of the taxonomy",
+    _schema(
+        id=_s,
+        name=_s,
+        parent=(_s,),
+        path=pa.list_(_s),  # names of the topics above, the field first
+        keywords=pa.list_(_s),
+        description=_s,
+        leaf=pa.bool_(),
+        documents=_i64,  # of the corpus; where only some were assigned, extrapolated from these
+        seeds=_i64,  # documents (as above) whose source row is of the topic
+        wanted=_i64,
+        missing=_i64,  # wanted less documents, at least 0
+    ),
+    "id",
+    {"documents": 0, "seeds": 0, "wanted": 0, "missing": 0},
+)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
+from cosmopedia.corpus.sentence_model import SentenceModel
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
@@ -49,16 +50,6 @@ class ParaphrasesParams(Params):
     sampling: Sampling
 
 
-class SentenceModel(Params):
-    """What the stage reads of embed's section: both have one model."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    model: str
-    revision: str | None
-    max_tokens: int = Field(ge=8)
-
-
 def settings() -> tuple[ParaphrasesParams, SentenceModel]:
     """The stage's params and the sentence model; the template is checked."""
     read_judge_template()
@@ -73,14 +64,13 @@ def main() -> str:
         write_metrics(METRICS, {"enabled": False})
         return "off (paraphrases.enabled): nothing is looked for"
 
-    from stages.paraphrases.neighbours import Model, Near, find_candidates  # what is behind it takes seconds to load
+    from stages.paraphrases.neighbours import Near, find_candidates  # what is behind it takes seconds to load
 
     columns = ["item_id", "task", "question", "answer"]
     tables = read_batches(tables_in("data/benchmarks"), BENCHMARK, columns)
     items = {row["item_id"]: row for table in tables for row in table.to_pylist()}
     near = Near(params.sentences, params.threshold, params.per_document, params.per_item)
-    model = Model.find(sentence_model.model, sentence_model.revision, sentence_model.max_tokens)
-    found = find_candidates(list(items.values()), OUT, model, near)
+    found = find_candidates(list(items.values()), OUT, sentence_model.find(), near)
     results = judged(found.pairs, items, params)
     pairs = write_results(found.pairs, results)
     metrics = judged_metrics(pairs) | {

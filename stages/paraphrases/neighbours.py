@@ -15,8 +15,9 @@ import pyarrow as pa
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from cosmopedia.corpus.encoder import Encoder, find_model
+from cosmopedia.corpus.encoder import Encoder
 from cosmopedia.corpus.pipeline import CorpusRun
+from cosmopedia.corpus.sentence_model import Model
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.tables.contracts import DOCUMENT, PARAPHRASE
 from cosmopedia.tables.parquet import TableWriter, read_batches
@@ -27,22 +28,6 @@ DOCUMENTS = 64  # whose passages are embedded together
 PRODUCT = 1 << 24  # cosines of passages and items in memory at once: 64 MB
 PAIRS = 1 << 13  # cosines computed pair by pair at once
 SLACK = 1e-3  # how far a cosine of the product may be from the pair's own
-
-
-class Model(NamedTuple):
-    """A sentence model at a resolved revision."""
-
-    name: str
-    revision: str
-    max_tokens: int
-
-    @classmethod
-    def find(cls, name: str, revision: str | None, max_tokens: int) -> "Model":
-        """The model that embed's section names."""
-        return cls(name, find_model(name, revision)[1], max_tokens)
-
-    def encoder(self) -> Encoder:
-        return Encoder.at(*self)
 
 
 class Near(NamedTuple):

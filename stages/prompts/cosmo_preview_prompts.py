@@ -24,7 +24,7 @@ from cosmopedia.params import check, load, read_yaml, section
 from cosmopedia.records import read_records
 from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import SOURCE
-from cosmopedia.tables.parquet import read_table, table_of
+from cosmopedia.tables.parquet import count_rows, read_table, table_of
 from cosmopedia.tables.row_counts import RowCounts
 from stages.prompts.render import Cell, prepared, prompts_of
 from stages.prompts.slots import SLOTS
@@ -81,11 +81,12 @@ def seed_rows(source: str, count: int, seed: int) -> pl.DataFrame:
 
 def candidates(source: str) -> Iterator[pl.DataFrame]:
     """Rows with a `topic`, of the stages' tables where they exist, else of the dataset; says on stderr which."""
-    made = Path(f"data/sources/{source}.parquet").is_file()
+    table = Path(f"data/sources/{source}.parquet")
+    made = table.is_file() and count_rows(table) > 0  # an empty one is of a run that left the source out
     if made and (source != "web" or Path("data/topics/web.parquet").is_file()):
         yield from read_source_rows(source)
         return
-    rows = pl.DataFrame(read_table(f"data/sources/{source}.parquet", SOURCE)) if made else first_rows(source)
+    rows = pl.DataFrame(read_table(table, SOURCE)) if made else first_rows(source)
     if source != "web":
         yield rows.with_columns(topic=pl.lit(None, pl.String))
         return
@@ -100,16 +101,17 @@ def first_rows(source: str) -> pl.DataFrame:
     params = check(section(f"sources.{source}"), SourceParams, f"sources.{source}")
     if params.dataset is None:
         raise ConfigError(
-            f"the profile leaves {source} out (sources.{source}.dataset is null) and there is no"
+            f"the profile leaves {source} out (sources.{source}.dataset is null) and there is no row in"
             f" data/sources/{source}.parquet; give it a dataset"
         )
     note(f"the sources stage has not run: the first rows of {params.dataset}")
     reading = load("sources.reading", ReadingParams)
-    keep = check(params.keep, reader_of(source).keep, f"sources.{source}.keep")
+    reader = reader_of(source)
+    keep = check(params.keep, reader.keep, f"sources.{source}.keep")
     place = (params.dataset, params.subset, params.split)
     records, revision = read_records(*place, params.revision, reading.max_record_mb)
     account = RowCounts(f"sources/{source}")
-    taken = checked(islice(records, params.limit), reading, Counter())
+    taken = checked(islice(reader.all_of(records, params.dataset), params.limit), reading, Counter())
     found = normalise(source, taken, params, keep, revision, account)
     rows = list(islice((row for row, _ in found if row), READ))
     if not rows:

@@ -21,6 +21,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "ultrachat": ("extract",),
     "openhermes": ("extract",),
     "ready": ("prompt",),
+    "taxonomy": ("subject", "within", "touching"),
 }
 UNLISTED = ("title", "extract")  # of any other source
 QUOTED = ("extract", "prompt")  # slots that hold a source row's text
@@ -101,10 +102,18 @@ def _openstax(title: str, context: dict[str, Any]) -> dict[str, str]:
     return {"book": context["book"], "chapter": chapter, "unit": title, "covered": covered}
 
 
+def _taxonomy(title: str, context: dict[str, Any]) -> dict[str, str]:
+    """A topic within its field, or a subtopic within its topic; of a topic also what belongs to it."""
+    above = context["topic"] if context["subtopic"] else context["field"]
+    touching = f" It may touch on {', '.join(context['keywords'])}." if context["keywords"] else ""
+    return {"subject": title, "within": f', within "{above}"' if above else "", "touching": touching}
+
+
 FILLERS: dict[str, Callable[[str, dict[str, Any]], dict[str, str]]] = {
     "stanford": _stanford,
     "khanacademy": _khanacademy,
     "openstax": _openstax,
+    "taxonomy": _taxonomy,
 }
 
 

@@ -11,7 +11,7 @@ from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params
 from stages.prompts.slots import SLOTS
 
-Preset = Literal["cosmopedia", "grid", "rephrase"]
+Preset = Literal["cosmopedia", "grid", "rephrase", "taxonomy"]
 STYLE = re.compile(r"\w+")  # a cell's files are named after it
 
 

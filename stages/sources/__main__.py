@@ -51,6 +51,7 @@ def main(source: str) -> str:
     if params.dataset is not None:
         place = (params.dataset, params.subset, params.split)
         records, revision = read_records(*place, params.revision, reading.max_record_mb)
+        records = reader.all_of(records, params.dataset)
         if is_local(params.dataset):
             unread = dataset_files(*place).note
     counts, concepts, seen = RowCounts(f"sources/{source}"), Counter(), Counter()

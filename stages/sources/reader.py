@@ -16,6 +16,7 @@ from pydantic import PlainValidator
 from cosmopedia import patterns
 from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params
+from cosmopedia.records import Record
 
 FOLDER = Path(__file__).parent / "readers"
 
@@ -54,6 +55,12 @@ class Reader:
     concepts: Callable[[dict[str, Any], Any], list[str]] | None = (
         None  # of `keep.concepts`, those a SOURCE row touches
     )
+    # Of a dataset whose records refer to each other: (all records, its name) -> the records to read.
+    whole: Callable[[Iterator[Record], str], Iterator[Record]] | None = None
+
+    def all_of(self, records: Iterator[Record], dataset: str) -> Iterator[Record]:
+        """The records to read of a dataset's."""
+        return self.whole(records, dataset) if self.whole else records
 
 
 def sources() -> list[str]:

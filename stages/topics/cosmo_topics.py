@@ -1,5 +1,6 @@
-"""topics: show how clusters were decided, and propose decisions."""
+"""topics: show how clusters were decided, propose decisions, and list the topics that the corpus lacks."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -56,3 +57,31 @@ def propose(
         typer.echo(sentence)
     done = "would be written" if dry_run else "written"
     typer.echo(f"{len(proposed['entries'])} entries {done}; edit curation/topics.yaml, then dvc repro topics")
+
+
+@app.command(epilog="Example: cosmo topics gaps --write curation/gaps.jsonl")
+def gaps(
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Write them as JSON lines, for the source `taxonomy`.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the taxonomy's topics with too few documents, those that lack most first: what to write next. `source rows`
+    are the documents whose source row is of the topic."""
+    from stages.coverage.gaps import gaps as find_gaps
+    from stages.coverage.gaps import write_gaps
+
+    rows = find_gaps()
+    if write is not None:
+        write_gaps(write, rows)
+    if as_json:
+        print_json(rows)
+        return
+    heads = ("field", "topic", "documents", "source rows", "missing")
+    lines = ((" / ".join(row["path"]), row["name"], row["documents"], row["seeds"], row["missing"]) for row in rows)
+    print_table(heads, lines, right=(2, 3, 4))
+    missing = sum(row["missing"] for row in rows)
+    wanted = f" of {rows[0]['wanted']} each" if rows else ""
+    typer.echo(f"{len(rows)} topics lack {missing} documents{wanted}")
+    if write is not None:
+        typer.echo(f"written to {write}; docs/topics.md says how to have them written")

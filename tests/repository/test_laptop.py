@@ -17,7 +17,18 @@ from tests.support.tiny_llama import write_model, write_tokenizer
 
 CHAT = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }} {% endfor %}[assistant]"
 PAGES = [json.loads(line) for line in (ROOT / "data/samples/web/pages.jsonl").read_text("utf-8").splitlines()][20:320]
-SOURCES = ("web", "stanford", "khanacademy", "openstax", "wikihow", "automathtext", "ultrachat", "openhermes", "ready")
+SOURCES = (
+    "web",
+    "stanford",
+    "khanacademy",
+    "openstax",
+    "wikihow",
+    "automathtext",
+    "ultrachat",
+    "openhermes",
+    "ready",
+    "taxonomy",
+)
 UP_TO_THE_PROMPTS = ("embed", "cluster", "label", "topics", "prompts", "pilot", "generate")
 AFTER_GENERATION = (
     *("natural", "clean", "dedup", "benchmarks", "paraphrases", "decontaminate", "mix", "tokenize_corpus"),

@@ -40,8 +40,9 @@ def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl
     for n, text in enumerate(texts):
         name = text[:200].strip()
         context = dict.fromkeys(("course", "section", "unit", "chapter", "book", "format", "audience"), name)
+        context |= dict.fromkeys(("field", "topic", "subtopic"), name)
         lists = {f"covered_{part}s": [name] for part in ("unit", "section", "chapter", "lesson")}
-        lists["trail"] = [name]
+        lists |= {"trail": [name], "keywords": [name]}
         context = json.dumps({**context, **lists, "seed_data": name}, ensure_ascii=False)
         row = {"row_id": f"{source}/{n:04d}", "source": source, "original_id": str(n), "title": name, "text": text}
         rows.append({**row, "context": context, "url": None, "licence": "CC0-1.0", "revision": "r", "topic": topic})

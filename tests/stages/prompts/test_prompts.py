@@ -402,3 +402,14 @@ def test_looking_for_near_duplicates_is_cheap() -> None:
     started = time.process_time()
     assert found_in([*texts, texts[0]]) == {3000: 0}
     assert time.process_time() - started < 3  # 0.15 on a quiet core, 5 for 100,000
+
+
+def test_a_subtopics_prompt_names_its_topic_and_a_topics_prompt_its_field_and_keywords() -> None:
+    topic = {"field": "Arts", "topic": "Poetry", "subtopic": "", "keywords": ["haiku", "sonnets"]}
+    subtopic = {"field": "Arts", "topic": "Poetry", "subtopic": "haiku", "keywords": []}
+    rows = seeds(["", ""], None).with_columns(
+        title=pl.Series(["Poetry", "haiku"]), context=pl.Series([json.dumps(topic), json.dumps(subtopic)])
+    )
+    slots = slot_columns("taxonomy", rows, 400)
+    assert slots["slot.within"].to_list() == [', within "Arts"', ', within "Poetry"']
+    assert slots["slot.touching"].to_list() == [" It may touch on haiku, sonnets.", ""]

@@ -49,7 +49,7 @@ def run(source: str, path: Path, reading: ReadingParams = READING, **keep):
         dataset=str(path), subset=None, split=None, revision=None, limit=None, licence="CC0-1.0", keep=settings
     )
     records, revision = read_records(str(path), None, None, None, reading.max_record_mb)
-    records = checked(records, reading, Counter())
+    records = checked(reader_of(source).all_of(records, str(path)), reading, Counter())
     account = RowCounts(source)
     keep_params = check(settings, reader_of(source).keep, source)
     rows = list(normalise(source, records, params, keep_params, revision, account))
@@ -470,3 +470,24 @@ def test_a_hub_stream_that_keeps_breaking_off_is_a_clear_error(monkeypatch: pyte
     records, _ = read_records("some/dataset", None, "train", "0" * 40)
     with pytest.raises(ClusterError, match=r"some/dataset at 0{40} broke off at row 4: .*tried 3 times"):
         list(records)
+
+
+def test_a_topic_gives_a_row_for_itself_and_each_keyword_and_a_gap_as_many_as_it_lacks(tmp_path: Path) -> None:
+    field = {"id": "arts", "name": "Arts"}
+    poetry = {"id": "poetry", "name": "Poetry", "parent": "arts", "keywords": ["haiku", "sonnets"]}
+    path = jsonl(tmp_path / "topics.jsonl", [field, poetry])
+    kept, rejected, _ = run("taxonomy", path)
+    assert [(row["row_id"], row["title"]) for row in kept] == [
+        ("taxonomy/poetry", "Poetry"), ("taxonomy/poetry/haiku", "haiku"), ("taxonomy/poetry/sonnets", "sonnets"),
+    ]  # fmt: skip
+    own = {"field": "Arts", "topic": "Poetry", "subtopic": "haiku", "keywords": []}
+    assert json.loads(kept[1]["context"]) == own and rejected[0]["reason"] == "has_topics_below"
+    assert len(run("taxonomy", path, subtopics=False)[0]) == 1
+    gap = {**poetry, "parent": None, "path": ["Arts"], "documents": 1, "wanted": 3, "missing": 2}
+    lacking, _, _ = run("taxonomy", jsonl(tmp_path / "gaps.jsonl", [gap]))
+    assert [row | {"revision": ""} for row in lacking] == [row | {"revision": ""} for row in kept[:2]]
+
+
+def test_a_taxonomy_whose_topics_do_not_fit_together_gives_no_rows(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"topics\.jsonl:1: the parent 'arts' of 'poetry' is no topic of the file"):
+        run("taxonomy", jsonl(tmp_path / "topics.jsonl", [{"id": "poetry", "name": "Poetry", "parent": "arts"}]))
