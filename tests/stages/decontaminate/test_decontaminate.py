@@ -23,9 +23,9 @@ from cosmopedia.params import read_yaml
 from cosmopedia.tables.contracts import REMOVED
 from cosmopedia.tables.parquet import read_rows
 from stages.decontaminate.__main__ import main
-from stages.decontaminate.forms import Form
-from stages.decontaminate.index import DecontaminateParams, Findings, Index
-from stages.decontaminate.matching_blocks import Matcher
+from cosmopedia.contamination.forms import Form
+from cosmopedia.contamination.index import DecontaminateParams, Findings, Index
+from cosmopedia.contamination.matching_blocks import Matcher
 from tests.support.documents import (
     ROOT,
     bytes_of,
