@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -101,16 +102,22 @@ def has_passages(rows: pa.Table) -> np.ndarray:
     return pc.not_equal(_column(rows, f"slot.{REFERENCES}"), "").to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
 
 
-def drawn(parts: Iterable[tuple[np.ndarray, np.ndarray | None]], cell: Cell, params: PromptsParams) -> np.ndarray:
-    """Which of a source's rows a cell takes; of its rows in order, in parts: the digests, and whether each can be taken.
+def drawn(
+    parts: Iterable[np.ndarray],
+    cell: Cell,
+    params: PromptsParams,
+    usable: Iterable[np.ndarray | None] = repeat(None),
+) -> np.ndarray:
+    """Of all rows of a source (digests, in their order, in parts) whether the cell takes each.
 
-    Each with probability `share`, at most `per_cell`, drawn from (seed, row, style).
+    Each with probability `share`, at most `per_cell`, drawn from (seed, row, style); of each part only those that are
+    `usable` (None: all).
     """
     masks = [np.zeros(0, dtype=bool)]
     ranked = [np.zeros(0, dtype=np.uint64)]
-    for rows, usable in parts:
+    for rows, allowed in zip(parts, usable, strict=False):
         mask = chosen(rows, cell.style.share, params.seed, "share", cell.drawn_as)
-        masks.append(mask if usable is None else mask & usable)
+        masks.append(mask if allowed is None else mask & allowed)
         if params.per_cell is not None:
             ranked.append(draws(rows[masks[-1]], params.seed, "limit", cell.drawn_as))
     taken = np.concatenate(masks)

@@ -34,10 +34,12 @@ def select(
 
 def members(rows: SourceRows, cell: Cell, params: PromptsParams) -> np.ndarray:
     """Whether a cell takes each source row."""
-    usable = [has_passages(part.table()) if cell.skips_rows else None for part in rows.parts]
-    return np.load(
-        rows.kept(f"drawn-{cell.style_name}", lambda: drawn(zip(rows.digests(), usable, strict=True), cell, params))
-    )
+
+    def make() -> np.ndarray:
+        usable = (has_passages(part.table()) if cell.skips_rows else None for part in rows.parts)
+        return drawn(rows.digests(), cell, params, usable)
+
+    return np.load(rows.kept(f"drawn-{cell.style_name}", make))
 
 
 def members_with_passages(rows: SourceRows) -> np.ndarray:
