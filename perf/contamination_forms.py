@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
+from cosmopedia.contamination.forms import forms_of
+from cosmopedia.contamination.index import DecontaminateParams, Index
 from cosmopedia.corpus.words import words
 from cosmopedia.records import read_records
 from stages.benchmarks.cloze import FORMS, Fields
-from stages.decontaminate.forms import forms_of
-from stages.decontaminate.index import DecontaminateParams, Index
 from stages.decontaminate.pipeline import BATCH
 
 ROOT = Path(__file__).parents[1]

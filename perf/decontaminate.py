@@ -175,8 +175,8 @@ def load_compiled_code() -> None:
     """Find one item in one document."""
     import yaml
 
-    from stages.decontaminate.forms import Form
-    from stages.decontaminate.index import DecontaminateParams, Index
+    from cosmopedia.contamination.forms import Form
+    from cosmopedia.contamination.index import DecontaminateParams, Index
 
     section = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["decontaminate"]
     text = "a word and then some more words of which the last one is changed here"
@@ -190,8 +190,8 @@ def ours_rule() -> dict[str, Any]:
     import pyarrow.parquet as pq
     import yaml
 
-    from stages.decontaminate.forms import QUESTION_ANSWER, Form
-    from stages.decontaminate.index import DecontaminateParams, Index
+    from cosmopedia.contamination.forms import QUESTION_ANSWER, Form
+    from cosmopedia.contamination.index import DecontaminateParams, Index
     from stages.decontaminate.pipeline import BATCH
 
     section = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["decontaminate"]

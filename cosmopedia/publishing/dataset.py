@@ -1,5 +1,6 @@
 """The corpus as it is published: Cosmopedia's six columns, a configuration per source, card and Croissant."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmopedia.cards import published
+from cosmopedia.corpus.references import ATTRIBUTIONS, licences_of
 from cosmopedia.errors import DataError
 from cosmopedia.files import clear_folder, write_text
 from cosmopedia.licences import Terms, terms
@@ -42,6 +44,8 @@ def build(release: Release, allowed: list[str], mask: bool) -> Terms:
     clear_folder(release.folder)
     for table in tables:
         _write(table, release.folder / table.name, mask)
+    if (CORPUS / ATTRIBUTIONS).is_file():
+        shutil.copyfile(CORPUS / ATTRIBUTIONS, release.folder / ATTRIBUTIONS)
     write_text(release.folder / "README.md", _card(release))
     write_text(release.folder / "croissant.json", croissant(release, whole, tables))
     return whole
@@ -53,7 +57,7 @@ def corpus_terms(tables: list[Path]) -> Terms:
     for table in read_batches(tables, DOCUMENT, ["seed_licence", "model"], batch_rows=ROW_GROUP):
         licences |= set(table["seed_licence"].unique().to_pylist())
         models |= set(table["model"].unique().to_pylist())
-    return terms(licences, models)
+    return terms(licences | licences_of(CORPUS), models)
 
 
 def _findings(tables: list[Path]) -> Iterator[Finding]:

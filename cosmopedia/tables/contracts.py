@@ -307,6 +307,35 @@ TOPIC = Contract(
 
 TOPIC_OF_ROW = Contract("web rows with topics", _schema(row_id=_s, cluster=_i32, topic=_s), "row_id")
 
+# What prompts of the preset `grounded` take their facts from.
+PASSAGE = Contract(
+    "passages",
+    _schema(
+        passage_id=_s,  # "<article's id>/<4-digit position>"
+        title=_s,  # the article's; "" where the corpus has none
+        text=_s,
+        article=_s,  # the article's address, or its id where it has none
+        revision=_s,  # of the corpus: a commit, or the content hash of a local file
+        licence=_s,
+    ),
+    "passage_id",
+)
+
+# The best passages for a source row; rows without any are not in the table.
+RETRIEVED = Contract(
+    "retrieved passages",
+    _schema(
+        row_id=_s,  # SOURCE's
+        passages=pa.list_(_s),  # ids, best first
+        scores=pa.list_(_f64),  # BM25, to four digits
+        references=_s,  # their titles and texts, numbered, as a prompt quotes them
+    ),
+    "row_id",
+)
+
+# Which passages a prompt quotes; only of prompts that quote some.
+REFERENCES = Contract("references of prompts", _schema(prompt_id=_s, passages=pa.list_(_s)), "prompt_id")
+
 _PROMPT_FIELDS: dict[str, object] = {
     "prompt_id": _s,  # content_hash(row_id, style, audience): stable under edits of the template
     "prompt": _s,

@@ -27,13 +27,18 @@ class Corpus:
 
     def files(self, out: str) -> dict[str, Path]:
         """The files of a folder by their names in it; an absent one is noted."""
+        files = self.present(out)
+        if not files:
+            self._note(out)
+        return files
+
+    def present(self, out: str) -> dict[str, Path]:
+        """The files of a folder by their names in it; {} for one that need not be here."""
         if out not in self._files:
             try:
                 self._files[out] = self.version.files(out)
             except DataError:
                 self._files[out] = {}
-            if not self._files[out]:
-                self._note(out)
         return self._files[out]
 
     def file(self, out: str) -> Path | None:

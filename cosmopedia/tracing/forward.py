@@ -122,6 +122,7 @@ def _origin(corpus: Corpus, row: Row, template_hash: Hasher) -> Row:
         "template": template,
         "source_row": source_row(corpus, row),
         "topic": topic_of(corpus, row),
+        "passages": passages_of(corpus, row),
     }
 
 
@@ -135,6 +136,19 @@ def source_row(corpus: Corpus, row: Row) -> Row:
     path = corpus.file(table) if own else None
     rows = rows_with({"": path}, pl.col("row_id") == row["seed_id"]) if path else []
     return known | ({name: rows[0][name] for name in ("title", "url", "text")} if rows else {})
+
+
+def passages_of(corpus: Corpus, row: Row) -> list[Row]:
+    """The passages that a prompt quotes, in its order, as far as data/prompts and data/knowledge are here."""
+    cell = f"references/{row['source']}-{row['style']}."
+    named = {name: path for name, path in corpus.present("data/prompts").items() if name.startswith(cell)}
+    quoted = [one["passages"] for one in rows_with(named, pl.col("prompt_id") == row["prompt_id"])]
+    if not quoted:
+        return []
+    known = rows_with(_named(corpus, "data/knowledge", "passages.parquet"), pl.col("passage_id").is_in(quoted[0]))
+    by_id = {one["passage_id"]: one for one in known}
+    names = ("title", "article", "revision", "licence", "text")
+    return [{"passage_id": name} | {n: by_id[name][n] for n in names if name in by_id} for name in quoted[0]]
 
 
 def dataset_of(corpus: Corpus, source: str) -> str | None:

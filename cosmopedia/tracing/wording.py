@@ -25,6 +25,8 @@ def groups(history: Row, full: bool) -> list[Group]:
     )
     if history["source_row"]["row_id"]:
         parts.append(("source row", _source_row(history["source_row"], full)))
+    if history["passages"]:
+        parts.append(("passages quoted", [_passage(one, full) for one in history["passages"]]))
     if history["topic"]:
         parts.append(("topic", _topic(history["topic"])))
     if "written_by" in history:
@@ -91,6 +93,12 @@ def _source_row(row: Row, full: bool) -> list[tuple[str, Any]]:
     names = ("row_id", "dataset", "revision", "licence", "title", "url")
     rows = [(name.replace("row_id", "id"), row[name]) for name in names if row.get(name)]
     return [*rows, ("extract", cut(row["extract"], full))]
+
+
+def _passage(passage: Row, full: bool) -> tuple[str, str]:
+    about = [passage[name] for name in ("title", "article", "licence", "revision") if passage.get(name)]
+    text = f": {cut(passage['text'], full)}" if "text" in passage else "data/knowledge is not here"
+    return passage["passage_id"], f"{', '.join(about)}{text}"
 
 
 def _topic(topic: Row) -> list[tuple[str, Any]]:

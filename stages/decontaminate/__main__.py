@@ -6,26 +6,22 @@ Out: data/decontaminate/<source>-<style>.parquet (DOCUMENT), data/decontaminate/
 benchmark, item, form, detectors, shared n-gram, matched text and both ratios of every item found),
 metrics/decontaminate.json, and the article's table, contaminated documents and distinct items by source and benchmark,
 in metrics/decontaminate.md and metrics/plots/contamination.csv.
-Contract: the rule is in stages/decontaminate/index.py. Shards, the order of documents and PYTHONHASHSEED change
+Contract: the rule is in cosmopedia/contamination/index.py. Shards, the order of documents and PYTHONHASHSEED change
 nothing. Natural text is searched too; it is in `cells` and among what was removed, and in no total and no table.
 Run: python -m stages.decontaminate
 """
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
+from cosmopedia.contamination.index import DETECTORS, RULES, DecontaminateParams, Index, item_forms
 from cosmopedia.corpus.components import NATURAL
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, natural_rows, removed_writer, statistic
-from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.params import load
-from cosmopedia.tables.contracts import BENCHMARK
-from cosmopedia.tables.parquet import read_batches, tables_in
+from cosmopedia.tables.parquet import tables_in
 from cosmopedia.tables.row_counts import write_metrics
-from stages.decontaminate.forms import Form, forms_of
-from stages.decontaminate.index import DETECTORS, RULES, DecontaminateParams, Index
 from stages.decontaminate.paraphrases import paraphrase_metrics, read_paraphrases
 from stages.decontaminate.pipeline import CountNgrams, RemoveContaminated, merged_counts
 from stages.decontaminate.report import (
@@ -39,20 +35,6 @@ from stages.decontaminate.report import (
 )
 
 REPORT, PLOT = Path("metrics/decontaminate.md"), Path("metrics/plots/contamination.csv")
-
-
-def item_forms(tables: list[Path], published_only: bool) -> Iterator[Form]:
-    """Every benchmark item in all its forms, or in the published one. `DataError` for an id in two files."""
-    columns = ["item_id", "task", "choices", "question", "answer", "other_forms"]
-    seen: dict[str, Path] = {}
-    for table in tables:
-        for rows in read_batches([table], BENCHMARK, columns):
-            for row in rows.to_pylist():
-                if (first := seen.setdefault(row["item_id"], table)) is not table:
-                    raise DataError(
-                        f"{table}: item {row['item_id']!r} is in {first} too; run the benchmarks stage again"
-                    )
-                yield from forms_of(row, published_only)
 
 
 def leave_common_out(run: CorpusRun, index: Index, allowed: float | None) -> Common:

@@ -15,11 +15,11 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from datatrove.utils.batching import batched
 
+from cosmopedia.contamination.index import Index
 from cosmopedia.corpus.components import NATURAL
 from cosmopedia.corpus.pipeline import WriteCells, as_document, removal
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import TableWriter, read_batches
-from stages.decontaminate.index import Index
 from stages.decontaminate.paraphrases import EVIDENCE as PARAPHRASE_EVIDENCE
 from stages.decontaminate.paraphrases import read_paraphrases
 from stages.decontaminate.report import EVIDENCE, Row, contaminated_pairs

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from stages.decontaminate.index import DETECTORS, PUBLISHED_RULE, RULES, DecontaminateParams, Findings, Match
+from cosmopedia.contamination.index import DETECTORS, PUBLISHED_RULE, RULES, DecontaminateParams, Findings, Match
 
 SHOWN = 20  # n-grams, and pairs that the two rules judge differently
 DASH = "–"

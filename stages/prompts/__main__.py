@@ -1,10 +1,12 @@
 """prompts: one prompt per source row, style and audience; duplicates dropped before they cost GPU time.
 
-In: data/sources/<source>.parquet, data/topics/web.parquet, prompts/<source>/<style>.txt.
+In: data/sources/<source>.parquet, data/topics/web.parquet, prompts/<source>/<style>.txt; where a template quotes
+passages, data/retrieve/<source>.parquet (RETRIEVED).
 Out: data/prompts/<cell>.parquet (PROMPT; a cell is <source>-<style>, a large one has several files, see
 cosmopedia/tables/cell_files.py) for each style of the chosen presets, data/prompts/removed/removed.parquet
 (REJECTED: every duplicate), metrics/prompts.json, metrics/plots/prompts.csv (prompts and duplicates by source, style,
-format and audience).
+format and audience); data/prompts/references/<cell>.parquet (REFERENCES: the passages that each prompt quotes) where a
+template quotes some.
 Contract: any order of the rows gives the same bytes. Memory does not grow with the rows, except for 70 bytes each.
 What is finished is kept in the store's work/prompts until the stage has ended, so that a killed run goes on.
 Run: python -m stages.prompts; one cell's prompts without any stage: cosmo preview <source> <style>
@@ -19,17 +21,17 @@ from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.execution.workdir import lend, work_folder
 from cosmopedia.files import clear_folder
 from cosmopedia.params import load
+from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import REJECTED
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import count_rows, read_rows
 from cosmopedia.tables.row_counts import write_metrics
 from stages.prompts.near_duplicates import comparison_key, save_band_keys
-from stages.prompts.render import Cell
+from stages.prompts.render import Cell, read_cell
 from stages.prompts.row_counts import complaint, counts_table, duplicate_rates, row_counts_of, sums
-from stages.prompts.selection import select
+from stages.prompts.selection import members_with_passages, select
 from stages.prompts.source_rows import Part, SourceRows, on_disk, read_source_rows
 from stages.prompts.styles import PromptsParams
-from stages.prompts.templates import read_template
 from stages.prompts.writing import counts_in, write_shards
 
 OUT = Path("data/prompts")
@@ -43,8 +45,10 @@ def source_rows_of(source: str, cells: list[Cell], params: PromptsParams, folder
         for key in keys:
             save_band_keys(part, key)
 
+    passages = "left" if any(cell.quotes_passages for cell in cells) else None
+    rows = read_source_rows(source, "inner" if params.without_passage == "skip_everywhere" else passages)
     with Progress(f"prompts: {source}", count_rows(f"data/sources/{source}.parquet"), "source rows") as progress:
-        return on_disk(source, read_source_rows(source), params.extract_chars, folder, index, progress.advance)
+        return on_disk(source, rows, params.extract_chars, folder, index, progress.advance)
 
 
 def write_cells(cells: list[tuple[SourceRows, Cell]], params: PromptsParams, folder: Path) -> list[str]:
@@ -60,10 +64,28 @@ def settings() -> tuple[PromptsParams, dict[str, list[Cell]]]:
     """The stage's params, and the cells of each source with their templates."""
     params = load("prompts", PromptsParams)
     grid = {
-        source: [Cell(source, name, style, read_template(source, name)) for name, style in styles.items()]
+        source: [read_cell(source, name, style, params.without_passage) for name, style in styles.items()]
         for source, styles in params.chosen().items()
     }
     return params, grid
+
+
+def nothing_to_ask(grid: dict[str, list[Cell]], params: PromptsParams) -> str:
+    """Why there is no cell, and what to do."""
+    if params.without_passage == "skip_everywhere":
+        return (
+            f"retrieve has no passage for any row of {', '.join(grid)}; lower retrieve.min_score, give"
+            " knowledge.dataset in the profile more articles, or set prompts.without_passage to plain"
+        )
+    return f"none of {', '.join(grid)} has a row in data/sources; give one a dataset in the profile"
+
+
+def quoting_prompts(cells: set[str]) -> dict[str, int]:
+    """How many prompts of each cell whose template quotes passages do quote some."""
+    counts = dict.fromkeys(sorted(cells), 0)
+    for table in (OUT / "references").glob("*.parquet"):
+        counts[cell_of(table)] += count_rows(table)
+    return counts
 
 
 def main() -> str:
@@ -74,21 +96,25 @@ def main() -> str:
         sources = {source: source_rows_of(source, cells, params, scratch / source) for source, cells in grid.items()}
         cells = [(sources[c.source], c) for several in grid.values() for c in several if sources[c.source].rows]
         if not cells:  # a source that is left out has no cells
-            raise DataError(f"none of {', '.join(grid)} has a row in data/sources; give one a dataset in the profile")
+            raise DataError(nothing_to_ask(grid, params))
         names = write_cells(cells, params, scratch / "out")
         with SortingWriter(OUT / "removed/removed.parquet", REJECTED) as removed:
             for row in read_rows([scratch / "out/removed" / name for name in names], REJECTED):
                 removed.write(row)
         table = counts_table(counts_in(scratch / "out", names, [cell for _, cell in cells]))
+        quoting = {cell.name for _, cell in cells if cell.quotes_passages}
         for name in names:
             lend(scratch / "out" / name, OUT / name)
-    row_counts = row_counts_of(table, sum(rows.rows for rows, _ in cells))
+            if cell_of(name) in quoting:
+                lend(scratch / "out/references" / name, OUT / "references" / name)
+        without = sum(int((~members_with_passages(rows)).sum()) for rows, cell in cells if cell.skips_rows)
+    row_counts = row_counts_of(table, sum(rows.rows for rows, _ in cells), without)
     Path("metrics/plots").mkdir(parents=True, exist_ok=True)
     table.write_csv("metrics/plots/prompts.csv")
     rates = duplicate_rates(table)
-    write_metrics(
-        "metrics/prompts.json", {**row_counts.metrics(), **rates, "goal_rate": params.goal_rate, **sums(table)}
-    )
+    metrics = {**row_counts.metrics(), **rates, "goal_rate": params.goal_rate, **sums(table)}
+    metrics |= {"quoting_passages": quoting_prompts(quoting)} if quoting else {}
+    write_metrics("metrics/prompts.json", metrics)
     if rates["duplicate_rate"] + rates["near_duplicate_rate"] > params.goal_rate:
         print(f"prompts: warning: {complaint(rates, params.goal_rate, f'{OUT}/removed')}", file=sys.stderr)
     return (

@@ -26,11 +26,10 @@ from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import SOURCE
 from cosmopedia.tables.parquet import count_rows, read_table, table_of
 from cosmopedia.tables.row_counts import RowCounts
-from stages.prompts.render import Cell, prepared, prompts_of
+from stages.prompts.render import prepared, prompts_of, read_cell
 from stages.prompts.slots import SLOTS
-from stages.prompts.source_rows import read_source_rows
+from stages.prompts.source_rows import Join, read_source_rows
 from stages.prompts.styles import PromptsParams, Style
-from stages.prompts.templates import read_template
 from stages.sources.normalise import ReadingParams, SourceParams, checked, normalise
 from stages.sources.reader import reader_of
 
@@ -70,22 +69,33 @@ def cells() -> list[dict[str, str]]:
     return listed
 
 
-def seed_rows(source: str, count: int, seed: int) -> pl.DataFrame:
+def seed_rows(source: str, count: int, seed: int, passages: Join | None) -> pl.DataFrame:
     """`count` rows with a `topic`, drawn by the seed from `candidates`, whatever their batches."""
     taken = pl.DataFrame()
-    for batch in candidates(source):
+    for batch in candidates(source, passages):
         taken = pl.concat([taken, batch], how="diagonal_relaxed")
         taken = taken.filter(pl.col("row_id").is_in(draw_sample(seed, "preview", taken["row_id"], count)))
     return taken
 
 
-def candidates(source: str) -> Iterator[pl.DataFrame]:
-    """Rows with a `topic`, of the stages' tables where they exist, else of the dataset; says on stderr which."""
+def candidates(source: str, passages: Join | None) -> Iterator[pl.DataFrame]:
+    """Rows with a `topic`, of the stages' tables where they exist, else of the dataset; says on stderr which.
+
+    With `passages` as for `read_source_rows` they can only be of the tables: `ConfigError` where there are none.
+    """
     table = Path(f"data/sources/{source}.parquet")
     made = table.is_file() and count_rows(table) > 0  # an empty one is of a run that left the source out
+    if passages and not Path(f"data/retrieve/{source}.parquet").is_file():
+        raise ConfigError(
+            f"this style quotes passages, and data/retrieve/{source}.parquet is missing: dvc repro retrieve"
+        )
     if made and (source != "web" or Path("data/topics/web.parquet").is_file()):
-        yield from read_source_rows(source)
+        yield from read_source_rows(source, passages)
         return
+    if passages:
+        raise ConfigError(
+            "this style quotes passages, for which the stages before it must have run: dvc repro prompts"
+        )
     rows = pl.DataFrame(read_table(table, SOURCE)) if made else first_rows(source)
     if source != "web":
         yield rows.with_columns(topic=pl.lit(None, pl.String))
@@ -150,13 +160,16 @@ def preview(source: str, name: str, count: int, seed: int | None, chat: bool, en
     """`count` prompts of a cell, with what the endpoint writes for them; print no text of it that is not `visible`."""
     params = load("prompts", PromptsParams)
     style = style_of(params, source, name)
-    template = read_template(source, name)
-    rows = seed_rows(source, count, params.seed if seed is None else seed)
+    cell = read_cell(source, name, style, params.without_passage)
+    template = cell.template
+    passages = None if not cell.quotes_passages else "left" if cell.plain else "inner"
+    rows = seed_rows(source, count, params.seed if seed is None else seed, passages)
     if rows.is_empty():
-        raise DataError(f"data/sources/{source}.parquet has no row to make a prompt of")
+        among = f"data/retrieve/{source}.parquet has passages for no row" if passages else "has no row"
+        raise DataError(f"data/sources/{source}.parquet: {among} to make a prompt of")
     rows = prepared(source, rows, params.extract_chars).sort_by("row_id")
-    cell = prompts_of(rows, Cell(source, name, style, template), params).to_pydict()
-    prompts = list(zip(cell["prompt_id"], cell["prompt"], strict=True))
+    made = prompts_of(rows, cell, params).to_pydict()
+    prompts = list(zip(made["prompt_id"], made["prompt"], strict=True))
     answers = completions(prompts, endpoint) if endpoint else [None] * len(prompts)
     render = GenerationModel.read().render if chat else str
     return {
@@ -172,6 +185,6 @@ def preview(source: str, name: str, count: int, seed: int | None, chat: bool, en
                 "prompt": render(prompt),
                 "completion": answer,
             }
-            for seed_id, (_, prompt), answer in zip(cell["seed_id"], prompts, answers, strict=True)
+            for seed_id, (_, prompt), answer in zip(made["seed_id"], prompts, answers, strict=True)
         ],
     }

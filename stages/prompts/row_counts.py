@@ -16,11 +16,17 @@ def counts_table(rows: list[tuple]) -> pl.DataFrame:
     return table.group_by(CELL).agg(pl.col(counts).sum()).sort(CELL)
 
 
-def row_counts_of(table: pl.DataFrame, rows: int) -> RowCounts:
-    """The stage's row counts; `rows`: source rows x styles. `not_drawn` are those that no style took."""
+def row_counts_of(table: pl.DataFrame, rows: int, without_passage: int = 0) -> RowCounts:
+    """The stage's row counts; `rows`: source rows x styles. `not_drawn` are those that no style took, and
+    `without_passage` those that a grounded style could not take."""
     kept, same, near = (int(n) for n in table.select("prompts", "duplicates", "near_duplicates").sum().row(0))
     row_counts = RowCounts("prompts", rows, kept)
-    removed = {"duplicate_prompt": same, "near_duplicate_prompt": near, "not_drawn": rows - kept - same - near}
+    removed = {
+        "duplicate_prompt": same,
+        "near_duplicate_prompt": near,
+        "not_drawn": rows - kept - same - near - without_passage,
+    }
+    removed |= {"without_passage": without_passage} if without_passage else {}
     for reason, number in removed.items():
         row_counts.remove(reason, number)
     return row_counts

@@ -8,7 +8,7 @@ import numpy as np
 
 from stages.prompts.exact_duplicates import fingerprints, repeated
 from stages.prompts.near_duplicates import comparison_key, near_duplicates
-from stages.prompts.render import Cell, drawn
+from stages.prompts.render import Cell, drawn, has_passages
 from stages.prompts.source_rows import SourceRows
 from stages.prompts.styles import PromptsParams
 
@@ -34,7 +34,17 @@ def select(
 
 def members(rows: SourceRows, cell: Cell, params: PromptsParams) -> np.ndarray:
     """Whether a cell takes each source row."""
-    return np.load(rows.kept(f"drawn-{cell.style_name}", lambda: drawn(rows.digests(), cell, params)))
+
+    def make() -> np.ndarray:
+        usable = (has_passages(part.table()) if cell.skips_rows else None for part in rows.parts)
+        return drawn(rows.digests(), cell, params, usable)
+
+    return np.load(rows.kept(f"drawn-{cell.style_name}", make))
+
+
+def members_with_passages(rows: SourceRows) -> np.ndarray:
+    """Whether retrieve has passages for each source row."""
+    return np.concatenate([np.zeros(0, dtype=bool), *(has_passages(part.table()) for part in rows.parts)])
 
 
 def near_duplicates_of(rows: SourceRows, cell: Cell, params: PromptsParams) -> np.ndarray:

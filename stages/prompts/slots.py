@@ -1,8 +1,9 @@
 """The slots that each source offers to its templates, as columns.
 
 Every source offers what its rows know, and one that is not listed here its title and extract; `$extract` is cut at a
-word's end, the "already covered" sentence is empty for the first unit and keeps to a budget of names. Data can hold
-any character, since a slot's value is never read as a template.
+word's end, the "already covered" sentence is empty for the first unit and keeps to a budget of names. `$references`
+are the passages that the stage retrieve has for a row. Data can hold any character, since a slot's value is never
+read as a template.
 """
 
 import json
@@ -24,18 +25,19 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "taxonomy": ("subject", "within", "touching"),
 }
 UNLISTED = ("title", "extract")  # of any other source
+REFERENCES = "references"  # of every source
 QUOTED = ("extract", "prompt")  # slots that hold a source row's text
 NAMES_LISTED = 6  # covered units that are named: the last ones, since they are the nearest
 
 
 def offered(source: str) -> tuple[str, ...]:
     """The slots that a source offers."""
-    return SLOTS.get(source, UNLISTED)
+    return (*SLOTS.get(source, UNLISTED), REFERENCES)
 
 
 def naming_slots(slots: Iterable[str]) -> tuple[str, ...]:
     """Of a template's slots those that say what a prompt is about, sorted: without what was covered before."""
-    return tuple(sorted(set(slots) - {"covered", "in_topic"}))
+    return tuple(sorted(set(slots) - {"covered", "in_topic", REFERENCES}))
 
 
 def covered_sentence(parts: list[str], units: list[str], part: str, unit: str) -> str:
@@ -63,11 +65,14 @@ def extract(column: str, chars: int) -> pl.Expr:
 
 
 def slot_columns(source: str, rows: pl.DataFrame, extract_chars: int) -> pl.DataFrame:
-    """SOURCE rows (web rows with their `topic`) with one more column per slot: `slot.<name>`.
+    """SOURCE rows (web rows with their `topic`, those of grounded cells with `references`) with one more column per
+    slot: `slot.<name>`.
 
     Ready-made prompts bring a format, an audience and the data that they quote: `own.<name>`.
     """
     rows = rows.with_columns(extract("text", extract_chars).alias("slot.extract"))
+    if REFERENCES in rows.columns:
+        rows = rows.with_columns(pl.col(REFERENCES).fill_null("").alias(f"slot.{REFERENCES}"))
     if source == "web":
         named = pl.when(pl.col("topic").str.strip_chars() != "").then(
             pl.format(', within the context of "{}"', pl.col("topic"))

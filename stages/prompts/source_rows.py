@@ -11,8 +11,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import polars as pl
@@ -21,10 +22,11 @@ import pyarrow.compute as pc
 
 from cosmopedia.execution.workdir import lend
 from cosmopedia.files import replacing, write_text
-from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
+from cosmopedia.tables.contracts import RETRIEVED, SOURCE, TOPIC_OF_ROW, Contract
 from cosmopedia.tables.parquet import read_batches
 from stages.prompts.render import DIGEST, digests_of, order_of, prepared
 
+Join = Literal["left", "inner"]
 COLUMNS = ["row_id", "title", "text", "context", "licence", "revision"]
 READ_ROWS = 8192
 RUN_ROWS, RUN_BYTES = 1 << 17, 192 << 20  # a run ends with the batch that reaches one of them
@@ -32,26 +34,39 @@ PART_ROWS, PART_BYTES = 1 << 17, 192 << 20  # a part holds at most about so much
 SLICE_ROWS, SLICE_BYTES = 10_000, 48 << 20  # of a part, for whoever makes something of each row
 
 
-def read_source_rows(source: str) -> Iterator[pl.DataFrame]:
-    """A source's rows in batches; for the web only those whose topic was kept, with the topic."""
-    topics = topic_batches() if source == "web" else None
-    known = pl.DataFrame(schema={"row_id": pl.String, "topic": pl.String})
-    for table in read_batches([f"data/sources/{source}.parquet"], SOURCE, COLUMNS, READ_ROWS):
-        rows = cast(pl.DataFrame, pl.from_arrow(table))
-        if topics is None or rows.is_empty():
-            yield rows.with_columns(topic=pl.lit(None, pl.String))
-            continue
-        last = rows["row_id"][-1]
-        while (known.is_empty() or known["row_id"][-1] < last) and (more := next(topics, None)) is not None:
-            known = pl.concat([known, more])
-        yield rows.join(known, on="row_id", how="inner", maintain_order="left")
-        known = known.filter(pl.col("row_id") > last)
+def read_source_rows(source: str, passages: Join | None = None) -> Iterator[pl.DataFrame]:
+    """A source's rows in batches; for the web only those whose topic was kept, with the topic.
+
+    `passages`: also `references` and `passages` of the stage retrieve, null where it has none ("left"), or only rows
+    for which it has some ("inner").
+    """
+    batches = _frames(f"data/sources/{source}.parquet", SOURCE, COLUMNS)
+    if source == "web":
+        batches = _joined(batches, _frames("data/topics/web.parquet", TOPIC_OF_ROW, ["row_id", "topic"]), "inner")
+    else:
+        batches = (rows.with_columns(topic=pl.lit(None, pl.String)) for rows in batches)
+    if passages:
+        columns = ["row_id", "passages", "references"]
+        batches = _joined(batches, _frames(f"data/retrieve/{source}.parquet", RETRIEVED, columns), passages)
+    return batches
 
 
-def topic_batches() -> Iterator[pl.DataFrame]:
-    """The web rows whose topic was kept, with the topic, in the order of their ids."""
-    for table in read_batches(["data/topics/web.parquet"], TOPIC_OF_ROW, ["row_id", "topic"], READ_ROWS):
+def _frames(path: str, contract: Contract, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Some columns of a table, in batches in the order of the row ids; at least one batch."""
+    empty = contract.narrow(columns).schema.empty_table()
+    for table in chain([empty], read_batches([path], contract, columns, READ_ROWS)):
         yield cast(pl.DataFrame, pl.from_arrow(table))
+
+
+def _joined(batches: Iterator[pl.DataFrame], others: Iterator[pl.DataFrame], how: Join) -> Iterator[pl.DataFrame]:
+    """Batches joined with others by row id; both are in the order of these ids, and only what is needed is kept."""
+    known = next(others)
+    for rows in batches:
+        last = rows["row_id"][-1] if rows.height else ""
+        while (known.is_empty() or known["row_id"][-1] < last) and (more := next(others, None)) is not None:
+            known = pl.concat([known, more])
+        yield rows.join(known, on="row_id", how=how, maintain_order="left")
+        known = known.filter(pl.col("row_id") > last)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from cosmopedia.errors import ConfigError
 from cosmopedia.params import Params
 from stages.prompts.slots import SLOTS
 
-Preset = Literal["cosmopedia", "grid", "rephrase", "taxonomy"]
+Preset = Literal["cosmopedia", "grid", "rephrase", "taxonomy", "grounded"]
+WithoutPassage = Literal["plain", "skip", "skip_everywhere"]
 STYLE = re.compile(r"\w+")  # a cell's files are named after it
 
 
@@ -30,6 +31,7 @@ class PromptsParams(Params):
     topic_probability: float = Field(ge=0, le=1)
     near_duplicate: float | None = Field(ge=0.5, le=1)  # similarity from which the later of two rows goes; None: off
     goal_rate: float = Field(ge=0, le=1)  # duplicates among a run's prompts above which the stage warns
+    without_passage: WithoutPassage  # what rows get for which retrieve has no passage
     extract_chars: int = Field(ge=40)
     per_cell: int | None = Field(ge=1)
     presets: list[Preset] = Field(min_length=1)

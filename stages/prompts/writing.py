@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from cosmopedia.files import write_text
 from cosmopedia.tables.cell_files import cell_of, shard_names, source_and_style
-from cosmopedia.tables.contracts import PROMPT, REJECTED
+from cosmopedia.tables.contracts import PROMPT, REFERENCES, REJECTED
 from cosmopedia.tables.parquet import TableWriter, table_of
-from stages.prompts.render import Cell, prompts_of
+from stages.prompts.render import Cell, has_passages, prompts_of
 from stages.prompts.selection import EXACT, KEPT, NEAR, NOT_DRAWN
 from stages.prompts.source_rows import Part, SourceRows
 from stages.prompts.styles import PromptsParams
@@ -45,7 +45,8 @@ def write_shards(
 ) -> list[str]:
     """Write the files of a cell that are not there yet; the names of all. The arrays are those of `selection.select`.
 
-    Into `folder`: the prompts, `removed/` with the others as REJECTED rows, `counts/` of both by format and audience.
+    Into `folder`: the prompts, `removed/` with the others as REJECTED rows, `counts/` of both by format and audience,
+    and for a cell whose template quotes passages `references/` with their ids.
     `advance` is called with source rows done.
     """
     names = shard_names(cell.name, shard_count(int((selection == KEPT).sum())))
@@ -78,7 +79,11 @@ def _write_shard(
 ) -> list[tuple]:
     """Write one file, and next to it what was removed; (format, audience, counts ...)."""
     counts: dict[tuple[str, str], Counter[str]] = {}
-    with TableWriter(path, PROMPT, 1) as kept, TableWriter(path.parent / "removed" / path.name, REJECTED) as removed:
+    with (
+        TableWriter(path, PROMPT, 1) as kept,
+        TableWriter(path.parent / "removed" / path.name, REJECTED) as removed,
+        TableWriter(path.parent / "references" / path.name, REFERENCES) as references,
+    ):
         for part in parts:
             drawn = np.flatnonzero(selection[part.first : part.first + part.rows] != NOT_DRAWN)
             for places, rows in part.slices(drawn):
@@ -87,6 +92,10 @@ def _write_shard(
                 count(prompts, selected, counts)
                 others = np.flatnonzero(selected != KEPT)
                 kept.write_table(prompts.filter(pa.array(selected == KEPT)) if len(others) else prompts)
+                if cell.quotes_passages:
+                    quoting = pa.array((selected == KEPT) & has_passages(rows))
+                    pairs = pa.table({"prompt_id": prompts["prompt_id"], "passages": rows["passages"]})
+                    references.write_table(pairs.filter(quoting))
                 duplicated = [originals.get(place, "") for place in (places[others] + part.first).tolist()]
                 rejected = rejections(prompts.take(pa.array(others)), selected[others].tolist(), duplicated)
                 removed.write_table(table_of(rejected, REJECTED, cell.name))

@@ -5,11 +5,13 @@ metrics/plots/topics.png, data/decontaminate/*.parquet (DOCUMENT),
 data/{generate,clean}/*.parquet (DOCUMENT), data/{clean,dedup,decontaminate}/removed/removed.parquet (REMOVED),
 data/cluster/assignments.parquet (ASSIGNMENT), data/topics/{topics,web}.parquet (TOPIC, TOPIC_OF_ROW),
 data/sources/web.parquet (SOURCE),
-data/{evaluate,baselines}/*.parquet (DETAIL, HELDOUT).
+data/{evaluate,baselines}/*.parquet (DETAIL, HELDOUT), data/prompts/references/*.parquet (REFERENCES) and
+data/knowledge/passages.parquet (PASSAGE) where prompts quote passages.
 Out: metrics/report.json (the numbers that `dvc metrics diff` and `dvc exp show` compare),
 metrics/plots/{removed,tokens}.csv, data/report/{index,viewer,map}.html (each one file that needs no network),
 data/report/figures/*.svg, data/corpus/ (the synthetic documents of data/decontaminate and the dataset card: what
-leaves the repository), and data/report/run.html (where, when and at what cost), which DVC ignores.
+leaves the repository; with attributions.csv where prompts quote passages), and data/report/run.html (where, when and
+at what cost), which DVC ignores.
 Contract: the same inputs give the same bytes, except in run.html. Text from models and the web is escaped.
 Run: python -m stages.report
 """

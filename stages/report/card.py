@@ -4,8 +4,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import polars as pl
+
 from cosmopedia.cards import escaped, head, licence_text, model_rows, rows, size_category, source_rows
 from cosmopedia.corpus.components import SYNTHETIC
+from cosmopedia.corpus.references import ATTRIBUTIONS
 from cosmopedia.licences import Terms, front_matter, terms
 from stages.report.composition import BY, composition
 from stages.report.facts import DATA, FILTERS, Facts, published_tables
@@ -38,7 +41,8 @@ LINEAGE = {
 
 def dataset_card(facts: Facts, profile: str) -> str:
     """card.md, filled in. Values from data are escaped, as YAML in the head and as Markdown below it."""
-    whole = terms((licence for _, licence, _ in facts.licences), (model for model, _ in facts.generators))
+    licences = {*(licence for _, licence, _ in facts.licences), *facts.quoted["licence"]}
+    whole = terms(licences, (model for model, _ in facts.generators))
     slots = {
         "profile": escaped(profile),
         "head": head(_head(facts, profile, whole)),
@@ -102,8 +106,30 @@ def _lineage(facts: Facts, whole: Terms) -> dict[str, Any]:
         "language": facts.metrics["clean"].get("language") or "not checked",
         "licence": licence_text(whole),
         "licences": source_rows(seeds),
+        "passages": _passages(facts),
         "models": model_rows(facts.generators),
     }
+
+
+def _passages(facts: Facts) -> str:
+    """The articles that prompts quote, by corpus and licence; nothing where none quotes any."""
+    if not facts.quoted.height:
+        return ""
+    dataset = str(facts.metrics["knowledge"].get("dataset") or DASH)
+    by = (
+        facts.quoted.group_by("revision", "licence")
+        .agg(pl.len(), pl.col("documents").sum())
+        .sort("revision", "licence")
+    )
+    lines = (
+        [dataset, revision, licence, number(articles), number(documents)]
+        for revision, licence, articles, documents in by.iter_rows()
+    )
+    return (
+        f"\nPrompts also quote passages of articles; `{ATTRIBUTIONS}` names every one, with its licence:\n\n"
+        "| articles of | revision | licence | articles | times quoted |\n|---|---|---|---:|---:|\n"
+        f"{rows(lines)}\n"
+    )
 
 
 def _made(facts: Facts) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import shutil
 
+from cosmopedia.corpus.references import ATTRIBUTIONS
 from cosmopedia.files import clear_folder, write_text
 from cosmopedia.tables.parquet import count_rows
 from stages.report.card import dataset_card
@@ -21,4 +22,6 @@ def publish(facts: Facts, profile: str) -> str:
     for table in tables:
         shutil.copyfile(table, OUT / table.name)
     write_text(OUT / "README.md", dataset_card(facts, profile))
+    if facts.quoted.height:
+        facts.quoted.write_csv(OUT / ATTRIBUTIONS)
     return f"{OUT} ({facts.documents:,} documents in {len(tables)} files)"

@@ -13,6 +13,7 @@ import polars as pl
 
 from cosmopedia.corpus.components import NATURAL, is_natural
 from cosmopedia.corpus.openings import Openings
+from cosmopedia.corpus.references import quoted_articles
 from cosmopedia.errors import DataError
 from cosmopedia.rng import draw_u64
 from cosmopedia.tables.cell_files import cell_of, source_and_style
@@ -25,7 +26,7 @@ METRICS, DATA = Path("metrics"), Path("data")
 ASSIGNMENTS = DATA / "cluster" / "assignments.parquet"
 REQUIRED = ("prompts", "pilot", "generate", "clean", "dedup", "decontaminate", "mix", "tokenize_corpus", "train")
 REQUIRED += ("evaluate",)
-OPTIONAL = ("generator", "embed", "cluster", "label", "topics", "benchmarks", "export", "baselines")
+OPTIONAL = ("generator", "knowledge", "embed", "cluster", "label", "topics", "benchmarks", "export", "baselines")
 FILTERS = ("clean", "dedup", "decontaminate")  # the stages that take documents out, in order
 GLANCE = ("completion_id", "source", "style", "format", "audience", "text_token_length", "model", "model_revision")
 
@@ -55,6 +56,7 @@ class Facts:
     by_audience: Counter[str]
     generators: list[tuple[str, str]]  # model and revision that wrote the corpus
     licences: list[tuple[str, str, str]]  # source, seed licence, seed revision
+    quoted: pl.DataFrame  # articles that prompts quote: licence, revision, article, title, documents
     baselines: dict[str, dict[str, Any]]  # scores by baseline, and ours on the same items; {} without baselines
     examples: dict[str, list[dict[str, Any]]]  # DOCUMENT rows by format
     removed: dict[tuple[str, str], list[dict[str, Any]]]  # REMOVED rows by stage and reason
@@ -80,6 +82,7 @@ def collect(seed: int, examples: int) -> Facts:
         sources={p.stem: _json(p) for p in sorted((METRICS / "sources").glob("*.json"))},
         prompts=read_csv(METRICS / "plots" / "prompts.csv"),
         contamination=read_csv(METRICS / "plots" / "contamination.csv"),
+        quoted=quoted_articles(cells),
         losses=read_csv(METRICS / "plots" / "train_loss.csv"),
         openings=(openings_of("generate"), openings_of("clean")),
         examples=fetch(cells, chosen),

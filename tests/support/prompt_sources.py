@@ -30,12 +30,12 @@ ODD = [
 def params(**changes) -> PromptsParams:
     return PromptsParams(
         **{"seed": 1, "topic_probability": 0.5, "extract_chars": 200, "per_cell": None, "near_duplicate": 0.8}
-        | {"goal_rate": 0.01, "presets": ["cosmopedia"], "styles": {}, **changes}
+        | {"goal_rate": 0.01, "without_passage": "skip", "presets": ["cosmopedia"], "styles": {}, **changes}
     )
 
 
 def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
-    """SOURCE rows of any source whose every field is odd."""
+    """SOURCE rows of any source whose every field is odd, with a topic and passages."""
     rows = []
     for n, text in enumerate(texts):
         name = text[:200].strip()
@@ -45,7 +45,9 @@ def odd_rows(source: str, texts: list[str], topic: str | None = "Geology") -> pl
         lists |= {"trail": [name], "keywords": [name]}
         context = json.dumps({**context, **lists, "seed_data": name}, ensure_ascii=False)
         row = {"row_id": f"{source}/{n:04d}", "source": source, "original_id": str(n), "title": name, "text": text}
-        rows.append({**row, "context": context, "url": None, "licence": "CC0-1.0", "revision": "r", "topic": topic})
+        found = {"references": text, "passages": [f"article/{n:04d}"]}
+        row |= {"context": context, "url": None, "licence": "CC0-1.0", "revision": "r", "topic": topic}
+        rows.append(row | found)
     return pl.DataFrame(rows, schema_overrides={"topic": pl.String, "url": pl.String})
 
 
@@ -63,7 +65,7 @@ def repository(folder: Path, sources: dict[str, list[dict]], **changes: object) 
 
 
 def source_rows(source: str, texts: list[str]) -> list[dict]:
-    return odd_rows(source, texts).drop("topic").to_dicts()
+    return odd_rows(source, texts).select(SOURCE.schema.names).to_dicts()
 
 
 def passage(number: int, words: int = 60) -> list[str]:

@@ -12,11 +12,14 @@ import pytest
 from cosmopedia.cli import trace
 from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.rng import content_hash
+from cosmopedia.tables.contracts import PASSAGE, REFERENCES
+from cosmopedia.tables.parquet import write_table
 from cosmopedia.tracing.backward import downstream
 from cosmopedia.tracing.changes import word_diff
 from tests.support.command_line import cosmo
 from tests.support.documents import ROOT, document
 from tests.support.finished_run import (
+    CELL,
     COPY,
     FAILED_ID,
     KEPT,
@@ -289,3 +292,14 @@ def test_a_diff_of_large_texts_is_quick_and_gives_both_back() -> None:
     for pieces in (word_diff(old, new), word_diff(f"a {old}", f"b {new}")):
         assert "".join(text for kind, text in pieces if kind != "+").endswith("x y")
         assert "".join(text for kind, text in pieces if kind != "-").endswith("z")
+
+
+def test_the_passages_that_a_prompt_quotes_are_named_with_article_and_licence(run: Path) -> None:
+    assert one(KEPT)["passages"] == []
+    write_table(f"data/prompts/references/{CELL}", [{"prompt_id": KEPT, "passages": ["b/1", "a/0"]}], REFERENCES)
+    same = {"title": "Tides", "text": "Two bulges.", "revision": "r1", "licence": "CC-BY-SA-3.0"}
+    rows = [{"passage_id": name, "article": f"https://{name[0]}", **same} for name in ("a/0", "a/1", "b/1")]
+    write_table("data/knowledge/passages.parquet", rows, PASSAGE)
+    found = one(KEPT)["passages"]
+    assert [(row["passage_id"], row["article"]) for row in found] == [("b/1", "https://b"), ("a/0", "https://a")]
+    assert "Tides, https://b, CC-BY-SA-3.0, r1: Two bulges." in " ".join(cosmo(trace.app, KEPT).split())

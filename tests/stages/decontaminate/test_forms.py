@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmopedia.contamination.forms import forms_of
+from cosmopedia.contamination.index import Index
 from cosmopedia.params import read_yaml
 from cosmopedia.tables.contracts import PARAPHRASE, REMOVED
 from cosmopedia.tables.parquet import read_rows, write_table
 from stages.decontaminate.__main__ import main
-from stages.decontaminate.forms import forms_of
-from stages.decontaminate.index import Index
 from tests.stages.decontaminate.test_decontaminate import ALL, FILLER, RULE
 from tests.support.documents import PAIRS, document, repository, write_documents, write_items
 

@@ -15,7 +15,7 @@ from stages.prompts.cosmo_preview import app
 from tests.support.command_line import cosmo
 from tests.support.fake_tgi import FakeTgi, text_of
 from tests.support.prompt_rows import write_model
-from tests.support.prompt_sources import odd_rows, passage, repository, source_rows
+from tests.support.prompt_sources import passage, repository, source_rows
 
 ROOT = Path(__file__).parents[3]
 SHOWN = re.compile(r"--- (\S+), \w+ for \w+\n(.*?)\n\n(?=--- |\Z)", re.DOTALL)
@@ -103,7 +103,5 @@ def test_the_list_has_every_template(fresh: Path) -> None:
 
 
 def test_data_cannot_command_a_terminal(empty_folder: Path) -> None:
-    repository(
-        empty_folder, {"wikihow": odd_rows("wikihow", ["Clear \x1b[2J \u202e the screen"]).drop("topic").to_dicts()}
-    )
+    repository(empty_folder, {"wikihow": source_rows("wikihow", ["Clear \x1b[2J \u202e the screen"])})
     assert r"Clear \x1b[2J \u202e the screen" in cosmo(app, "wikihow", "article", "-k", 1)

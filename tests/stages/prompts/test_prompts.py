@@ -20,7 +20,7 @@ from stages.prompts import __main__ as prompts
 from stages.prompts.ids import digests, prompt_ids
 from stages.prompts.near_duplicates import ComparisonKey, comparison_key, near_duplicates, save_band_keys
 from stages.prompts.render import Cell, digests_of, drawn, order_of, prepared, prompts_of
-from stages.prompts.slots import SLOTS, covered_sentence, slot_columns
+from stages.prompts.slots import covered_sentence, offered, slot_columns
 from stages.prompts.source_rows import on_disk
 from stages.prompts.styles import PromptsParams, Style
 from stages.prompts.templates import Template, parse_template, read_template
@@ -55,6 +55,7 @@ OPENINGS = (
 
 def seeds(texts: list[str], topic: str | None = "Geology") -> pl.DataFrame:
     columns = {"source": "web", "title": "", "context": "{}", "url": None, "licence": "CC0-1.0", "revision": "r"}
+    columns["references"] = "[1] Basalt: a dark rock."
     rows = [
         {"row_id": f"web/{n}", "original_id": str(n), "text": t, "topic": topic, **columns}
         for n, t in enumerate(texts)
@@ -99,7 +100,7 @@ def test_every_template_carries_odd_data_unharmed(source: str, style: str) -> No
 
 @pytest.mark.parametrize(("source", "style"), [cell for cell in CELLS if cell[0] != "ready"])
 def test_every_template_says_how_not_to_begin(source: str, style: str) -> None:
-    text = read_template(source, style, ROOT / "prompts").render(dict.fromkeys(SLOTS[source], ""))
+    text = read_template(source, style, ROOT / "prompts").render(dict.fromkeys(offered(source), ""))
     assert sum(f'"{opening}' in text for opening in OPENINGS) >= 2
 
 
@@ -127,7 +128,7 @@ def _lines(pieces: tuple[str, ...]) -> list[str]:
 @pytest.mark.parametrize(("source", "style"), CELLS)
 def test_every_style_has_a_template_that_uses_only_its_sources_slots(source: str, style: str) -> None:
     template = read_template(source, style, ROOT / "prompts")
-    rendered = template.render({slot: f"<{slot}>" for slot in SLOTS[source]})
+    rendered = template.render({slot: f"<{slot}>" for slot in offered(source)})
     assert "$" not in rendered and not rendered.startswith("#")
 
 
@@ -274,7 +275,7 @@ def test_any_order_of_rows_gives_the_same_bytes(empty_folder: Path, monkeypatch:
             yield from rows.sample(fraction=1, shuffle=True, seed=seed).iter_slices(1 + 13 * seed)
 
     for seed in range(3):
-        monkeypatch.setattr(prompts, "read_source_rows", lambda s, seed=seed: shuffled(s, seed))
+        monkeypatch.setattr(prompts, "read_source_rows", lambda s, _, seed=seed: shuffled(s, seed))
         prompts.main()
         files = [*Path("data/prompts").rglob("*.parquet"), Path("metrics/prompts.json")]
         made.append({str(path): path.read_bytes() for path in files})

@@ -13,9 +13,9 @@ from typing import Any
 import numba
 import numpy as np
 
+from cosmopedia.contamination.forms import QUESTION_ANSWER, FormHashes
+from cosmopedia.contamination.ngrams import NgramTable
 from cosmopedia.corpus.word_hashes import WordHashes
-from stages.decontaminate.forms import QUESTION_ANSWER, FormHashes
-from stages.decontaminate.ngrams import NgramTable
 
 SLACK = 1  # places by which words may be moved
 TEMPLATE = 100  # forms; an n-gram that more of them have is a template and leads to none

@@ -32,14 +32,17 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from cosmopedia.contamination.forms import QUESTION, QUESTION_ANSWER, Form, FormHashes, forms_of
+from cosmopedia.contamination.matching_blocks import Block, Matcher
+from cosmopedia.contamination.ngrams import NOT_COUNTED, NgramTable
+from cosmopedia.contamination.parts import PartsTable
+from cosmopedia.contamination.tolerant import Similar, TolerantTable
 from cosmopedia.corpus.word_hashes import Texts, WordHashes, word_hashes
 from cosmopedia.corpus.words import NORMAL, PUBLISHED
+from cosmopedia.errors import DataError
 from cosmopedia.params import Params
-from stages.decontaminate.forms import QUESTION, QUESTION_ANSWER, Form, FormHashes
-from stages.decontaminate.matching_blocks import Block, Matcher
-from stages.decontaminate.ngrams import NOT_COUNTED, NgramTable
-from stages.decontaminate.parts import PartsTable
-from stages.decontaminate.tolerant import Similar, TolerantTable
+from cosmopedia.tables.contracts import BENCHMARK
+from cosmopedia.tables.parquet import read_batches
 
 RULES = ("plain", "window")
 PUBLISHED_RULE, FORMS, TOLERANT = DETECTORS = ("published", "forms", "tolerant")
@@ -342,6 +345,20 @@ class Index:
     def read(path: Path) -> "Index":
         """What `save` wrote."""
         return pickle.loads(path.read_bytes())
+
+
+def item_forms(tables: list[Path], published_only: bool) -> Iterator[Form]:
+    """Every benchmark item in all its forms, or in the published one. `DataError` for an id in two files."""
+    columns = ["item_id", "task", "choices", "question", "answer", "other_forms"]
+    seen: dict[str, Path] = {}
+    for table in tables:
+        for rows in read_batches([table], BENCHMARK, columns):
+            for row in rows.to_pylist():
+                if (first := seen.setdefault(row["item_id"], table)) is not table:
+                    raise DataError(
+                        f"{table}: item {row['item_id']!r} is in {first} too; run the benchmarks stage again"
+                    )
+                yield from forms_of(row, published_only)
 
 
 def joined(document: str, blocks: list[Block], size: int) -> tuple[str, float]:

@@ -9,10 +9,10 @@ from typing import Any
 import numba
 import numpy as np
 
+from cosmopedia.contamination.forms import FormHashes
+from cosmopedia.contamination.ngrams import NgramTable
 from cosmopedia.corpus.word_hashes import WordHashes
 from cosmopedia.hashing import GOLDEN
-from stages.decontaminate.forms import FormHashes
-from stages.decontaminate.ngrams import NgramTable
 
 ANCHORS = np.array([1, 2, 3, 5])  # words, the first of the longest part, by which it is looked for
 
