@@ -5,9 +5,9 @@
     python -m perf.faithful --part held         # those alone that nothing was tuned on
     python -m perf.faithful --show              # with each case that went wrong
 
-Next to it a plain rule, exact strings: numbers in digits, and capitals within sentences, that the source does not have. Printed
-are, by kind of case, how many true cases stay without a span, and how many planted words are in one; then precision and
-recall of spans, and CPU seconds per MB of text.
+Next to it a plain rule, exact strings: numbers in digits, and capitals within sentences, that the source lacks.
+Printed are, by kind of case, how many planted words are in a span, and in how many cases a span is over none; then
+precision and recall of spans, and CPU seconds per MB of text.
 """
 
 import argparse
@@ -134,8 +134,8 @@ def main() -> str:
         figures.append(f"{part} " + ", ".join(f"{rule} {p:.2f}/{r:.2f}" for rule, (p, r) in by_rule.items()))
     speed = seconds_per_mb(cases)
     return (
-        f"precision/recall of spans: {'; '.join(figures)}; {speed[0]:.2f} CPU s per MB, {speed[0] / speed[1]:.0f} times"
-        " as long as exact strings"
+        f"precision/recall of spans: {'; '.join(figures)}; {speed[0]:.2f} CPU s per MB,"
+        f" {speed[0] / speed[1]:.0f} times as long as exact strings"
     )
 
 

@@ -21,7 +21,8 @@ PATTERN = re.compile(
     | (?P<dmy_d>{_DAY})[ ](?:of[ ])?(?P<dmy_m>{_MONTH})(?![\w])(?:,?[ ](?:of[ ])?(?P<dmy_y>{_YEAR})(?![\w]))?
     | (?P<mdy_m>{_MONTH})[ ](?:the[ ])?(?P<mdy_d>{_DAY})(?![\w])(?:,?[ ](?P<mdy_y>{_YEAR})(?![\w]))?
     | (?P<my_m>{_MONTH}),?[ ](?:of[ ])?(?P<my_y>{_YEAR})(?![\w])
-    | (?:in|of|by|since|until|till|during|early|late|last|next|every|each|mid|from|to|between)[ -](?P<m>{_MONTH})(?![\w])(?!,?[ ](?:of[ ]|the[ ])?\d)
+    | (?:in|of|by|since|until|till|during|early|late|last|next|every|each|mid|from|to|between)[ -](?P<m>{_MONTH})
+        (?![\w])(?!,?[ ](?:of[ ]|the[ ])?\d)
     | (?P<decade>(?:1\d\d|20\d)0)['’]?s(?![\w])
     | (?P<century>\d{{1,2}})(?:st|nd|rd|th)[ -]centur(?:y|ies)(?![\w])
     | (?P<century_word>{_TENS})[ -]centur(?:y|ies)(?![\w])

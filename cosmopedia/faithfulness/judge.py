@@ -1,8 +1,8 @@
-"""What a text says beyond its source: numbers, units, dates and names that are not in it, and how many of its words are.
+"""What a text says beyond its source: numbers, units, dates and names that are not in it; how many of its words are.
 
-Nothing is asked of a model, and nothing is understood: a number that the source has counts as supported wherever the
-text puts it, and an invented sentence without numbers and names shows in `word_support` alone. Numbers that follow from
-others by arithmetic are not in the source. Time is linear in the lengths of both.
+Nothing is asked of a model, and nothing is understood: a number that the source has counts as supported wherever
+the text puts it, and an invented sentence without numbers and names shows in `word_support` alone. Numbers that follow
+from others by arithmetic are not in the source. Time is linear in the lengths of both.
 """
 
 import re
@@ -28,8 +28,8 @@ LABEL = re.compile(
     re.IGNORECASE,
 )
 COUNTED = re.compile(
-    r"[ -](?:\w+[ -])?(?:steps?|parts?|questions?|problems?|exercises?|examples?|ways?|reasons?|points?|tips?|sections?|"
-    r"things?|ideas?|facts?|kinds?|types?|of|more|or|different|main|key|other|such)\b",
+    r"[ -](?:\w+[ -])?(?:steps?|parts?|questions?|problems?|exercises?|examples?|ways?|reasons?|points?|tips?|"
+    r"sections?|things?|ideas?|facts?|kinds?|types?|of|more|or|different|main|key|other|such)\b",
     re.IGNORECASE,
 )
 
@@ -158,7 +158,7 @@ def _is_of_the_text(text: str, one: Quantity) -> bool:
         return True
     before = text[max(0, one.start - 16) : one.start]
     if one.value < 100 and one.unit is None:
-        if ITEM_END.match(text, one.end) and (ITEM.search(before) or one.start < 8 and not before.strip(" \t>*#(-")):
+        if ITEM_END.match(text, one.end) and (ITEM.search(before) or (one.start < 8 and not before.strip(" \t>*#(-"))):
             return True
         if LABEL.search(before):
             return True

@@ -1,7 +1,7 @@
 """Names in a text, by capitals where grammar asks for none, and whether a source has them.
 
-A capital at the beginning of a sentence, in a heading or in bold type shows no name by itself. A name is supported word
-by word: a surname of a full name, an adjective of a country, an abbreviation of a name that the source spells out.
+A capital at the beginning of a sentence, in a heading or in bold type shows no name by itself. A name is supported
+word by word: a surname of a full name, an adjective of a country, an abbreviation of what the source spells out.
 """
 
 import re
@@ -22,16 +22,17 @@ _TITLES = (
     "mr mrs ms miss dr prof professor sir lord lady saint st president king queen prince princess captain general"
 )
 TITLES = frozenset([*_TITLES.split(), *"bc bce ad ce am pm".split()])  # noqa: SIM905
-_FUNCTION = """a an the this that these those its their our your his her my each every any no some all many most much few
-several both either neither another other such what which who whom whose when where why how if whether while although
-though because since until unless after before once as and or but nor so yet for of in on at by to from with without
-within into onto over under above below between among through during against about around near beyond behind beside
-i you he she it we they me him us them myself yourself himself herself itself ourselves themselves one two three four
-five six seven eight nine ten first second third next last then now here there today tomorrow yesterday also however
-therefore thus hence moreover instead indeed perhaps maybe let please yes no not never always often sometimes usually
-is are was were be been being am do does did have has had can could may might must shall should will would just even
-only still too very more less like unlike using given nobody everybody everyone someone somebody anyone nothing
-everything something anything god internet web earth sun moon"""
+_FUNCTION = """a an the this that these those its their our your his her my each every any no some all many most much
+few several both either neither another other such what which who whom whose when where why how if whether while
+although though because since until unless after before once as and or but nor so yet for of in on at by to
+from with without within into onto over under above below between among through during against about around
+near beyond behind beside i you he she it we they me him us them myself yourself himself herself itself
+ourselves themselves one two three four five six seven eight nine ten first second third next last then now
+here there today tomorrow yesterday also however therefore thus hence moreover instead indeed perhaps maybe
+let please yes no not never always often sometimes usually is are was were be been being am do does did have
+has had can could may might must shall should will would just even only still too very more less like unlike
+using given nobody everybody everyone someone somebody anyone nothing everything something anything god
+internet web earth sun moon"""
 FUNCTION = frozenset(_FUNCTION.split())
 # What only somebody does: a capital in front of it names that somebody, also where a sentence begins.
 _PERSONAL = """wrote said asked invented discovered painted founded argued replied married died smiled nodded explained
@@ -57,11 +58,12 @@ SUFFIXES = (
     "ists",
     "ism",
 )
-_PEOPLES = """france french | greece greek hellenic | spain spanish | netherlands dutch holland | wales welsh | ireland irish |
-england english | britain british uk kingdom | america american us usa states | germany german | switzerland swiss |
-poland polish | denmark danish | sweden swedish | finland finnish | turkey turkish ottoman | portugal portuguese |
-rome roman | norway norwegian | iraq iraqi | israel israeli | thailand thai | scotland scottish | europe european eu |
-soviet ussr | un nations | florence florentine | venice venetian | naples neapolitan | vienna viennese"""
+_PEOPLES = """france french | greece greek hellenic | spain spanish | netherlands dutch holland | wales welsh | ireland
+irish | england english | britain british uk kingdom | america american us usa states | germany german |
+switzerland swiss | poland polish | denmark danish | sweden swedish | finland finnish | turkey turkish ottoman
+| portugal portuguese | rome roman | norway norwegian | iraq iraqi | israel israeli | thailand thai | scotland
+scottish | europe european eu | soviet ussr | un nations | florence florentine | venice venetian | naples
+neapolitan | vienna viennese"""
 PEOPLES = {word: group.split() for group in _PEOPLES.split("|") for word in group.split()}
 
 
@@ -103,7 +105,7 @@ def folded_words(text: str) -> set[str]:
 
 def is_capital(word: str) -> bool:
     """Whether a word is written as a name or a code: Curie, NASA, McCoy, B12."""
-    return word[0].isupper() and (len(word) > 1) or (word[0].isalpha() and any(map(str.isdigit, word)))
+    return (word[0].isupper() and (len(word) > 1)) or (word[0].isalpha() and any(map(str.isdigit, word)))
 
 
 def without_possessive(word: str) -> str:

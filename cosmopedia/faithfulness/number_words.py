@@ -1,4 +1,4 @@
-"""Numbers in words: "twenty-three", "three hundred and five", "half a million", "two thirds", "nineteen eighty-four"."""
+"""Numbers in words: "twenty-three", "three hundred and five", "half a million", "two thirds", "nineteen ten"."""
 
 import re
 from collections.abc import Iterator

@@ -15,7 +15,8 @@ from cosmopedia.faithfulness.units import CURRENCY, FRACTION, POUND, STERLING, U
 
 # Digits with separators of thousands or without, decimals; no part of a word, a version number or an address.
 NUMBER = re.compile(
-    r"(?<![\w.,])(?:(?P<sign>[$€£¥]|(?<![\w)])[-−])[ ]?)?(?P<digits>\d{1,3}(?:[,\u00a0\u202f ]\d{3})++(?!\d)|\d++)(?P<decimals>\.\d++)?"
+    r"(?<![\w.,])(?:(?P<sign>[$€£¥]|(?<![\w)])[-−])[ ]?)?"
+    r"(?P<digits>\d{1,3}(?:[,\u00a0\u202f ]\d{3})++(?!\d)|\d++)(?P<decimals>\.\d++)?"
     r"(?P<fraction>[½⅓⅔¼¾])?(?:(?P<ordinal>st|nd|rd|th)\b)?(?![\w]*+\.\d)"
 )
 GLYPH = re.compile(r"(?<![\w])[½⅓⅔¼¾]")
@@ -29,7 +30,8 @@ SCALES = {**spoken.SCALES, "mn": 10**6, "bn": 10**9, "k": 1000, "m": 10**6, "b":
 SHARE = re.compile(r"(?:[ ]\w{1,20})?[ ](?:out[ ]of(?:[ ]every)?|in(?:[ ]every)?)[ ]", re.IGNORECASE)
 RANGE = re.compile(r"[ ]?(?:to|-|–|and|or|×|x|by)[ ]?", re.IGNORECASE)
 HEDGE = re.compile(
-    r"(?:about|around|roughly|approximately|approx\.|some|circa|c\.|ca\.|close to|near|estimated(?: at)?|almost|nearly|just (?:over|under)|"
+    r"(?:about|around|roughly|approximately|approx\.|some|circa|c\.|ca\.|close to|near|"
+    r"estimated(?: at)?|almost|nearly|just (?:over|under)|"
     r"or so|under|over|more than|less than|fewer than|at least|at most|up to|well over|~|≈|>|<) ?(?:an? |the )?\Z",
     re.IGNORECASE,
 )
@@ -56,7 +58,7 @@ BEYOND = 1.25  # "more than 100" may stand for up to this many times as much
 
 
 class Quantity(NamedTuple):
-    """A number in a text. `year`: four digits that may be one; `vague`: a word such as "two" that may count nothing."""
+    """A number in a text. `year`: four digits that may be one; `vague`: a word below ten."""
 
     start: int
     end: int
@@ -261,11 +263,14 @@ def _sums(found: Iterable[Quantity]) -> Iterator[Quantity]:
     """5 feet 10 inches as inches too, 1 hour 30 minutes as minutes: neighbours of one dimension, the smaller last."""
     last: Quantity | None = None
     for one in found:
-        if last and last.unit and one.unit and last.unit.dimension == one.unit.dimension and one.start - last.end <= 5:
-            if last.unit.factor > one.unit.factor and not last.unit.offset:
-                value = converted(last.value, last.unit, one.unit) + one.value
-                yield Quantity(last.start, one.end, value, one.unit)
+        if last and last.unit and one.unit and one.start - last.end <= 5 and _is_part(one.unit, last.unit):
+            value = converted(last.value, last.unit, one.unit) + one.value
+            yield Quantity(last.start, one.end, value, one.unit)
         last = one
+
+
+def _is_part(unit: Unit, larger: Unit) -> bool:
+    return unit.dimension == larger.dimension != "temperature" and unit.factor < larger.factor
 
 
 def _bounds(one: Quantity, tolerance: float) -> tuple[float, float]:

@@ -12,6 +12,7 @@ class Unit(NamedTuple):
     offset: float = 0.0
 
 
+KM_PER_HOUR = 1 / 3.6
 # dimension -> factor to the base unit -> its words | its signs (case-sensitive). A word may have an s behind it.
 _TABLE: dict[str, dict[float, str]] = {
     "length": {
@@ -75,8 +76,7 @@ _TABLE: dict[str, dict[float, str]] = {
     "speed": {
         1.0: "metre_per_second metres_per_second meters_per_second | m/s",
         1e3: "kilometres_per_second kilometers_per_second | km/s",
-        1
-        / 3.6: "kilometre_per_hour kilometres_per_hour kilometers_per_hour kilometres_an_hour kilometers_an_hour kph | km/h",
+        KM_PER_HOUR: "kilometre_per_hour kilometres_per_hour kilometers_per_hour kilometres_an_hour kph | km/h",
         0.44704: "mile_per_hour miles_per_hour miles_an_hour mph |",
         0.514444: "knot |",
     },

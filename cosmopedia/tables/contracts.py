@@ -407,6 +407,34 @@ PARAPHRASE = Contract(
     "pair_id",
 )
 
+# What a document says beyond the text that its prompt quotes.
+FAITHFUL = Contract(
+    "verdicts on faithfulness",
+    _schema(
+        completion_id=_s,
+        prompt_id=_s,
+        source=_s,
+        style=_s,
+        topic=(_s,),
+        words=_i32,  # of the document
+        source_words=_i32,
+        numbers=_i32,  # that were looked at, with and without units
+        dates=_i32,
+        names=_i32,
+        unsupported_numbers=_i32,
+        unsupported_units=_i32,  # the source has the number with another unit
+        unsupported_dates=_i32,
+        unsupported_names=_i32,
+        word_support=_f64,  # share of different content words that the source has, to four digits
+        ngram_support=_f64,  # the same of runs of three words
+        # parts of the text, in characters
+        spans=pa.list_(pa.struct([("kind", _s), ("start", _i32), ("end", _i32), ("text", _s)])),
+        unfaithful=pa.list_(_s),  # the limits of params that it is beyond
+    ),
+    "completion_id",
+    in_name=("source", "style"),
+)
+
 # Every evaluation set in one shape; evaluation reads query, choices and gold, decontamination the rest and choices.
 BENCHMARK = Contract(
     "benchmark items",

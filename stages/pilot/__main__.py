@@ -21,6 +21,7 @@ from cosmopedia.corpus.chat import Chat, ChatParams
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.faithfulness.settings import FaithfulParams
 from cosmopedia.files import write_text
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
@@ -35,6 +36,7 @@ from stages.pilot.gate import Thresholds, stopped, table, violations
 from stages.pilot.measures import measure
 from stages.pilot.prompt_draw import DrawnPrompt, draw_prompts
 from stages.pilot.shares import Refusals, TextRules
+from stages.pilot.unfaithful import Unfaithful
 
 PROMPTS, METRICS = Path("data/prompts"), Path("metrics/pilot.json")
 ALL = "(all cells)"
@@ -68,9 +70,10 @@ class CleanChat(ChatParams):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-def settings() -> tuple[PilotParams, SampledFrom, CleanChat]:
-    """The stage's params, and those of generate and clean that it shares."""
-    return load("pilot", PilotParams), load("generate", SampledFrom), load("clean", CleanChat)
+def settings() -> tuple[PilotParams, SampledFrom, CleanChat, FaithfulParams]:
+    """The stage's params, and those of generate, clean and faithful that it shares."""
+    params = load("pilot", PilotParams), load("generate", SampledFrom), load("clean", CleanChat)
+    return *params, load("faithful", FaithfulParams)
 
 
 def by_cell(drawn: list[DrawnPrompt], results: list[Result]) -> dict[str, list[Tried]]:
@@ -91,7 +94,7 @@ def pools(cells: dict[str, list[Tried]], min_texts: int) -> dict[str, list[Tried
 
 
 def main() -> str:
-    (params, generation, clean), model = settings(), GenerationModel.read()
+    (params, generation, clean, faithful), model = settings(), GenerationModel.read()
     drawn = draw_prompts(tables_in(PROMPTS), params.seed, params.per_cell)
     requests = PromptRequests([(one.prompt_id, one.prompt) for one in drawn], model, generation.seed, samples=1)
     with CompletionStore() as store:
@@ -102,7 +105,8 @@ def main() -> str:
 
     refusals, cells = Refusals(params.rules.refusal, Chat(clean)), by_cell(drawn, results)
     together = pools(cells, params.thresholds.min_texts)
-    figures = {name: measure(tried, params.rules, refusals) for name, tried in {**cells, **together}.items()}
+    others = {"unfaithful": Unfaithful(drawn, faithful)} if params.thresholds.max_unfaithful_share is not None else {}
+    figures = {name: measure(tried, params.rules, refusals, others) for name, tried in {**cells, **together}.items()}
     exceeded = [v for name, figure in figures.items() for v in violations(name, figure, params.thresholds)]
     pooled = {name: figures.pop(name) for name in together}
     overall = pooled.pop(ALL)

@@ -36,7 +36,7 @@ def completion(text: str, finish_reason: str = "eos_token", tokens: int = 10) ->
 
 
 def measured(*results: Completion | Failure) -> dict:
-    params, _, clean = pilot.settings()
+    params, _, clean, _ = pilot.settings()
     refusals = Refusals(params.rules.refusal, Chat(clean))
     return measure([("", result) for result in results], params.rules, refusals)
 
