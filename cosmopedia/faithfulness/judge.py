@@ -19,6 +19,8 @@ from cosmopedia.faithfulness.quantities import Quantities, Quantity, quantities_
 
 KINDS = ("number", "unit", "date", "name")
 NGRAM = 3  # words
+INITIALS = re.compile(r"[ ](?:[^\W\d_]\.[ ]?){1,3}")  # in the middle of a name
+INITIALS = re.compile(r"[ ](?:[^\W\d_]\.[ ]?){1,3}")  # in the middle of a name
 # Numbers that count or order the text's own parts: "Step 3", "2.", "three questions".
 ITEM = re.compile(r"(?:\A|\n)[ \t>*#(-]{0,8}\Z")
 ITEM_END = re.compile(r"(?:\.\d{1,2})?[.):](?:\s|\*)")
@@ -179,9 +181,7 @@ def _names(text: str, source: Source) -> Looked:
 def _joins(text: str, last: Name, name: Name) -> bool:
     """Whether two names are one: John F. Kennedy, Bank of England."""
     between = text[last.end : name.start]
-    return between in (" ", " of ", " of the ", " de ", " von ", " van ") or (
-        between == ". " and last.end - last.start < 3
-    )
+    return between in (" ", " of ", " of the ", " de ", " von ", " van ") or INITIALS.fullmatch(between) is not None
 
 
 def _run(run: list[Name], source: Source) -> Looked:

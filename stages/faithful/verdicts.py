@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ COLUMNS = ["completion_id", "prompt_id", "prompt", "template", "source", "style"
 CLAIMS = ("number", "date", "name")  # a unit is a number's
 NOTE_EVERY = 200  # documents between two notes of a task's progress
 
-template = lru_cache(maxsize=None)(PromptTemplate)
-
 
 class JudgeCells(PipelineStep):
     """Writes the verdicts of each file of documents to a file of the same name, where its prompts quote a source."""
@@ -35,13 +33,15 @@ class JudgeCells(PipelineStep):
         self.files, self.params, self.out, self.notes = files, params, out, notes
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
-        done = 0
+        done, template = 0, cache(PromptTemplate)
         for path in self.files[rank::world_size]:
             kinds = self.params.kinds(cell_of(path))
             with TableWriter(self.out / path.name, FAITHFUL) as writer:
                 for row in documents(path):
-                    if template(row["template"]).quotes:
-                        writer.write(verdict_row(row, kinds, self.params))
+                    made_from = template(row["template"])
+                    if made_from.quotes:
+                        source = Source(made_from.source_of(row["prompt"]))
+                        writer.write(verdict_row(row, source, kinds, self.params))
                     done += 1
                     if done % NOTE_EVERY == 0:
                         (self.notes / str(rank)).write_text(str(done))
@@ -54,9 +54,8 @@ def documents(path: Path) -> Iterator[dict[str, Any]]:
         yield from table.to_pylist()
 
 
-def verdict_row(row: dict[str, Any], kinds: list[str], params: FaithfulParams) -> dict[str, Any]:
+def verdict_row(row: dict[str, Any], source: Source, kinds: list[str], params: FaithfulParams) -> dict[str, Any]:
     """A FAITHFUL row of a document."""
-    source = Source(template(row["template"]).source_of(row["prompt"]))
     verdict = judge(row["text"], source, kinds)
     spans = [{"kind": kind, "start": a, "end": b, "text": row["text"][a:b]} for kind, a, b in verdict.spans]
     return {

@@ -13,14 +13,12 @@ from cosmopedia.tables.cell_files import cell_of
 from stages.pilot.prompt_draw import DrawnPrompt
 from stages.pilot.shares import Finding, Written, those
 
-template = cache(PromptTemplate)
-
 
 class Unfaithful:
     """The measure, for the prompts that were drawn."""
 
     def __init__(self, drawn: Sequence[DrawnPrompt], params: FaithfulParams):
-        self.params = params
+        self.params, self.template = params, cache(PromptTemplate)
         self.drawn = {one.prompt: one for one in drawn}
 
     def __call__(self, texts: Sequence[Written]) -> Finding:
@@ -29,7 +27,7 @@ class Unfaithful:
 
     def _shows(self, written: Written) -> str:
         one = self.drawn[written.prompt]
-        source, cell = template(one.template), cell_of(one.cell.partition(" (")[0])
+        source, cell = self.template(one.template), cell_of(one.cell.partition(" (")[0])
         if not source.quotes or not self.params.judges(cell):
             return ""
         verdict = judge(written.text, Source(source.source_of(written.prompt)), self.params.kinds(cell))

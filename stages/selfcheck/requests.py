@@ -57,9 +57,9 @@ class FurtherSamples:
 
 
 def checked_sentences(text: str, most: int) -> list[Span]:
-    """The first sentences that say something: with a verb's room, three words or more, and no heading."""
+    """The first sentences that say something: three words or more, and no heading."""
     spans = [span for span in sentences(text) if len(text[slice(*span)].split()) >= 3]
-    return [span for span in spans if not text[span[0]] == "#"][:most]
+    return [span for span in spans if text[span[0]] != "#"][:most]
 
 
 def read_question() -> Template:

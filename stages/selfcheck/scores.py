@@ -1,4 +1,4 @@
-"""How far further samples support a sentence: SelfCheckGPT (Manakul et al. 2023, arXiv:2303.08896), two of its variants.
+"""How far further samples support a sentence: two variants of SelfCheckGPT (Manakul et al. 2023, arXiv:2303.08896).
 
 What a model knows it says in each sample, what it makes up differs between them. Scores are higher for sentences that
 fewer samples support.
