@@ -23,7 +23,7 @@ INITIALS = re.compile(r"[ ](?:[^\W\d_]\.[ ]?){1,3}")  # in the middle of a name
 INITIALS = re.compile(r"[ ](?:[^\W\d_]\.[ ]?){1,3}")  # in the middle of a name
 # Numbers that count or order the text's own parts: "Step 3", "2.", "three questions".
 ITEM = re.compile(r"(?:\A|\n)[ \t>*#(-]{0,8}\Z")
-ITEM_END = re.compile(r"(?:\.\d{1,2})?[.):](?:\s|\*)")
+ITEM_END = re.compile(r"(?:\.\d{1,2})?[.):](?:\s|\*|\Z)")
 LABEL = re.compile(
     r"\b(?:step|part|question|q|problem|exercise|example|chapter|section|unit|lesson|figure|table|phase|stage|level|"
     r"option|method|tip|point|rule|equation|case|answer|variant|day|week|module|activity)s?[ #]{0,2}\Z",

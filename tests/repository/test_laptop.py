@@ -20,7 +20,18 @@ PAGES = [json.loads(line) for line in (ROOT / "data/samples/web/pages.jsonl").re
 SOURCES = ("web", "stanford", "khanacademy", "openstax", "wikihow", "automathtext", "ultrachat", "openhermes", "ready")
 UP_TO_THE_PROMPTS = ("embed", "cluster", "label", "topics", "prompts", "pilot", "generate")
 AFTER_GENERATION = (
-    *("natural", "clean", "dedup", "benchmarks", "paraphrases", "decontaminate", "mix", "tokenize_corpus"),
+    *(
+        "natural",
+        "faithful",
+        "selfcheck",
+        "clean",
+        "dedup",
+        "benchmarks",
+        "paraphrases",
+        "decontaminate",
+        "mix",
+        "tokenize_corpus",
+    ),
     *("train", "export", "evaluate", "baselines", "report"),
 )
 
