@@ -23,6 +23,7 @@ PAID = (
     "data/label",
     "data/paraphrases",
     "data/pilot/completions.parquet",
+    "data/selfcheck",
 )  # outs with completions in them
 LOCK = "dvc.lock"
 

@@ -436,6 +436,56 @@ PARAPHRASE = Contract(
     "pair_id",
 )
 
+# What a document says beyond the text that its prompt quotes.
+FAITHFUL = Contract(
+    "verdicts on faithfulness",
+    _schema(
+        completion_id=_s,
+        prompt_id=_s,
+        source=_s,
+        style=_s,
+        topic=(_s,),
+        words=_i32,  # of the document
+        source_words=_i32,
+        numbers=_i32,  # that were looked at, with and without units
+        dates=_i32,
+        names=_i32,
+        unsupported_numbers=_i32,
+        unsupported_units=_i32,  # the source has the number with another unit
+        unsupported_dates=_i32,
+        unsupported_names=_i32,
+        word_support=_f64,  # share of different content words that the source has, to four digits
+        ngram_support=_f64,  # the same of runs of three words
+        # parts of the text, in characters
+        spans=pa.list_(pa.struct([("kind", _s), ("start", _i32), ("end", _i32), ("text", _s)])),
+        unfaithful=pa.list_(_s),  # the limits of params that it is beyond
+    ),
+    "completion_id",
+    in_name=("source", "style"),
+)
+
+# How far other samples of the same prompt support a sentence; higher scores: less.
+SELFCHECK = Contract(
+    "self-checked sentences",
+    _schema(
+        sentence_id=_s,  # "<completion_id> <4-digit position>"
+        completion_id=_s,
+        source=_s,
+        style=_s,
+        topic=(_s,),
+        start=_i32,  # of the sentence in the document's text, in characters
+        end=_i32,
+        sentence=_s,
+        samples=_i32,  # that it was compared with
+        unigram_mean=_f64,  # nats, of its words in the samples; to four digits, as the others
+        unigram_max=_f64,  # of its least likely word
+        asked=(_f64,),  # share of samples that do not support it, as the model says; null: it was not asked
+        answers=pa.list_(_s),  # "yes" | "no" | "" for another answer, by sample
+        nli=(_f64,),  # probability that a sample contradicts it, the mean; null without such a model
+    ),
+    "sentence_id",
+)
+
 # Every evaluation set in one shape; evaluation reads query, choices and gold, decontamination the rest and choices.
 BENCHMARK = Contract(
     "benchmark items",

@@ -1,9 +1,10 @@
 """clean: strip boilerplate openings and closings, and remove completions that are not documents.
 
 In: data/generate/<source>-<style>.parquet (DOCUMENT), data/natural/<component>-natural.parquet (DOCUMENT),
-models/generator/tokenizer.json (to count texts that were cut, and natural text), curation/chat.yaml.
+models/generator/tokenizer.json (to count texts that were cut, and natural text), curation/chat.yaml; unless
+`unfaithful` is keep, data/faithful/<source>-<style>.parquet (FAITHFUL).
 Out: data/clean/<source>-<style>.parquet (DOCUMENT), data/clean/removed/removed.parquet (REMOVED: empty, invalid,
-refusal, truncated, short, language, repetition, personal_data), metrics/clean.json.
+refusal, truncated, short, language, repetition, unfaithful, personal_data), metrics/clean.json.
 Contract: per pattern of chat the metrics have the share of documents that it touched and what it matched in three;
 `text_token_length` stays the server's count unless the text was changed; then it counts the text alone. Natural text
 has the rules of `clean.natural` and no chat; its rows are in `cells`, and in no total.
@@ -22,6 +23,7 @@ from cosmopedia.params import check, section
 from cosmopedia.tables.row_counts import write_metrics
 from stages.clean.rules import CleanFilter, CleanParams, personal_data, read_examples
 
+FAITHFUL = Path("data/faithful")
 TOKENIZER = Path("models/generator/tokenizer.json")
 MB_PER_SECOND = 0.7  # of one worker: a thousand documents of 4 kB in 7 seconds
 
@@ -41,7 +43,7 @@ def main() -> str:
         parts, examples = run.scratch / "removed", run.scratch / "examples"
         steps = [
             ReadCells(run.cells),
-            CleanFilter(params, str(TOKENIZER), removed_writer(parts), examples),
+            CleanFilter(params, str(TOKENIZER), removed_writer(parts), examples, FAITHFUL),
             WriteCells(run.cells, run.out),
         ]
         stats = run.run("clean", steps, total=run.rows)
@@ -57,6 +59,8 @@ def main() -> str:
     own: dict[str, Any] = {"changed": counted, "control_characters": controls, "patterns": patterns}
     own["personal_data"] = personal_data(params.personal_data, statistic(stats, "personal."))
     own["language"] = params.language.expected if params.language else None  # what every document that stays is in
+    if params.unfaithful != "keep":
+        own["unfaithful"] = {"action": params.unfaithful, "documents": statistic(stats, "unfaithful.")}
     write_metrics("metrics/clean.json", {**metrics, **own})
     reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["removed"].items()) or "none"
     return f"{metrics['rows_kept']} of {metrics['rows_in']} documents kept; removed: {reasons}{natural_rows(metrics)}"

@@ -19,6 +19,8 @@ from cosmopedia.corpus.personal_data import find, masked
 from cosmopedia.corpus.pipeline import removal
 from cosmopedia.corpus.sentences import to_last_sentence
 from cosmopedia.params import Params
+from cosmopedia.tables.contracts import FAITHFUL
+from cosmopedia.tables.parquet import read_batches
 from cosmopedia.text import has_controls, without_controls
 from stages.clean.language import LanguageRule, foreign
 from stages.clean.repetition import RepetitionLimits, repetition
@@ -41,6 +43,7 @@ class CleanParams(Params):
     patterns: ChatPatterns  # curation/chat.yaml
     max_refusal_words: int = Field(ge=0)  # of a whole text that is a refusal; a longer one has content
     control_characters: Literal["remove", "keep"]
+    unfaithful: Literal["keep", "flag", "drop"]  # texts beyond faithful.limits; flag: only counted
     truncated: Literal["cut", "drop", "keep"]  # texts that ended at max_new_tokens; cut: to the last full sentence
     personal_data: Literal["flag", "mask", "drop"]  # what has the form of an e-mail or IP address; flag: only counted
     max_invalid_share: float = Field(ge=0, le=1)  # of characters that are U+FFFD, controls, private or unassigned
@@ -161,6 +164,26 @@ def invalid_share(text: str) -> float:
     return wrong / len(text)
 
 
+class Unfaithful:
+    """The documents of data/faithful that are beyond its limits, cell by cell as they are asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.cell = folder, ""
+        self.limits: dict[str, list[str]] = {}  # of the cell in hand
+
+    def exceeded(self, cell: str, completion_id: str) -> list[str]:
+        """The limits that a document is beyond; none where its cell is not judged."""
+        if cell != self.cell:
+            path = self.folder / f"{cell}.parquet"
+            tables = read_batches([path], FAITHFUL, ["completion_id", "unfaithful"]) if path.is_file() else ()
+            rows = (row for table in tables for row in table.to_pylist())
+            self.cell, self.limits = (
+                cell,
+                {row["completion_id"]: row["unfaithful"] for row in rows if row["unfaithful"]},
+            )
+        return self.limits.get(completion_id, [])
+
+
 class CleanFilter(BaseFilter):
     """`clean` as a datatrove filter. Changed texts are counted again with the generator's tokenizer.
 
@@ -169,8 +192,11 @@ class CleanFilter(BaseFilter):
 
     name = "clean"
 
-    def __init__(self, params: CleanParams, tokenizer: str, exclusion_writer: DiskWriter, examples: Path):
+    def __init__(
+        self, params: CleanParams, tokenizer: str, exclusion_writer: DiskWriter, examples: Path, verdicts: Path
+    ):
         super().__init__(exclusion_writer)
+        self.verdicts = Unfaithful(verdicts)
         self.params, self.tokenizer, self.folder = params, tokenizer, examples
         self.examples: dict[str, list[tuple[str, str]]] = {}
         self._counter: Callable[[str], int] | None = None
@@ -186,6 +212,14 @@ class CleanFilter(BaseFilter):
             self._counter = token_counter(self.tokenizer)
         return self._counter(text)
 
+    def _faithful(self, doc: Document, fit: Cleaned) -> Cleaned | Removed:
+        """What becomes of a text that stays otherwise, by its verdict in data/faithful."""
+        limits = self.verdicts.exceeded(doc.metadata["cell"], str(doc.id))
+        if not limits:
+            return fit
+        self.stat_update(f"unfaithful.{doc.metadata['source']}-{doc.metadata['style']}")
+        return Removed("unfaithful", {"limits": limits}) if self.params.unfaithful == "drop" else fit
+
     def filter(self, doc: Document) -> bool:
         row = doc.metadata
         natural = row["style"] == NATURAL
@@ -195,6 +229,8 @@ class CleanFilter(BaseFilter):
             if has_controls(doc.text):
                 self.stat_update("control_characters")
             result = clean(doc.text, row["finish_reason"], row["text_token_length"], self.params, self._count)
+            if isinstance(result, Cleaned) and self.params.unfaithful != "keep":
+                result = self._faithful(doc, result)
         if isinstance(result, Cleaned) and (kinds := find(result.text)):
             for kind in kinds:
                 self.stat_update(f"personal.{kind}.{component_name(row)}")

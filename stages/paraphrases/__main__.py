@@ -27,13 +27,14 @@ from cosmopedia.files import clear_folder
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
+from cosmopedia.generation.yes_no import check_result, judge_sampling, verdict
 from cosmopedia.params import Params, load
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import BENCHMARK, PARAPHRASE
 from cosmopedia.tables.parquet import read_batches, tables_in, write_table
 from cosmopedia.tables.row_counts import write_metrics
-from stages.paraphrases.judge import check_result, judge_prompt, judge_sampling, read_judge_template, verdict
+from stages.paraphrases.judge import judge_prompt, read_judge_template
 
 OUT, METRICS = Path("data/paraphrases"), Path("metrics/paraphrases.json")
 

@@ -21,6 +21,7 @@ from cosmopedia.corpus.chat import Chat, ChatPatterns
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
+from cosmopedia.faithfulness.settings import FaithfulParams
 from cosmopedia.files import write_text
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.forms import Form, samplings
@@ -36,6 +37,7 @@ from stages.pilot.gate import Thresholds, stopped, table, violations
 from stages.pilot.measures import measure
 from stages.pilot.prompt_draw import DrawnPrompt, draw_prompts
 from stages.pilot.shares import Refusals, TextRules
+from stages.pilot.unfaithful import Unfaithful
 
 PROMPTS, METRICS = Path("data/prompts"), Path("metrics/pilot.json")
 ALL = "(all cells)"
@@ -72,11 +74,11 @@ class CleanedBy(Params):
     max_refusal_words: int
 
 
-def settings() -> tuple[PilotParams, SampledFrom, Chat]:
-    """The stage's params, those of generate that it shares, and clean's forms of chat and refusals."""
+def settings() -> tuple[PilotParams, SampledFrom, Chat, FaithfulParams]:
+    """The stage's params, those of generate and faithful that it shares, and clean's forms of chat and refusals."""
     max_refusal_words = load("clean", CleanedBy).max_refusal_words
     chat = Chat(ChatPatterns.read(), max_refusal_words)
-    return load("pilot", PilotParams), load("generate", SampledFrom), chat
+    return load("pilot", PilotParams), load("generate", SampledFrom), chat, load("faithful", FaithfulParams)
 
 
 def by_cell(drawn: list[DrawnPrompt], results: list[Result]) -> dict[str, list[Tried]]:
@@ -97,7 +99,7 @@ def pools(cells: dict[str, list[Tried]], min_texts: int) -> dict[str, list[Tried
 
 
 def main() -> str:
-    (params, generation, chat), model = settings(), GenerationModel.read()
+    (params, generation, chat, faithful), model = settings(), GenerationModel.read()
     drawn = draw_prompts(tables_in(PROMPTS), params.seed, params.per_cell)
     own = samplings(generation.forms, generation.sampling)
     prompts = [(one.prompt_id, one.prompt, own.get(one.style)) for one in drawn]
@@ -110,7 +112,8 @@ def main() -> str:
 
     refusals, cells = Refusals(params.rules.refusal, chat), by_cell(drawn, results)
     together = pools(cells, params.thresholds.min_texts)
-    figures = {name: measure(tried, params.rules, refusals) for name, tried in {**cells, **together}.items()}
+    others = {"unfaithful": Unfaithful(drawn, faithful)} if params.thresholds.max_unfaithful_share is not None else {}
+    figures = {name: measure(tried, params.rules, refusals, others) for name, tried in {**cells, **together}.items()}
     exceeded = [v for name, figure in figures.items() for v in violations(name, figure, params.thresholds)]
     pooled = {name: figures.pop(name) for name in together}
     overall = pooled.pop(ALL)

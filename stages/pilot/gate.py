@@ -22,6 +22,7 @@ ADVICE = {  # what to do about it
     "copied": "see whether the prompts differ enough, and whether the model copies the template",
     "name": "give names in the prompt, or ask for others",
     "number": "look for the number in the template's examples, or ask for others",
+    "unfaithful": "say in the template to use only what it quotes, lower the temperature, or take a larger model",
     "distinct_2": "raise the temperature, and see whether the prompts differ enough",
     "compression_ratio": "raise the temperature, and see whether the prompts differ enough",
 }
@@ -44,6 +45,7 @@ class Thresholds(Params):
     max_copied_share: Share | None
     max_name_share: Share | None
     max_number_share: Share | None
+    max_unfaithful_share: Share | None
     min_distinct_2: Share | None
     max_compression_ratio: float | None = Field(ge=1)
 

@@ -1,14 +1,15 @@
 """What the pilot measures of a cell's completions: shares of texts (stages/pilot/shares.py), diversity, lengths."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import zstandard
 
 from cosmopedia.generation.requests import Completion, Failure
-from stages.pilot.shares import Refusals, TextRules, Written, first_words, shares
+from stages.pilot.shares import Finding, Refusals, TextRules, Written, first_words, shares
 
 OPENINGS_SHOWN = 3
 QUANTILES = {"min": 0.0, "p10": 0.1, "p50": 0.5, "p90": 0.9, "max": 1.0}
@@ -36,15 +37,23 @@ def quantiles(lengths: list[int]) -> dict[str, int]:
     return {name: ranked[round(q * (len(ranked) - 1))] for name, q in QUANTILES.items()} if ranked else {}
 
 
-def measure(tried: Sequence[tuple[str, Completion | Failure]], rules: TextRules, refusals: Refusals) -> dict[str, Any]:
-    """The figures of a cell's (prompt, result); shares are of its completions, `failed_share` of its requests."""
+def measure(
+    tried: Sequence[tuple[str, Completion | Failure]],
+    rules: TextRules,
+    refusals: Refusals,
+    others: Mapping[str, Callable[[Sequence[Written]], Finding]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The figures of a cell's (prompt, result); shares are of its completions, `failed_share` of its requests.
+
+    `others` are measures that are not taken of every pilot, by their names.
+    """
     answered = [(prompt, result) for prompt, result in tried if isinstance(result, Completion)]
     texts = [Written(result.text, prompt, result.finish_reason != "length") for prompt, result in answered]
     tokens = [result.tokens for _, result in answered]
     count = max(len(texts), 1)
     counted = Counter(first_words(text.text, rules.opening_words) for text in texts)
     frequent = sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:OPENINGS_SHOWN]
-    found = shares(texts, rules, refusals)
+    found = shares(texts, rules, refusals) | {name: look(texts) for name, look in others.items()}
     return {
         "requests": len(tried),
         "completions": len(texts),

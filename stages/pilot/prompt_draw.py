@@ -19,6 +19,7 @@ class DrawnPrompt(NamedTuple):
     cell: str
     prompt_id: str
     prompt: str
+    template: str
 
     @property
     def style(self) -> str:
@@ -43,7 +44,7 @@ def draw_prompts(paths: list[Path], seed: int, per_cell: int) -> list[DrawnPromp
             for audience in ids
             for prompt_id in ids[audience]
         }
-        for table in read_batches(files, PROMPT, ["prompt_id", "prompt"]):
+        for table in read_batches(files, PROMPT, ["prompt_id", "prompt", "template"]):
             rows = table.filter(pc.field("prompt_id").isin(list(cells))).to_pylist()
-            drawn += [DrawnPrompt(cells[row["prompt_id"]], row["prompt_id"], row["prompt"]) for row in rows]
+            drawn += [DrawnPrompt(cells[row["prompt_id"]], **row) for row in rows]
     return drawn

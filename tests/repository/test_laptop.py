@@ -31,7 +31,18 @@ SOURCES = (
 )
 UP_TO_THE_PROMPTS = ("embed", "cluster", "label", "topics", "prompts", "pilot", "generate")
 AFTER_GENERATION = (
-    *("natural", "clean", "dedup", "benchmarks", "paraphrases", "decontaminate", "mix", "tokenize_corpus"),
+    *(
+        "natural",
+        "faithful",
+        "selfcheck",
+        "clean",
+        "dedup",
+        "benchmarks",
+        "paraphrases",
+        "decontaminate",
+        "mix",
+        "tokenize_corpus",
+    ),
     *("train", "export", "evaluate", "baselines", "report"),
 )
 

@@ -24,7 +24,7 @@ DVC = str(Path(sys.executable).parent / "dvc")
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
 TO_THE_COMPLETIONS = {"prompts", "pilot", "generate"}
 AFTER_THE_COMPLETIONS = {
-    *("clean", "dedup", "paraphrases", "decontaminate", "mix", "tokenize_corpus"),
+    *("faithful", "selfcheck", "clean", "dedup", "paraphrases", "decontaminate", "mix", "tokenize_corpus"),
     *("train", "export", "evaluate", "report"),
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first checkout takes minutes, and counts for its test
@@ -182,7 +182,7 @@ def test_another_checkout_gives_the_same_bytes_on_slurm(
     assert here.equals(there)
     shutil.rmtree(other / "data/generate")  # two servers have other batches, which move the last digits of a model
     shutil.copytree(folder / "data/generate", other / "data/generate")
-    run("-s", "natural", "clean", "dedup", "paraphrases", "decontaminate", "mix", "tokenize_corpus")
+    run("-s", "natural", "faithful", "clean", "dedup", "paraphrases", "decontaminate", "mix", "tokenize_corpus")
     assert slurm.jobs() == []
     compare("data/clean/**/*.parquet", "data/decontaminate/**/*.parquet", "data/tokenize_corpus/**/*.ds*")
 

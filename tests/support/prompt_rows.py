@@ -71,7 +71,7 @@ def write_settings(folder: Path, endpoints: list[str], **changes: object) -> Non
     left = dict(changes)
     for name in OWN_PARAMS:
         content = own_params(name)
-        kept = {key: content[key] for key in ("profile", "pilot", "clean", "generate") if key in content}
+        kept = {key: content[key] for key in ("profile", "pilot", "clean", "faithful", "generate") if key in content}
         for dotted in list(left):
             *path, leaf = dotted.split(".")
             node = kept

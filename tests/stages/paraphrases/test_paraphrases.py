@@ -10,21 +10,23 @@ import pytest
 import yaml
 
 from cosmopedia.corpus.encoder import Encoder
+from cosmopedia.corpus.sentence_spans import sentences
 from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution.sending import Send
 from cosmopedia.generation.apis import OpenAiApi, TgiApi
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Request, Sampling
+from cosmopedia.generation.yes_no import check_result, judge_sampling, verdict
 from cosmopedia.lineage import hash_files
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import PARAPHRASE
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.paraphrases import __main__ as paraphrases
 from stages.paraphrases import neighbours
-from stages.paraphrases.judge import check_result, judge_sampling, read_judge_template, verdict
+from stages.paraphrases.judge import read_judge_template
 from stages.paraphrases.neighbours import nearest
-from stages.paraphrases.passages import passages, sentences
+from stages.paraphrases.passages import passages
 from tests.support.documents import ROOT, document, write_documents, write_items
 from tests.support.fake_tgi import FakeTgi
 from tests.support.own_params import OWN_PARAMS, own_params

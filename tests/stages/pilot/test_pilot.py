@@ -35,7 +35,7 @@ def completion(text: str, finish_reason: str = "eos_token", tokens: int = 10) ->
 
 
 def measured(*results: Completion | Failure) -> dict:
-    params, _, chat = pilot.settings()
+    params, _, chat, _ = pilot.settings()
     refusals = Refusals(params.rules.refusal, chat)
     return measure([("", result) for result in results], params.rules, refusals)
 
