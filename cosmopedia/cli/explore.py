@@ -1,4 +1,4 @@
-"""explore: open embedding-atlas on the embedded web pages, in a browser on this machine.
+"""explore: open embedding-atlas on the web pages.
 
 docs/report.md says what it shows and what it loads.
 """
@@ -31,7 +31,9 @@ def explore(
         bool, typer.Option("--all", help="All pages, on a new map of their vectors (UMAP, minutes per 100,000).")
     ] = False,
 ) -> None:
-    """Open embedding-atlas on the embedded web pages, with the map and the topics that the pipeline made of them.
+    """Open embedding-atlas on the embedded web pages.
+
+    It has the map and the topics that the pipeline made of them.
 
     Its environment, .explore, is made at the first use. It listens on 127.0.0.1 only; Ctrl-C ends it.
     """

@@ -1,4 +1,4 @@
-"""view: show any stage's table: its columns, how many rows it has, and rows that meet conditions."""
+"""view: show any stage's table, its rows and columns."""
 
 import shutil
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from cosmopedia.cli.checkout import given
@@ -29,7 +30,7 @@ def view(
     full: Annotated[bool, typer.Option("--full", help="Show whole values, not the first line of them.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show any stage's table: its columns, how many rows it has, and rows that meet conditions, in the pager.
+    """Show a stage's table: columns, counts, rows that match.
 
     A stage with several tables lists them and shows rows of the first. Whatever size a table has, it is read in parts.
     """
@@ -52,7 +53,7 @@ def view(
         return
     lines = page(first, others, rows, skip, full or id is not None)
     if sys.stdout.isatty():
-        typer.echo_via_pager(f"{line}\n" for line in lines)
+        click.echo_via_pager(f"{line}\n" for line in lines)
     else:
         typer.echo("\n".join(lines))
 

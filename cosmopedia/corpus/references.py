@@ -37,4 +37,4 @@ def licences_of(folder: Path) -> set[str]:
     path = folder / ATTRIBUTIONS
     if not path.is_file():
         return set()
-    return set(pl.read_csv(path, infer_schema=False, missing_utf8_is_empty_string=True)["licence"])
+    return set(pl.read_csv(path, infer_schema=False)["licence"].fill_null(""))

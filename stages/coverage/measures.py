@@ -68,8 +68,8 @@ def drift_metrics(topics: list[Topic], rows: list[Row], permutations: int, seed:
     owners = np.array([seeds[row["seed_id"]] for row in rows])
 
     def drifted(numbers: dict[str, int]) -> Row:
-        sides = (np.array([numbers.get(row[name], -1) for row in rows]) for name in ("seed_topic", "topic"))
-        return _words(drift(*sides, owners, permutations, seed))
+        before, after = (np.array([numbers.get(row[name], -1) for row in rows]) for name in ("seed_topic", "topic"))
+        return _words(drift(before, after, owners, permutations, seed))
 
     both = [row for row in rows if row["topic"] and row["seed_topic"]]
     return {

@@ -87,10 +87,10 @@ def run(sides: list[str], per_cell: int) -> tuple[dict[str, Any], list[Any]]:
     from stages.pilot.__main__ import settings
     from stages.pilot.gate import violations
     from stages.pilot.measures import measure
-    from stages.pilot.shares import Chat, Refusals
+    from stages.pilot.shares import Refusals
 
-    params, _, clean = settings()
-    refusals = Refusals(params.rules.refusal, Chat(clean))
+    params, _, chat, _ = settings()
+    refusals = Refusals(params.rules.refusal, chat)
     chosen = find_all(sides)
 
     def figures(tried: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""tune: try the engine's settings on the pilot's prompts, and keep what is faster.
+"""tune: try the engine's settings, and keep the quickest.
 
 docs/generation.md has what is tried, and an example.
 """
@@ -99,7 +99,7 @@ def wanted(model: Any, count: int | None, tokens: int | None) -> tuple[Any, list
     from stages.pilot.__main__ import PROMPTS, settings
     from stages.pilot.prompt_draw import draw_prompts
 
-    params, generation, _ = settings()
+    params, generation, *_ = settings()
     limit = generation.sampling.max_new_tokens
     sampling = generation.sampling.model_copy(update={"max_new_tokens": min(tokens or limit, limit)})
     if sampling.max_new_tokens >= model.max_length:

@@ -5,6 +5,7 @@ that differ between two texts are found by the page when a document is opened: f
 hours here.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -156,8 +157,8 @@ def score_lines(versions: Versions, noise: str | None) -> dict[str, Any]:
     return {"lines": lines, "head": head, "rows": cells, "problem": ""}
 
 
-def without(cells: list[str], place: int) -> list[str]:
-    return cells[:place] + cells[place + 1 :]
+def without(cells: Sequence[str | None], place: int) -> list[str | None]:
+    return [*cells[:place], *cells[place + 1 :]]
 
 
 def names_of(versions: Versions) -> dict[str, str]:

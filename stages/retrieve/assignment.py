@@ -10,6 +10,8 @@ import numpy as np
 
 from stages.retrieve.passages import PAIR
 
+NAMES = ["loss", "row", "passage"]
+
 CHUNK = 1 << 22  # pairs in memory at once: 64 MB
 SAMPLE = 1 << 10  # every so many a pair's score is looked at, to cut the pairs of all files into chunks
 
@@ -38,9 +40,11 @@ def assign(
     filled, written = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     limit = np.iinfo(np.int32).max if cap is None else cap
     for pairs in _by_score([np.load(file, mmap_mode="r") for file in files]):
-        columns = (np.ascontiguousarray(pairs[name]) for name in PAIR.names)
-        state = (made.passages, made.scores, made.uses, made.used_up, filled, written)
-        _give(*columns, lengths.astype(np.int32), words, limit, *state)
+        losses, taken, numbers = (np.ascontiguousarray(pairs[name]) for name in NAMES)
+        _give(
+            losses, taken, numbers, lengths.astype(np.int32), words, limit,
+            made.passages, made.scores, made.uses, made.used_up, filled, written,
+        )  # fmt: skip
     return made
 
 
@@ -51,7 +55,7 @@ def _by_score(runs: list[np.ndarray]) -> Iterator[np.ndarray]:
     places = [np.concatenate([[0], np.searchsorted(run["loss"], bounds), [len(run)]]) for run in runs]
     for number in range(len(bounds) + 1):
         parts = [run[at[number] : at[number + 1]] for run, at in zip(runs, places, strict=True)]
-        yield np.sort(np.concatenate([np.empty(0, PAIR), *parts]), order=PAIR.names)
+        yield np.sort(np.concatenate([np.empty(0, PAIR), *parts]), order=NAMES)
 
 
 @numba.njit(cache=True)

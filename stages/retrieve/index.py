@@ -62,7 +62,8 @@ class Block:
         places = np.minimum(np.searchsorted(self._words, words), max(len(self._words) - 1, 0))
         if not len(self._words):
             return np.zeros(self.passages, np.float32)
-        return self._model.get_scores_from_ids(places[self._words[places] == words])
+        ids: Any = places[self._words[places] == words]
+        return self._model.get_scores_from_ids(ids)
 
 
 def compiled_scorer() -> Any:

@@ -39,7 +39,7 @@ def draw_documents(files: list[Path], seed: int, per_cell: int) -> list[dict[str
     for _, group in groupby(files, key=cell_of):
         cell, ids = list(group), list[str]()
         for table in read_batches(cell, DOCUMENT, ["completion_id", "sample_index"], batch_rows=20_000):
-            first = table.filter(pc.equal(table["sample_index"], 0))["completion_id"].to_pylist()
+            first = table.filter(pc.field("sample_index") == 0)["completion_id"].to_pylist()
             ids = draw_sample(seed, "selfcheck", [*ids, *first], per_cell)
         for table in read_batches(cell, DOCUMENT, COLUMNS):
             drawn += table.filter(pc.field("completion_id").isin(ids)).to_pylist()

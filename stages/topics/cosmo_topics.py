@@ -1,4 +1,4 @@
-"""topics: show how clusters were decided, propose decisions, and list the topics that the corpus lacks."""
+"""topics: show or propose decisions on topics, list gaps."""
 
 from pathlib import Path
 from typing import Annotated

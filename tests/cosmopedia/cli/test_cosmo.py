@@ -15,8 +15,9 @@ from cosmopedia.errors import ClusterError, ConfigError, DataError
 from tests.support.command_line import cosmo
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ["calibrate", "check", "cluster", "compare", "deps", "diff", "doctor", "lock", "pin", "plan", "preview"]
-COMMANDS += ["publish", "status", "store", "sweep", "topics", "trace", "verify"]
+COMMANDS = ["calibrate", "check", "cluster", "compare", "deps", "diff", "doctor", "explore", "generators", "lock"]
+COMMANDS += ["pin", "plan", "preview", "publish", "report", "status", "store", "sweep", "topics", "trace", "tune"]
+COMMANDS += ["verify", "view"]
 CLUSTER = ["submit", "stop", "reap"]
 PUBLISH = ["dataset", "model", "summary"]
 STORE = ["show", "forecast", "verify", "compact", "repair", "import", "push", "pull", "unused"]
