@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import polars as pl
 import typer
@@ -63,9 +63,10 @@ def pages(every: bool) -> pl.LazyFrame:
     rows, topics, texts = (pl.scan_parquet(path, glob=False) for path in needed[:3])
     topics = topics.select("cluster", "topic", "decision", "educational_score")
     texts = texts.select("row_id", "title", "url", text=pl.col("text").str.slice(0, EXCERPT))
-    rows = rows.join(topics, "cluster", "left").join(texts, "row_id", "left")
+    order: Any = {"how": "left", "maintain_order": "left"}
+    rows = rows.join(topics, "cluster", **order).join(texts, "row_id", **order)
     if every:
-        return rows.drop("x", "y").join(pl.scan_parquet(needed[3], glob=False), "row_id", "left")
+        return rows.drop("x", "y").join(pl.scan_parquet(needed[3], glob=False), "row_id", **order)
     return rows.filter("in_sample", pl.col("x").is_not_null())
 
 
