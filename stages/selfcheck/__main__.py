@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field
 
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
+from cosmopedia.execution.servers import local_servers_wait
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.faithfulness.ratios import Ratio
 from cosmopedia.files import clear_folder
@@ -92,7 +93,7 @@ def main() -> str:
     model = GenerationModel.read()
     files = [path for path in tables_in("data/generate") if any(fnmatchcase(cell_of(path), p) for p in params.cells)]
     documents = draw_documents(files, params.seed, params.per_cell)
-    with CompletionStore() as store:
+    with CompletionStore() as store, local_servers_wait():
         samples = further_samples(documents, params, generation, model, store)
         checked = with_samples(documents, samples, params)
         answers = asked(checked, params, model, store) if params.ask else []
