@@ -543,4 +543,13 @@ def test_a_new_benchmark_reruns_nothing_that_generates():
     }:
         reached |= more
     checks = {"benchmarks", "retrieve", "paraphrases", "decontaminate"}
-    assert reached == checks | {"mix", "tokenize_corpus", "train", "export", "evaluate", "baselines", "report"}
+    assert reached == checks | {
+        "coverage",
+        "mix",
+        "tokenize_corpus",
+        "train",
+        "export",
+        "evaluate",
+        "baselines",
+        "report",
+    }
