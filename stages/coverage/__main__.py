@@ -50,8 +50,11 @@ class CoverageParams(Params):
 
 
 def settings() -> tuple[CoverageParams, SentenceModel, list[Topic]]:
-    """The stage's params, the sentence model and the topics that documents are assigned to and those above them."""
-    params = load("coverage", CoverageParams)
+    """The stage's params, the sentence model, and the topics that documents are assigned to and those above them: none
+    where the stage is off."""
+    params, sentence_model = load("coverage", CoverageParams), load("embed", SentenceModel)
+    if not params.enabled:
+        return params, sentence_model, []
     topics, _ = read_taxonomy(*split_pin(params.taxonomy))
     fewest = fewest_topics(params.outstanding)
     if len(leaves(topics)) < fewest:
@@ -59,7 +62,7 @@ def settings() -> tuple[CoverageParams, SentenceModel, list[Topic]]:
             f"coverage.outstanding is {params.outstanding:g}, which no text can reach among the {len(leaves(topics))}"
             f" topics of {params.taxonomy}: lower it, or take a taxonomy of {fewest} or more"
         )
-    return params, load("embed", SentenceModel), topics
+    return params, sentence_model, topics
 
 
 def main() -> str:

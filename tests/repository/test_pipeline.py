@@ -24,7 +24,7 @@ DVC = str(Path(sys.executable).parent / "dvc")
 PUBLISHED = ["prompt", "text_token_length", "text", "seed_data", "format", "audience"]
 TO_THE_COMPLETIONS = {"prompts", "pilot", "generate"}
 AFTER_THE_COMPLETIONS = {
-    *("faithful", "selfcheck", "clean", "dedup", "paraphrases", "decontaminate", "mix", "tokenize_corpus"),
+    *("faithful", "selfcheck", "clean", "dedup", "paraphrases", "decontaminate", "coverage", "mix", "tokenize_corpus"),
     *("train", "export", "evaluate", "report"),
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first checkout takes minutes, and counts for its test
@@ -195,12 +195,12 @@ def test_an_edited_template_reruns_only_what_depends_on_it(repro: tuple[Path, Pa
     assert "practical tutorial" in text
     template.write_text(text.replace("practical tutorial", "handy tutorial"), encoding="utf-8")
     changed = set(re.findall(r"^(\w+)(?:@\w+)?:$", dvc(folder, store, "status"), re.MULTILINE))
-    assert changed == {"prompts"}  # DVC names what follows once the prompts have changed
+    assert changed == {"prompts", "faithful"}  # DVC names what follows once the prompts have changed
     assert stages_run(dvc(folder, store, "repro", "generate")) == TO_THE_COMPLETIONS
     dag = dvc(folder, store, "dag", "--mermaid").replace('"', "")
     names = dict(re.findall(r"(node\d+)\[(\w+)\]", dag))
     arrows = re.findall(r"(node\d+)-->(node\d+)", dag)
-    reached = {"clean"}
+    reached = {"faithful", "selfcheck", "clean"}
     for _ in names:
         reached |= {names[to] for start, to in arrows if names.get(start) in reached}
     assert reached == AFTER_THE_COMPLETIONS

@@ -41,7 +41,7 @@ def taxonomy(path: Path, *records: dict) -> list[Topic]:
 def write_own_params(taxonomy: str) -> None:
     Path("profiles").mkdir()
     params, profile = map(own_params, OWN_PARAMS)
-    params["coverage"]["taxonomy"] = taxonomy
+    params["coverage"]["taxonomy"], profile["coverage"]["enabled"] = taxonomy, True
     write_params(params, profile)
 
 

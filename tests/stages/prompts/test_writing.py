@@ -32,7 +32,7 @@ from stages.report.facts import glance
 from stages.tokenize_corpus import __main__ as tokenize_corpus
 from tests.support.documents import byte_tokenizer, bytes_of, write_items
 from tests.support.fake_tgi import FakeTgi
-from tests.support.own_params import OWN_PARAMS, own_params
+from tests.support.own_params import OWN_PARAMS, copy_chat_patterns, own_params
 from tests.support.prompt_rows import write_model
 from tests.support.prompt_sources import ODD, ROOT, passage, repository, source_rows, with_duplicates
 from tests.support.stage_folders import files_of, on_scratch
@@ -138,6 +138,7 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
         profile["tokenize_corpus"]["tokenizer"] = "data/tokenizer"
         cluster["serving"] |= {"endpoints": [server.url], "concurrency": 8}
         (folder / "compute").mkdir()
+        copy_chat_patterns(folder)
         for name, content in (("params", recipe), ("profiles/p", profile), ("compute/local", cluster)):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         prompts.main()
@@ -148,7 +149,7 @@ def through_the_corpus(folder: Path) -> tuple[pl.DataFrame, dict, int]:
         texts = [". ".join(passage(int(i[:16], 16), 80)) for i in rows["completion_id"]]
         rows = rows.with_columns(pl.Series("text", texts), finish_reason=pl.lit("eos_token"), text_token_length=80)
         write_table(path, pa.Table.from_pylist(rows.to_dicts()), DOCUMENT)
-    shutil.copytree(ROOT / "curation", folder / "curation")
+    shutil.copytree(ROOT / "curation", folder / "curation", dirs_exist_ok=True)
     write_items(folder / "data/benchmarks", "arc", [("Which gas do plants take in by day?", "carbon dioxide")])
     for stage in (clean, dedup, paraphrases, decontaminate, mix, tokenize_corpus):
         stage.main()

@@ -275,7 +275,7 @@ def test_the_same_inputs_give_the_same_bytes_at_any_commit_and_place(
     monkeypatch.setenv("COSMO_COMPUTE", "slurm-h100")
     for command in (["init", "-q"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty"]):
         subprocess.run(["git", *command, *(["-m", "t"] if "commit" in command else [])], check=True)
-    assert len(first) == 25 and outputs() == first
+    assert len(first) == 26 and outputs() == first
     assert not [name for name, content in first.items() if name.endswith(".svg") and b"<dc:date>" in content]
 
 
