@@ -24,9 +24,9 @@ import yaml
 from tests.repository.test_pipeline import checkout, environment
 
 KILLS = {
-    "sources": 1, "generator": 2, "embed": 1, "cluster": 2, "label": 1, "retrieve": 1, "prompts": 1, "pilot": 1, "generate": 4,
-    "faithful": 1, "selfcheck": 1, "clean": 1, "dedup": 1, "paraphrases": 1, "decontaminate": 1, "coverage": 1, "mix": 1,
-    "tokenize_corpus": 1, "train": 4, "export": 1, "evaluate": 3, "report": 1, "dvc.lock": 4,
+    "sources": 1, "generator": 2, "embed": 1, "cluster": 2, "label": 1, "retrieve": 1, "prompts": 1, "pilot": 1,
+    "generate": 4, "faithful": 1, "selfcheck": 1, "clean": 1, "dedup": 1, "paraphrases": 1, "decontaminate": 1,
+    "coverage": 1, "mix": 1, "tokenize_corpus": 1, "train": 4, "export": 1, "evaluate": 3, "report": 1, "dvc.lock": 4,
 }  # fmt: skip
 
 RUN = f"{sys.executable} -m cosmopedia.cli check && dvc repro"
