@@ -215,6 +215,7 @@ def test_the_stage_assigns_documents_and_their_source_rows(empty_folder: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_planted_texts_get_their_topics_and_nonsense_gets_none() -> None:
     topics = leaves(read_taxonomy(str(ROOT / TAXONOMY), None)[0])
     params = own_params("params.yaml")["coverage"]

@@ -299,6 +299,7 @@ def test_a_compute_file_without_a_driver_section_says_so(empty_folder: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_runs_its_arms_as_jobs(empty_folder: Path, slurm: SlurmCluster) -> None:
     """Each arm's job drives its own worktree; a sweep that was killed finds its jobs again."""
     write_files()
