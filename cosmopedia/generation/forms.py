@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import regex
-from pydantic import field_validator, model_validator
+from pydantic import ConfigDict, field_validator, model_validator
 
 from cosmopedia.errors import ConfigError
 from cosmopedia.generation.requests import Sampling
@@ -51,6 +51,16 @@ class Form(Params):
         except regex.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
         return pattern
+
+
+class SampledFrom(Params):
+    """What a stage reads of generate's section whose requests are among generate's, with the same keys."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    seed: int
+    sampling: Sampling
+    forms: dict[str, Form]
 
 
 def samplings(

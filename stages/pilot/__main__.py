@@ -24,9 +24,9 @@ from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.faithfulness.settings import FaithfulParams
 from cosmopedia.files import write_text
 from cosmopedia.generation.complete import PromptRequests, complete
-from cosmopedia.generation.forms import Form, samplings
+from cosmopedia.generation.forms import SampledFrom, samplings
 from cosmopedia.generation.model import GenerationModel
-from cosmopedia.generation.requests import Completion, Failure, Sampling
+from cosmopedia.generation.requests import Completion, Failure
 from cosmopedia.params import Params, load
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
@@ -54,16 +54,6 @@ class PilotParams(Params):
     seed: int
     rules: TextRules
     thresholds: Thresholds
-
-
-class SampledFrom(Params):
-    """What pilot reads of generate's section: its requests are generate's."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    seed: int
-    sampling: Sampling
-    forms: dict[str, Form]
 
 
 class CleanedBy(Params):

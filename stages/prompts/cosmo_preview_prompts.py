@@ -18,8 +18,8 @@ from cosmopedia.errors import ClusterError, ConfigError, DataError
 from cosmopedia.execution.client import http as client
 from cosmopedia.execution.compute import EndpointSpec
 from cosmopedia.generation.complete import PromptRequests
+from cosmopedia.generation.forms import SampledFrom, samplings
 from cosmopedia.generation.model import GenerationModel
-from cosmopedia.generation.requests import Sampling
 from cosmopedia.params import check, load, read_yaml, section
 from cosmopedia.records import read_records
 from cosmopedia.rng import draw_sample
@@ -134,12 +134,13 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def completions(prompts: list[tuple[str, str]], url: str) -> list[str]:
-    """What a server writes for prompts (id, text), asked as generate asks. `ClusterError` when it does not answer."""
-    model, settings = GenerationModel.read(), section("generate")
-    sampling = check(section("generate.sampling"), Sampling, "generate.sampling")
+def completions(prompts: list[tuple[str, str]], style: str, url: str) -> list[str]:
+    """What a server writes for a style's prompts (id, text), asked as generate asks. `ClusterError` when it does not
+    answer."""
+    model, generation = GenerationModel.read(), load("generate", SampledFrom)
+    sampling = samplings(generation.forms, generation.sampling).get(style, generation.sampling)
     spec = check({"url": url}, EndpointSpec, "--endpoint")
-    requests = PromptRequests(prompts, model, int(settings["seed"]), 1)
+    requests = PromptRequests(prompts, model, generation.seed, 1)
     served = client.Identity(model.model, model.revision, model.max_length, model.loaded_from)
 
     async def ask() -> list[str]:
@@ -170,7 +171,7 @@ def preview(source: str, name: str, count: int, seed: int | None, chat: bool, en
     rows = prepared(source, rows, params.extract_chars).sort_by("row_id")
     made = prompts_of(rows, cell, params).to_pydict()
     prompts = list(zip(made["prompt_id"], made["prompt"], strict=True))
-    answers = completions(prompts, endpoint) if endpoint else [None] * len(prompts)
+    answers = completions(prompts, name, endpoint) if endpoint else [None] * len(prompts)
     render = GenerationModel.read().render if chat else str
     return {
         "source": source,

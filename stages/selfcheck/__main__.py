@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
@@ -25,6 +25,7 @@ from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.faithfulness.ratios import Ratio
 from cosmopedia.files import clear_folder
 from cosmopedia.generation.complete import PromptRequests, complete
+from cosmopedia.generation.forms import SampledFrom, samplings
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Request, Sampling
 from cosmopedia.generation.yes_no import check_result, judge_sampling, verdict
@@ -66,15 +67,6 @@ class SelfcheckParams(Params):
     nli: NliParams | None
 
 
-class SampledFrom(Params):
-    """What selfcheck reads of generate's section: its samples are generate's further ones."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    seed: int
-    sampling: Sampling
-
-
 def settings() -> tuple[SelfcheckParams, SampledFrom]:
     """The stage's params and generate's; the template is checked."""
     read_question()
@@ -113,10 +105,11 @@ def further_samples(
     store: CompletionStore,
 ) -> Results:
     """The further samples of the documents' prompts, from the store or the servers."""
-    prompts = [(row["prompt_id"], row["prompt"]) for row in documents]
-    requests = FurtherSamples(PromptRequests(prompts, model, generation.seed, params.samples + 1))
     changed = {} if params.temperature is None else {"temperature": params.temperature}
     sampling = Sampling.model_validate(generation.sampling.model_dump() | changed)
+    own = samplings(generation.forms, sampling)
+    prompts = [(row["prompt_id"], row["prompt"], own.get(row["style"])) for row in documents]
+    requests = FurtherSamples(PromptRequests(prompts, model, generation.seed, params.samples + 1))
     run = complete("selfcheck", requests, model, sampling, store, Send(keep=params.ask), earlier_completions)
     run.write_record()
     return checked_results(run.results)

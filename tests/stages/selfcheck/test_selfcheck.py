@@ -130,6 +130,30 @@ def test_samples_have_generates_keys_and_nothing_is_paid_twice(empty_folder: Pat
     assert hash_files([SENTENCES]) == first
 
 
+@pytest.mark.slow
+def test_samples_of_a_style_with_a_form_are_asked_for_in_that_form(empty_folder: Path):
+    write_model(empty_folder)
+    for cell in ("web-blogpost", "web-wikihow"):
+        write_documents(
+            empty_folder / f"data/generate/{cell}.parquet",
+            [
+                document(
+                    text=f"{scripted(0.0, random.Random(1))} Part {cell}.",
+                    prompt=cell,
+                    style=cell.removeprefix("web-"),
+                )
+            ],
+        )
+    with FakeTgi() as server:
+        write_repository(empty_folder, [server.url], per_cell=1, samples=2, ask=False)
+        content = yaml.safe_load(Path("params.yaml").read_text())
+        content["generate"]["forms"] = {"wikihow": {"regex": "(?s).+"}}
+        Path("params.yaml").write_text(yaml.safe_dump(content))
+        selfcheck.main()
+    asked = [one.get("grammar") for one in server.parameters]
+    assert asked.count(None) == 2 and asked.count({"type": "regex", "value": "(?s).+"}) == 2
+
+
 def test_off_it_writes_empty_tables_and_starts_nothing(empty_folder: Path):
     write_repository(empty_folder, ["http://127.0.0.1:9"], enabled=False)
     assert selfcheck.main().startswith("off")
