@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from cosmopedia.corpus.divergence import divergence
 from cosmopedia.corpus.openings import Openings
 from cosmopedia.dataset_diff.merge import ID, aligned, batches
 from cosmopedia.errors import DataError
@@ -243,9 +244,7 @@ def js_divergence(one: Mapping[str, int], two: Mapping[str, int]) -> float | Non
     counts = np.array([[side.get(name, 0) for name in names] for side in (one, two)], dtype=float)
     if not names or not counts.sum(axis=1).all():
         return None
-    p, q = counts / counts.sum(axis=1, keepdims=True)
-    middle = (p + q) / 2
-    return float(sum(0.5 * np.sum(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])) for x in (p, q)))
+    return divergence(*counts)
 
 
 def quantiles(lengths: np.ndarray) -> list[int | None]:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cosmopedia.corpus.divergence import divergence
+
 
 class Drift(NamedTuple):
     """A divergence (bits, 0 to 1), and what chance makes of it."""
@@ -17,20 +19,6 @@ class Drift(NamedTuple):
     by_chance: float  # its mean when rows and documents change places
     by_chance_95: float  # 95% of these are at most so great
     p_value: float  # share of these that are at least as great as the measured one
-
-
-def divergence(first: np.ndarray, second: np.ndarray) -> float:
-    """The Jensen-Shannon divergence, in bits, of two arrays of counts; 0 where one has no counts."""
-    if not first.sum() or not second.sum():
-        return 0.0
-    shares = first / first.sum(), second / second.sum()
-    return max(0.0, entropy((shares[0] + shares[1]) / 2) - (entropy(shares[0]) + entropy(shares[1])) / 2)
-
-
-def entropy(counts: np.ndarray) -> float:
-    """The entropy of counts, in bits."""
-    shares = counts[counts > 0] / max(counts.sum(), 1e-12)
-    return max(0.0, float(-(shares * np.log2(shares)).sum()))
 
 
 def drift(rows: np.ndarray, documents: np.ndarray, owners: np.ndarray, permutations: int, seed: int) -> Drift:

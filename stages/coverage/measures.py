@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from cosmopedia.corpus.divergence import entropy
 from cosmopedia.corpus.taxonomy import Topic, leaves
-from stages.coverage.drift import Drift, drift, entropy
+from stages.coverage.drift import Drift, drift
 
 Row = dict[str, Any]
 

@@ -11,6 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from typer.testing import CliRunner
 
+from cosmopedia.corpus.divergence import divergence
 from cosmopedia.corpus.encoder import Encoder
 from cosmopedia.corpus.taxonomy import Topic, leaves, read_taxonomy
 from cosmopedia.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from cosmopedia.tables.contracts import COVERAGE, SOURCE, TOPIC_OF_DOCUMENT
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.coverage import __main__ as coverage
 from stages.coverage.assign import NONE, assign, fewest_topics, topic_vectors
-from stages.coverage.drift import divergence, drift
+from stages.coverage.drift import drift
 from stages.coverage.gaps import gaps, write_gaps
 from stages.coverage.measures import covered, measures
 from stages.topics.cosmo_topics import app
