@@ -143,13 +143,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Settings.steps, help="of 8 x 64 tokens")
     parser.add_argument("--layers", type=int, default=Settings.layers)
     parser.add_argument("--width", type=int, default=Settings.width)
+    parser.add_argument("--rate", type=float, default=Settings.rate, help="learning rate")
     parser.add_argument("--small", action="store_true", help="words shuffled in all documents, 2 seeds, 4 healthy")
     parser.add_argument("--table", action="store_true", help="train nothing")
     chosen = parser.parse_args()
     if chosen.small:
         chosen.seeds, chosen.equal, chosen.faults, chosen.shares = 2, 4, ["words"], [100]
     if not chosen.table:
-        shape = {"documents": chosen.documents, "steps": chosen.steps, "layers": chosen.layers, "width": chosen.width}
+        shape = {name: getattr(chosen, name) for name in ("documents", "steps", "layers", "width", "rate")}
         campaign = Campaign(chosen.folder, Settings(texts=chosen.texts, **shape))
         for arm, seed in trainings(chosen.seeds, chosen.equal, chosen.faults, chosen.shares):
             campaign.run(arm, seed)
