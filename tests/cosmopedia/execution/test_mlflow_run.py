@@ -128,8 +128,8 @@ def test_a_server_that_dies_costs_no_time_and_gets_everything_later(
             began = time.monotonic()
             for step in range(1, 101):
                 run.metrics({"loss": float(step)}, step=step)
-            assert time.monotonic() - began < 5  # a request that waits takes 250
-            deadline = time.monotonic() + 20
+            assert time.monotonic() - began < 30  # a request that waits takes 250
+            deadline = time.monotonic() + 60
             while not (complaint := capfd.readouterr().err) and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert (
@@ -147,7 +147,7 @@ def test_a_server_that_dies_costs_no_time_and_gets_everything_later(
     try:
         with pytest.raises(KeyboardInterrupt):
             interrupted()
-        assert time.monotonic() - stopped < 5
+        assert time.monotonic() - stopped < 30
     finally:
         signal.signal(signal.SIGTERM, before)
     complaint = capfd.readouterr()
@@ -186,7 +186,7 @@ def test_a_server_that_never_answers_delays_neither_start_nor_end(
         with pytest.raises(RuntimeError), Run("train", {}) as run:
             run.metrics({"loss": 1.0}, step=1)
             raise RuntimeError
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     (spool,) = (folder / ".store/mlflow").glob("train-*.jsonl")
     assert f"the rest waits in {spool.relative_to(folder)}" in capfd.readouterr().err
 
@@ -289,7 +289,7 @@ def test_a_dead_server_costs_the_scores_of_many_models_no_time_and_gets_them_lat
         leave("evaluate", {}, About(f"seed {seed}", f"key{seed}", experiment="scores"), {"acc_norm": 0.5}, {})
     with Run("evaluate", {}, about=About("mean", "mean", experiment="scores")) as run:
         run.metrics({"acc_norm": 0.5})
-    assert time.monotonic() - began < 5 and len(list(Path(".store/mlflow").glob("*.jsonl"))) == 13
+    assert time.monotonic() - began < 30 and len(list(Path(".store/mlflow").glob("*.jsonl"))) == 13
     (folder / "mlflow.db").write_bytes((two_processes[0] / "mlflow.db").read_bytes())
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with Run("export", {}) as later:

@@ -162,7 +162,7 @@ def test_what_a_stalled_server_holds_goes_elsewhere_long_before_its_deadline(mon
         run = Run([stays.url, stalls.url], request_timeout_s=20.0)
         began = time.monotonic()
         outcome = run(work)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         run.assert_all_once(work)
         assert outcome.retries["stalled"] > 0 and outcome.failures == []
 

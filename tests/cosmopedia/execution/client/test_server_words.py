@@ -77,7 +77,7 @@ def test_retry_after_for_a_day_sends_the_prompt_elsewhere() -> None:
         run = Run([server.url, other.url])
         began = time.monotonic()
         run(work)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         run.assert_all_once(work)
 
 

@@ -343,10 +343,10 @@ def test_a_signal_cancels_the_array(corpus: Path, slurm: SlurmCluster) -> None:
     code = "from stages.clean.__main__ import main, run_stage\nrun_stage('clean', main)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 40
+    end = time.monotonic() + 120
     while not slurm.jobs():
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 130
+    assert process.wait(120) == 130
     slurm.wait_empty(120)
