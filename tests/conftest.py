@@ -4,7 +4,9 @@ A file's tests stay on one worker (--dist loadfile), for they share fixtures, a 
 first use.
 """
 
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,24 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def mlflow_database(
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> None:
+    """Put an empty MLflow database into the folder of a slow test. Making its tables takes seconds: it is done once, for
+    all tests of all workers."""
+    if not request.node.get_closest_marker("slow"):
+        return
+    base = tmp_path_factory.getbasetemp()
+    path = (base if worker_id == "master" else base.parent) / "empty-mlflow.db"
+    with path.with_suffix(".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if not path.exists():
+            from mlflow.tracking import MlflowClient
+
+            draft = path.with_suffix(".draft")
+            MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+            draft.rename(path)
+    shutil.copy(path, tmp_path / "mlflow.db")

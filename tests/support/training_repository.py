@@ -71,7 +71,7 @@ def write_corpus(folder: Path, tokens: int = 1500, parts: int = 2) -> None:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_database: None) -> Iterator[Path]:
     """A small repository with a corpus, as the current folder."""
     for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "COSMO_STORE", "COSMO_COMPUTE"):
         monkeypatch.delenv(name, raising=False)

@@ -1,10 +1,7 @@
 """A generator from a folder, a GGUF file or a package: the file's own ids and end of text, named by its content."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from cosmopedia.errors import ConfigError
 from cosmopedia.generation.gguf import CUTS, fields_of, tokenizer_of
 from cosmopedia.generation.local_model import find_local, is_here, locate
 from cosmopedia.generation.model import GenerationModel
-from tests.support.prompt_rows import ROOT
+from stages.generator import __main__ as generator
 from tests.support.tiny_llama import write_model, write_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -110,29 +107,26 @@ def test_ids_are_those_of_the_files_vocabulary_and_merges(tmp_path: Path, pre: s
         assert tokenizer.encode("2024").tokens == ["2", "0", "2", "4"]  # digits one by one, though "20" is a merge
 
 
-def run_stage(folder: Path, model: str, revision: str | None = None) -> subprocess.CompletedProcess[str]:
+def make(folder: Path, model: str, revision: str | None = None) -> str:
+    """The stage, in this process: what it prints on success."""
     params: dict[str, object] = {"model": model, "revision": revision, "quantisation": None, "max_length": 128}
     params |= {"system_prompt": None, "train": None}
     (folder / "profiles").mkdir(exist_ok=True)
     (folder / "params.yaml").write_text("profile: smoke\n", encoding="utf-8")
     (folder / "profiles/smoke.yaml").write_text(json.dumps({"generator": params}), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "stages.generator"], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    return generator.main()
 
 
 @pytest.mark.slow
-def test_a_gguf_file_becomes_a_folder_that_servers_load(empty_folder: Path) -> None:
+def test_a_gguf_file_becomes_a_folder_that_servers_load(empty_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from cosmopedia.cpu_server.decoding import load_model
 
     path = write_gguf(empty_folder / "tiny-q.gguf")
-    done = run_stage(empty_folder, "tiny-q.gguf")
-    assert done.returncode == 0, done.stderr
-    assert "generator: tiny-q at sha256:" in done.stdout and "not pinned" in done.stderr
+    assert make(empty_folder, "tiny-q.gguf").startswith("tiny-q at sha256:")
+    assert "not pinned" in capfd.readouterr().err
     model = GenerationModel.read()
     assert model.loaded_from == str(Path("models/generator").resolve()) and model.pinned is None
     assert model.render("Why?") == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
@@ -144,11 +138,11 @@ def test_a_gguf_file_becomes_a_folder_that_servers_load(empty_folder: Path) -> N
         assert torch.allclose(served(ids).logits, direct(ids).logits, atol=0.05)
     assert AutoTokenizer.from_pretrained("models/generator").model_input_names == ["input_ids", "attention_mask"]
     before = {file.name: file.read_bytes() for file in Path("models/generator").iterdir()}
-    assert run_stage(empty_folder, "tiny-q.gguf", model.revision).returncode == 0
+    make(empty_folder, "tiny-q.gguf", model.revision)
     assert {file.name: file.read_bytes() for file in Path("models/generator").iterdir()} == before
     path.write_bytes(path.read_bytes()[:-16] + bytes(16))
-    other = run_stage(empty_folder, "tiny-q.gguf", model.revision)
-    assert other.returncode == 2 and "but the profile pins" in other.stderr
+    with pytest.raises(ConfigError, match="but the profile pins"):
+        make(empty_folder, "tiny-q.gguf", model.revision)
 
 
 @pytest.mark.slow
@@ -156,13 +150,13 @@ def test_a_folders_weights_stay_where_they_are_and_its_name_is_its_content(empty
     from cosmopedia.cpu_server.decoding import load_model
 
     write_model(Path("my/model"), write_tokenizer(Path("my/model"), chat_template=TEMPLATE))
-    assert run_stage(empty_folder, "my/model").returncode == 0
+    make(empty_folder, "my/model")
     model = GenerationModel.read()
     assert model.loaded_from == str(Path("my/model").resolve()) and model.model == "model"
     assert not list(Path("models/generator").glob("*.safetensors"))
     assert load_model("models/generator", "x", "y")[0].config.vocab_size > 0
     shutil.copytree("my/model", "elsewhere/model")
-    assert run_stage(empty_folder, "elsewhere/model").returncode == 0
+    make(empty_folder, "elsewhere/model")
     assert GenerationModel.read().identity == model.identity
 
 

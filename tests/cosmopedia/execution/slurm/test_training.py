@@ -70,7 +70,7 @@ def running(cluster: SlurmCluster) -> list[str]:
 
 def test_requeues_and_a_dead_driver_change_no_digit(folder: Path, slurm: SlurmCluster) -> None:
     """The driver is killed, the job requeued by hand, and then warned as Slurm warns before a time limit."""
-    set_recipe(folder, **TRAINING, steps=400)
+    set_recipe(folder, **TRAINING, steps=150)
     train()
     whole = losses()
     Path(".store").rename(".store-local")
