@@ -95,7 +95,7 @@ def test_arrays_write_the_bytes_of_a_local_run(corpus: Path, slurm: SlurmCluster
     clean_locally(corpus)
     found = {}
     for executor in ("local", "slurm"):
-        settings(corpus, "dedup", executor)
+        settings(corpus, "dedup", executor, tasks=2)
         dedup.main()
         found[executor] = bytes_of(corpus / "data/dedup") | {"metrics": Path("metrics/dedup.json").read_bytes()}
     assert found["local"] == found["slurm"] and len(found["local"]) > 3
