@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from cosmopedia.core.text import without_controls
 from cosmopedia.licences import Terms, licence, terms_of_model
-from cosmopedia.text import without_controls
 
 MARKDOWN = re.compile(r"[\\`*\[\]<>|]")
 # Of the hub, by the number of rows below which each one is.

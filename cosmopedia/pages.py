@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from cosmopedia.text import without_controls
+from cosmopedia.core.text import without_controls
 
 
 def page_template(folder: Path, name: str) -> Template:

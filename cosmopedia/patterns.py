@@ -8,7 +8,7 @@ from typing import Any
 
 import regex
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 SECONDS = 10.0  # CPU time of one pattern on one text; a linear one needs about 0.1 s for 10 MB
 

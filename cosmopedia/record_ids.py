@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cosmopedia.rng import content_hash
+from cosmopedia.core.rng import content_hash
 
 
 def row_id(values: dict[str, Any], text: str) -> str:

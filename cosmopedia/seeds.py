@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 
 
 def seed_folders(models: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 
 
 class _Representer(RoundTripRepresenter):

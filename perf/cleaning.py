@@ -17,8 +17,8 @@ from typing import Any
 
 import polars as pl
 
+from cosmopedia.core.params import check, read_yaml
 from cosmopedia.corpus.chat import ChatPatterns
-from cosmopedia.params import check, read_yaml
 from stages.clean.rules import Cleaned, CleanParams, Removed, clean
 
 TEXTS = Path("data/samples/cleaning/texts.jsonl")

@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 from perf.reference_chunks import run as run_chunks
 from perf.stub_server import MAX_TOKENS, corpus
 
@@ -174,7 +174,7 @@ async def run_bare(url: str, posts: list[dict[str, Any]], connections: int) -> i
 
 def run(task: Task) -> dict[str, Any]:
     """Do the task; measurements by name. CPU and wall cover the client's work, not imports or the tokenizer's load."""
-    from cosmopedia.errors import ClusterError
+    from cosmopedia.core.errors import ClusterError
     from cosmopedia.execution.sending import Send
     from cosmopedia.generation.complete import PromptRequests, complete
     from cosmopedia.generation.model import GenerationModel

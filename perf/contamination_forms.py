@@ -16,7 +16,7 @@ import yaml
 from cosmopedia.contamination.forms import forms_of
 from cosmopedia.contamination.index import DecontaminateParams, Index
 from cosmopedia.corpus.words import words
-from cosmopedia.records import read_records
+from cosmopedia.records.reading import read_records
 from stages.benchmarks.cloze import FORMS, Fields
 from stages.decontaminate.pipeline import BATCH
 

@@ -88,7 +88,7 @@ def make(folder: Path, texts: list[str], items: list[dict[str, str]]) -> None:
     import pyarrow.parquet as pq
     import yaml
 
-    from cosmopedia.rng import draw_u64
+    from cosmopedia.core.rng import draw_u64
     from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT, PARAPHRASE
     from cosmopedia.tables.parquet import write_table
 

@@ -30,7 +30,7 @@ BATCH_TOKENS, LOGITS_MB = 8192, 256  # the rehearsal's
 
 def sample_items() -> dict[str, list[dict[str, Any]]]:
     """BENCHMARK rows, as far as they are scored, by task."""
-    from cosmopedia.records import read_records
+    from cosmopedia.records.reading import read_records
     from stages.benchmarks.cloze import FORMS, Fields
 
     items: dict[str, list[dict[str, Any]]] = {}

@@ -31,7 +31,7 @@ from typing import Any
 
 import yaml
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 from cosmopedia.generation.complete import PromptRequests
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling, completion_key

@@ -118,8 +118,8 @@ class Trial:
         compiled: bool = False,
     ) -> Path:
         """A job's folder."""
+        from cosmopedia.core.params import read_yaml
         from cosmopedia.execution.compute import Layout
-        from cosmopedia.params import read_yaml
         from stages.train.nanotron.job import TrainingJob
         from stages.train.recipe import Recipe, Shared
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import polars as pl
 
+from cosmopedia.core.params import check, read_yaml
 from cosmopedia.corpus.chat import Chat, ChatPatterns
 from cosmopedia.generation.requests import Completion
-from cosmopedia.params import check, read_yaml
 from stages.pilot.gate import Thresholds, violations
 from stages.pilot.measures import measure
 from stages.pilot.shares import Refusals, TextRules

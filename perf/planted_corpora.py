@@ -20,10 +20,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 
+from cosmopedia.core.files import write_text
+from cosmopedia.core.params import read_yaml
 from cosmopedia.evaluation.item_scores import best, by_character, without_space
-from cosmopedia.files import write_text
-from cosmopedia.params import read_yaml
-from cosmopedia.records import read_records
+from cosmopedia.records.reading import read_records
 from cosmopedia.tables.contracts import DETAIL, HELDOUT
 from cosmopedia.tables.parquet import write_table
 from stages.benchmarks.__main__ import items_of

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from cosmopedia.params import section
+from cosmopedia.core.params import section
 from stages.retrieve.index import Block, Statistics, compiled_scorer, save_block, search
 from stages.retrieve.passages import BLOCK
 from stages.retrieve.words import Vocabulary, terms_of, vocabulary_of

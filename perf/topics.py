@@ -39,8 +39,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from cosmopedia.core.params import section
 from cosmopedia.corpus.encoder import Encoder, find_model, resolve_precision
-from cosmopedia.params import section
 from stages.cluster.earlier import QUANTILE, Earlier
 from stages.cluster.umap_hdbscan import assign, centroids_of, find_groups, similarities
 

@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from cosmopedia.params import read_yaml
+from cosmopedia.core.params import read_yaml
 from stages.train import cpu_kernels, transformers_trainer
 from stages.train.init_weights import new_model
 from stages.train.recipe import Recipe, Shared

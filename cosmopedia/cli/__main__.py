@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from cosmopedia.cli import checkout
 from cosmopedia.cli.stages import STAGES
-from cosmopedia.errors import errors_as_sentences
+from cosmopedia.core.errors import errors_as_sentences
 
 HERE = Path(__file__).parent
 

@@ -12,7 +12,7 @@ import typer
 from cosmopedia.cli.checkout import given
 from cosmopedia.cli.compare import labelled, panels
 from cosmopedia.cli.output import Json, new_app, print_json, print_table
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 

@@ -15,9 +15,9 @@ app = new_app()
 @app.command(epilog="Example: cosmo check && dvc repro")
 def check() -> None:
     """Check every setting of the pipeline, and repair what a kill has left; exit status 2 when a setting is wrong."""
+    from cosmopedia.core.params import profile_path
     from cosmopedia.execution.compute import compute_path
     from cosmopedia.execution.settings import check_settings_once, repairs
-    from cosmopedia.params import profile_path
 
     for sentence in repairs():
         typer.echo(sentence)

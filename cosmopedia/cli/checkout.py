@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 _started = Path.cwd()
 

@@ -11,7 +11,7 @@ import typer
 
 from cosmopedia.cli.checkout import given
 from cosmopedia.cli.output import Json, new_app, print_json, print_table
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 
@@ -47,8 +47,8 @@ def compare(
     notes = wording.notes(readings, rows) + references.lines(readings[names[0]], panels())
     chosen = [row for row in rows if row.scope.measure in shown]
     if plot:
+        from cosmopedia.core.files import write_text
         from cosmopedia.evaluation.forest_plot import forest_plot
-        from cosmopedia.files import write_text
 
         write_text(given(plot), forest_plot(chosen, names[0]))
     if as_json:
@@ -95,6 +95,6 @@ def labelled(arms: list[Any]) -> list[Any]:
 
 def panels() -> dict[str, list[str]]:
     """evaluate.panels of this checkout; none: all tasks together."""
-    from cosmopedia.params import section
+    from cosmopedia.core.params import section
 
     return section("evaluate").get("panels") or {}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cosmopedia.cli.stages import stage_modules
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution.budget import Forecast
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.earlier import completions_here, earlier_completions

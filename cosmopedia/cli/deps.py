@@ -4,6 +4,9 @@ DVC does not see imports. A stage depends on its folder and on each shared file 
 directly or through another file. It depends on nothing in cosmopedia/execution/, which only decides where and how work
 runs, nor on what only that imports. Data deps stay as they are.
 
+A folder of `WHOLE` is one dep of each stage that imports something of it. DVC reads all of dvc.lock at each command
+and writes all of it after each stage, and such a folder's files would be a third of its lines.
+
 A matrix stage whose folder has a file per item (stages/sources/readers/web.py for the item web),
 depends on its own files one by one and on its item's file, so that an edit of one reruns one item. The files say which
 items there are: a new one is added to the matrix, and its outs to the deps of a stage that reads those of all items.
@@ -19,12 +22,13 @@ from typing import Annotated, Any
 import typer
 
 from cosmopedia.cli.output import Json, new_app, print_json
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 PACKAGES = ("stages", "cosmopedia")
 MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
 EXECUTION = "cosmopedia/execution/"
+WHOLE = ("cosmopedia/core", "cosmopedia/records", "cosmopedia/tables")  # whoever imports one file imports most of them
 
 
 def module_file(name: str, root: Path = Path()) -> Path | None:
@@ -54,8 +58,8 @@ def stage_files(stage: str, root: Path = Path()) -> list[Path]:
     return sorted(path for path in files if not path.name.startswith("cosmo_"))
 
 
-def shared_files(stage: str, root: Path = Path()) -> list[str]:
-    """The files outside a stage's folder that its code imports, sorted; packages' `__init__.py` left out."""
+def shared_code(stage: str, root: Path = Path()) -> list[str]:
+    """What a stage's code imports from outside its folder, sorted: folders of `WHOLE`, and files but `__init__.py`."""
     own = stage_files(stage, root)
     seen = set(own)
     waiting = list(own)
@@ -66,6 +70,8 @@ def shared_files(stage: str, root: Path = Path()) -> list[str]:
                 seen.add(file)
                 waiting.append(file)
     names = {file.relative_to(root).as_posix() for file in seen - set(own) if file.name != "__init__.py"}
+    folders = {name: Path(name).parent.as_posix() for name in names}
+    names = {folder if folder in WHOLE else name for name, folder in folders.items()}
     return sorted(name for name in names if not name.startswith(f"stages/{stage}/"))
 
 
@@ -122,7 +128,7 @@ def with_code_deps(text: str, root: Path = Path()) -> str:
         for index in reversed(range(len(deps))):
             if is_code(deps[index]):
                 del deps[index]
-        deps.extend([*own, *shared_files(name, root)])
+        deps.extend([*own, *shared_code(name, root)])
     out = io.StringIO()
     yaml.dump(content, out)
     return out.getvalue()
@@ -149,7 +155,7 @@ def deps(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write each stage's code deps into dvc.yaml: its folder, and each shared file that its code imports."""
+    """Write each stage's code deps into dvc.yaml: its folder, and the shared code that its own imports."""
     if check:
         text = Path("dvc.yaml").read_text(encoding="utf-8")
         changed = differences(text, with_code_deps(text))

@@ -10,7 +10,7 @@ import typer
 
 from cosmopedia.cli.checkout import given
 from cosmopedia.cli.output import Json, new_app, print_json, print_table, visible
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 STAGES = ("generate", "natural", "clean", "dedup", "decontaminate")
@@ -37,7 +37,7 @@ def diff(
 
     report = run(a, b, stage, samples)
     if html:
-        from cosmopedia.files import write_text
+        from cosmopedia.core.files import write_text
 
         write_text(given(html), wording.page(report))
     if as_json:

@@ -20,11 +20,11 @@ import typer
 from cosmopedia.cli.installed import LOCK, wrong
 from cosmopedia.cli.output import Json, new_app, print_json
 from cosmopedia.cli.stages import stage_modules
-from cosmopedia.errors import ConfigError, CosmoError
+from cosmopedia.core.errors import ConfigError, CosmoError
+from cosmopedia.core.lineage import store_root
+from cosmopedia.core.params import profile_path
 from cosmopedia.execution.compute import Compute, ExternalServing, compute_path, load_compute
 from cosmopedia.execution.settings import problems
-from cosmopedia.lineage import store_root
-from cosmopedia.params import profile_path
 
 app = new_app()
 MIN_DISK = 5e9  # bytes for the rehearsal: its caches, models and the store

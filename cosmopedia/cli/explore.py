@@ -13,7 +13,7 @@ import polars as pl
 import typer
 
 from cosmopedia.cli.output import new_app
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 
 app = new_app()
 HOME = Path(".explore")  # an environment of its own; the Makefile says what is in it

@@ -20,7 +20,7 @@ import typer
 
 from cosmopedia.cli.installed import LOCK
 from cosmopedia.cli.output import new_app
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 TORCH = re.compile(r"(torch|nvidia-.*|cuda-.*|triton)==")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.cli.stages import stage_module
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.execution.budget import Forecast
 from cosmopedia.execution.compute import Compute, load_compute
 from cosmopedia.execution.earlier import earlier_completions

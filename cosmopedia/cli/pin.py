@@ -1,8 +1,8 @@
 """pin: pin hub ids by their commits, local files by their hashes.
 
 A mapping with a `revision` and a `dataset`, `model` or `tokenizer` is a reference. A local file or folder is pinned by
-the hash of its content (cosmopedia/pins.py), again whenever it has changed. Comments and layout of the file stay. To
-move on to a newer commit of the hub, write `revision: main` back and run it again.
+the hash of its content (cosmopedia/records/pins.py), again whenever it has changed. Comments and layout of the file
+stay. To move on to a newer commit of the hub, write `revision: main` back and run it again.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cosmopedia.cli.output import new_app
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 KINDS = {"dataset": "dataset", "model": "model", "tokenizer": "model"}
@@ -20,8 +20,8 @@ KINDS = {"dataset": "dataset", "model": "model", "tokenizer": "model"}
 
 def references(node: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
     """(mapping, kind, hub id) for each hub reference below a node whose revision is no commit yet."""
-    from cosmopedia.pins import is_local
-    from cosmopedia.records import COMMIT
+    from cosmopedia.records.pins import is_local
+    from cosmopedia.records.reading import COMMIT
 
     if not isinstance(node, dict):
         return
@@ -42,8 +42,8 @@ def references(node: Any) -> Iterator[tuple[dict[str, Any], str, str]]:
 def pin_profile(path: Path, resolve: Callable[[str, str, str | None], str]) -> int:
     """Pin one profile file in place; returns how many references were resolved."""
     from cosmopedia import yaml_editing
+    from cosmopedia.core.lineage import content_revision
     from cosmopedia.execution.local_pins import local_references
-    from cosmopedia.lineage import content_revision
 
     content = yaml_editing.load(path)
     pinned = 0
@@ -65,7 +65,7 @@ def pin_profile(path: Path, resolve: Callable[[str, str, str | None], str]) -> i
 @app.command(epilog="Example: cosmo pin cluster")
 def pin(profiles: Annotated[list[str] | None, typer.Argument(help="Names of profiles; default: all.")] = None) -> None:
     """Write the commit of each hub id, and the hash of each local file or folder, into the profiles."""
-    from cosmopedia.records import resolve_revision
+    from cosmopedia.records.reading import resolve_revision
 
     known = {path.stem: path for path in sorted(Path("profiles").glob("*.yaml"))}
     if unknown := set(profiles or ()) - known.keys():

@@ -78,7 +78,7 @@ def summary(
 
     EU AI Act, Article 53(1)(d), in the order of the AI Office's template; what a person must add is marked.
     """
-    from cosmopedia.files import write_text
+    from cosmopedia.core.files import write_text
     from cosmopedia.publishing.summary import TO_ADD, training_summary
 
     text = training_summary()
@@ -92,9 +92,9 @@ def summary(
 def new_release(kind: str, out: Path, repo: str, dry_run: bool) -> "Release":
     """A release of the checked-out revision. `ConfigError` without a repository's name, a committed revision, a token,
     or where the committed dvc.lock has another hash for the out. A dry run needs none of them."""
-    from cosmopedia.errors import ConfigError
+    from cosmopedia.core.errors import ConfigError
+    from cosmopedia.core.lineage import store_root
     from cosmopedia.execution.revision import date_of, git_revision
-    from cosmopedia.lineage import store_root
     from cosmopedia.publishing.checks import check_recorded
     from cosmopedia.publishing.hub import token
     from cosmopedia.publishing.release import Release

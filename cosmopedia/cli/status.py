@@ -8,7 +8,7 @@ import typer
 
 from cosmopedia.cli.output import Json, new_app, print_json, print_table
 from cosmopedia.cli.stages import stage_modules
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 
 app = new_app()
 

@@ -7,7 +7,7 @@ import typer
 
 from cosmopedia.cli.checkout import given
 from cosmopedia.cli.output import Json, new_app, print_json, print_table
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 
 if TYPE_CHECKING:
     from cosmopedia.store.copies import Copied

@@ -176,7 +176,7 @@ def table(
 ) -> None:
     """Compare the finished arms with the control: one row per arm, with intervals, verdicts and cost."""
     from cosmopedia.cli import compare
-    from cosmopedia.errors import ConfigError
+    from cosmopedia.core.errors import ConfigError
     from cosmopedia.evaluation import wording
     from cosmopedia.sweeps import table as tables
     from cosmopedia.sweeps.definition import read_sweep

@@ -12,7 +12,7 @@ import typer
 
 from cosmopedia.cli.checkout import given
 from cosmopedia.cli.output import Json, new_app, print_json, print_table, visible
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cosmopedia.tracing.corpus import Corpus

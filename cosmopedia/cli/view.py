@@ -11,7 +11,7 @@ import typer
 
 from cosmopedia.cli.checkout import given
 from cosmopedia.cli.output import Json, new_app, print_json, visible
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 
@@ -36,7 +36,7 @@ def view(
     """
     import polars as pl
 
-    from cosmopedia.tables import look
+    from cosmopedia.cli import look
 
     first, *others = look.tables_at(table, given(Path(table)))
     conditions = [look.condition(one, first) for one in where or ()]

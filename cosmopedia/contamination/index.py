@@ -37,10 +37,10 @@ from cosmopedia.contamination.matching_blocks import Block, Matcher
 from cosmopedia.contamination.ngrams import NOT_COUNTED, NgramTable
 from cosmopedia.contamination.parts import PartsTable
 from cosmopedia.contamination.tolerant import Similar, TolerantTable
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import Params
 from cosmopedia.corpus.word_hashes import Texts, WordHashes, word_hashes
 from cosmopedia.corpus.words import NORMAL, PUBLISHED
-from cosmopedia.errors import DataError
-from cosmopedia.params import Params
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_batches
 

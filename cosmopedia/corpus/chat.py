@@ -13,7 +13,7 @@ from typing import Literal, Self
 import regex
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from cosmopedia.params import Params, check, read_yaml
+from cosmopedia.core.params import Params, check, read_yaml
 from cosmopedia.patterns import Pattern, compiled
 
 PATTERNS = Path("curation/chat.yaml")

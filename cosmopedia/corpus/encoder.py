@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.lineage import content_revision
 from cosmopedia.corpus.static_vectors import StaticVectors
 from cosmopedia.cpu_features import quick_in_bf16
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.lineage import content_revision
-from cosmopedia.pins import check_pin, is_local
-from cosmopedia.records import resolve_revision
+from cosmopedia.records.pins import check_pin, is_local
+from cosmopedia.records.reading import resolve_revision
 
 PACKAGE = "package:"
 BATCH_CHARACTERS = 1 << 18  # of an accelerator's batch, padding included: about 65,000 tokens

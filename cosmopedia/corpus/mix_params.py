@@ -8,9 +8,9 @@ from fractions import Fraction
 
 from pydantic import Field
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params
 from cosmopedia.corpus.components import SYNTHETIC
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import Params
 
 NAME = re.compile(r"[a-z0-9_]+")  # a component's cell is <component>-natural
 TOLERANCE = 1e-3  # of the weights' sum: thirds are written with four digits

@@ -23,16 +23,16 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.parquet import ParquetWriter
 from datatrove.utils.stats import PipelineStats
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import clear_folder, replacing
+from cosmopedia.core.row_counts import RowCounts
 from cosmopedia.corpus.components import NATURAL, is_natural, synthetic_first
-from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import Data
 from cosmopedia.execution.data_tasks import DataTasks
-from cosmopedia.files import clear_folder, replacing
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.external_sort import merge_sorted
 from cosmopedia.tables.parquet import TableWriter, count_rows, read_batches, read_rows, tables_in
-from cosmopedia.tables.row_counts import RowCounts
 
 # A process is started for so much work at least: it needs 2-4 seconds to start, once for each pipeline of a stage.
 WORTH_SECONDS = 10

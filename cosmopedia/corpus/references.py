@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 
 REFERENCES, PASSAGES = Path("data/prompts/references"), Path("data/knowledge/passages.parquet")
 ATTRIBUTIONS = "attributions.csv"  # next to a corpus: one line per article

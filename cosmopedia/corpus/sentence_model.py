@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from pydantic import ConfigDict, Field
 
+from cosmopedia.core.params import Params
 from cosmopedia.corpus.encoder import Encoder, find_model
-from cosmopedia.params import Params
 
 
 class SentenceModel(Params):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cosmopedia.errors import DataError
-from cosmopedia.records import Record, read_records
+from cosmopedia.core.errors import DataError
+from cosmopedia.records.reading import Record, read_records
 
 COLUMNS = "id, name, parent, keywords, description"
 FIRST = 3  # topics that a message names

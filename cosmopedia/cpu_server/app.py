@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import ContentEncodingError
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import write_text
 from cosmopedia.cpu_server.batching import Batcher, DecodeRequest
 from cosmopedia.cpu_server.decoding import load_model, make_decoders, plan_workers, torch_threads
 from cosmopedia.cpu_server.protocol import (
@@ -39,8 +41,6 @@ from cosmopedia.cpu_server.protocol import (
     sampling_params,
 )
 from cosmopedia.cpu_server.sampling import GrammarError, Grammars
-from cosmopedia.errors import ConfigError
-from cosmopedia.files import write_text
 
 VERSION = "0.1.0"
 MAX_BODY = 8 << 20  # bytes

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.cpu_features import quick_in_bf16
 from cosmopedia.cpu_server.llama import LlamaDecoder, LlamaWeights
-from cosmopedia.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from cosmopedia.core.errors import DataError
 from cosmopedia.corpus.divergence import divergence
 from cosmopedia.corpus.openings import Openings
 from cosmopedia.dataset_diff.merge import ID, aligned, batches
-from cosmopedia.errors import DataError
 from cosmopedia.execution.versions import Version
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tracing.corpus import DOCUMENTS, REMOVING

@@ -7,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 
 ID = "completion_id"
 BATCH = 2_000  # rows of one side; with texts of 3 kB a comparison takes 240 MB, however many rows there are

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.core.text import without_controls
 from cosmopedia.pages import page_template
-from cosmopedia.text import without_controls
 from cosmopedia.tracing.changes import Piece, word_diff
 
 EXCERPT = 600  # characters of a text that are shown

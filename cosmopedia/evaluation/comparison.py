@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.evaluation.effects import (
     ALPHA,
     RESAMPLES,
@@ -19,7 +20,6 @@ from cosmopedia.evaluation.effects import (
 )
 from cosmopedia.evaluation.item_scores import LOWER_IS_BETTER, METRICS
 from cosmopedia.evaluation.readings import HELD_OUT, Readings, Scope, Task, check_same, parts, scopes
-from cosmopedia.rng import draw_u64
 
 BETTER, WORSE, EQUAL, UNKNOWN = "better", "worse", "not distinguishable", "one seed: not known"
 LOWER = LOWER_IS_BETTER | {HELD_OUT}

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import Field
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import Params
 from cosmopedia.evaluation.encoding import Encoder, Sequence
 from cosmopedia.evaluation.scorer import Scorer
-from cosmopedia.params import Params
-from cosmopedia.records import read_records
+from cosmopedia.records.reading import read_records
 
 
 class HeldoutSet(Params):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.rng import draw_sample, draw_u64
 from cosmopedia.evaluation.encoding import Encoder, Sequence
-from cosmopedia.rng import draw_sample, draw_u64
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_table
 

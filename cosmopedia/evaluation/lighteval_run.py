@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cosmopedia.core.files import discard, runs
 from cosmopedia.evaluation.lighteval_tasks import PREFIX, quiet_offline, task_module
 from cosmopedia.execution.progress import track
-from cosmopedia.files import discard, runs
 
 QUIETENED = ("lighteval", "datasets", "accelerate", "transformers", "git", "huggingface_hub")
 

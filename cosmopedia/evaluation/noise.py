@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import Field, ValidationError
 from scipy.special import chdtri
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import Params
+from cosmopedia.core.rng import content_hash
 from cosmopedia.evaluation.arms import Arm
 from cosmopedia.evaluation.effects import NoiseFloor, item_noise, seed_scores
 from cosmopedia.evaluation.readings import Readings, Scope, Task, parts, scopes
-from cosmopedia.params import Params
-from cosmopedia.rng import content_hash
 
 NOISE = Path("metrics/noise")
 SAME_SCALE = 0.1  # parameters and tokens may differ by this share
@@ -93,7 +93,7 @@ def scale(arm: Arm) -> tuple[int | None, int | None]:
 
 def write(noise: Noise) -> Path:
     """To metrics/noise/<name>.json, a file that a person commits."""
-    from cosmopedia.files import write_text
+    from cosmopedia.core.files import write_text
 
     path = NOISE / f"{noise.name}.json"
     write_text(path, json.dumps(noise.model_dump(), indent=1) + "\n")

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.rng import content_hash
 from cosmopedia.evaluation.effects import Part
 from cosmopedia.evaluation.item_scores import METRICS
-from cosmopedia.rng import content_hash
 from cosmopedia.tables.contracts import DETAIL, HELDOUT
 from cosmopedia.tables.parquet import read_table
 

@@ -10,14 +10,14 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import Params, load
 from cosmopedia.evaluation.encoding import Encoder
 from cosmopedia.evaluation.heldout import HeldoutSet, read_set, score_heldout
 from cosmopedia.evaluation.items import encode_items, read_items, regroup
 from cosmopedia.evaluation.lighteval_run import run_lighteval
 from cosmopedia.evaluation.scorer import Dtype, Scorer
 from cosmopedia.evaluation.scores import Scores, by_group, detail_rows, heldout, panel, summary
-from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import DETAIL, HELDOUT
 from cosmopedia.tables.parquet import write_table
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cosmopedia.core.lineage import store_root
 from cosmopedia.evaluation.arms import Arm
 from cosmopedia.evaluation.comparison import EQUAL, UNKNOWN, Row
 from cosmopedia.evaluation.effects import ALPHA, FEW_SEEDS, MOST_SEEDS, seeds_to_see, seen_by
 from cosmopedia.evaluation.noise import Spread
 from cosmopedia.evaluation.readings import ALL_SETS, HELD_OUT, Readings
 from cosmopedia.execution.rates import read_rates
-from cosmopedia.lineage import store_root
 
 PRIMARY = "bpb"  # of the measures of items: docs/ablations.md has the table that chose it
 SHOWN = (HELD_OUT, PRIMARY, "acc_norm")

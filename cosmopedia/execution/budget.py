@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.lineage import store_root
+from cosmopedia.core.params import Params
 from cosmopedia.execution import rates
 from cosmopedia.execution.compute import Serving, TokenPrice, compute_path
-from cosmopedia.lineage import store_root
-from cosmopedia.params import Params
 
 MIN_COMPLETIONS = 20  # for a run's rate to mean something
 SATURATED = 0.8  # utilisation from which a run's rate holds for longer runs

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.core.files import write_text
+from cosmopedia.core.params import read_yaml
 from cosmopedia.execution.lock_repair import LOCK
 from cosmopedia.execution.workdir import seen_by_dvc
-from cosmopedia.files import write_text
-from cosmopedia.params import read_yaml
 
 CODE = ("stages/", "cosmopedia/")
 REVISIONS = 30  # of a dep that are looked through

@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params, read_yaml
+from cosmopedia.core.text import read_text
 from cosmopedia.execution.redaction import redact, remember, secret_in
-from cosmopedia.params import Params, read_yaml
-from cosmopedia.text import read_text
 
 DIGEST = re.compile(r"[^-\s].*(@sha256:[0-9a-f]{64}|\.(sqsh|sif))")
 VERSION = re.compile(r":v?(\d+)\.(\d+)\.(\d+)")  # in an image's tag

@@ -27,7 +27,7 @@ from typing import Any
 
 from datatrove.utils.stats import PipelineStats
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.execution.compute import Data
 from cosmopedia.execution.executors import Steps, execute, prepared
 from cosmopedia.execution.progress import Progress

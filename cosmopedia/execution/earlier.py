@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from cosmopedia.lineage import main_checkout
-from cosmopedia.params import SafeLoader
+from cosmopedia.core.lineage import main_checkout
+from cosmopedia.core.params import SafeLoader
 from cosmopedia.store.documents import Table, has_completions, table_at
 
 PAID = (

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from cosmopedia.errors import CosmoError
+from cosmopedia.core.errors import CosmoError
+from cosmopedia.core.lineage import store_root
+from cosmopedia.core.params import read_yaml
 from cosmopedia.execution.compute import compute_path, load_compute
 from cosmopedia.execution.redaction import redact
 from cosmopedia.execution.revision import git_revision
-from cosmopedia.lineage import store_root
-from cosmopedia.params import read_yaml
 
 PACKAGES = ("dvc", "torch", "transformers", "datatrove", "tokenizers", "polars", "pyarrow")
 FURTHER = ("numpy", "numba", "scikit-learn", "umap-learn", "sentence-transformers", "lighteval", "mlflow", "nanotron")

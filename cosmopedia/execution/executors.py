@@ -31,14 +31,14 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import MetricStatsDict, PipelineStats
 from loguru import logger
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
+from cosmopedia.core.files import log_tail
+from cosmopedia.core.rng import content_hash
 from cosmopedia.execution import child_process
 from cosmopedia.execution.compute import Data, LocalData, RayData, SlurmData
 from cosmopedia.execution.redaction import redact, say
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.job_scripts import options_of
-from cosmopedia.files import log_tail
-from cosmopedia.rng import content_hash
 
 RAY = "2.60.0"  # what tests/cosmopedia/execution/test_ray.py was run with
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # must be 0 at import: else a local Ray listens on all addresses

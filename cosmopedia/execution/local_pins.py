@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cosmopedia.dataset_folders import dataset_files
-from cosmopedia.errors import ConfigError, CosmoError
-from cosmopedia.files import write_text
-from cosmopedia.lineage import content_revision, hash_file, store_root
-from cosmopedia.pins import WATCHED, all_files, check_pin, is_local, split_pin
+from cosmopedia.core.errors import ConfigError, CosmoError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import content_revision, hash_file, store_root
+from cosmopedia.records.dataset_folders import dataset_files
+from cosmopedia.records.pins import WATCHED, all_files, check_pin, is_local, split_pin
 
 ALONE = ("continue_from", "demonstrations", "taxonomy", "tokenizer")  # keys of a path with its pin behind it
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from cosmopedia.files import write_text
-from cosmopedia.params import SafeLoader
+from cosmopedia.core.files import write_text
+from cosmopedia.core.params import SafeLoader
 
 LOCK = Path("dvc.lock")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from cosmopedia.core.lineage import hash_files
+from cosmopedia.core.params import SafeLoader, profile_path, read_yaml
 from cosmopedia.execution.revision import branch, file_at, git_revision
-from cosmopedia.lineage import hash_files
-from cosmopedia.params import SafeLoader, profile_path, read_yaml
 
 MOST = 60
 CHANGED_CHARS = 500

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import hash_file, store_root
 from cosmopedia.execution.environment import environment
 from cosmopedia.execution.mlflow_params import arm, as_yaml, params_that_matter
 from cosmopedia.execution.mlflow_sender import EXPERIMENT, KEY, SETTINGS, Sender, Spool, this_process
 from cosmopedia.execution.revision import git_revision
-from cosmopedia.files import write_text
-from cosmopedia.lineage import hash_file, store_root
 
 WAIT_SECONDS = 60.0  # at most so long, and only while MLflow answers, is the end of a stage's work waited for,
 WAIT_AFTER_ERROR_SECONDS = 2.0  # and that of a stage that fails or is stopped

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from cosmopedia.core.files import lock, replacing, write_text
+from cosmopedia.core.lineage import main_checkout
 from cosmopedia.execution.mlflow_views import write_view
 from cosmopedia.execution.redaction import redact
-from cosmopedia.files import lock, replacing, write_text
-from cosmopedia.lineage import main_checkout
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 
 
 def read_rates(path: Path) -> dict[str, Any]:

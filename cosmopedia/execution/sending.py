@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution.budget import NO_BUDGET, Budget, Forecast, forecast, refuse, spent, write_rate
 from cosmopedia.execution.compute import Compute, ExternalServing, Serving, load_compute
 from cosmopedia.execution.progress import Progress

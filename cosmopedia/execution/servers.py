@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
+from cosmopedia.core.files import log_tail
+from cosmopedia.core.lineage import store_root
 from cosmopedia.execution import child_process
 from cosmopedia.execution.compute import (
     EndpointSpec,
@@ -28,9 +30,7 @@ from cosmopedia.execution.compute import (
     load_compute,
 )
 from cosmopedia.execution.redaction import say
-from cosmopedia.files import log_tail
 from cosmopedia.generation.complete import GenerationModel
-from cosmopedia.lineage import store_root
 
 CPU_SERVER = (sys.executable, "-m", "cosmopedia.cpu_server.app")
 STOP_SECONDS = 5.0  # between SIGTERM and SIGKILL

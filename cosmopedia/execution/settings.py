@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from cosmopedia.errors import ConfigError, CosmoError
+from cosmopedia.core.errors import ConfigError, CosmoError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import hash_files, store_root
+from cosmopedia.core.params import profile_path, read_yaml
+from cosmopedia.core.rng import content_hash
 from cosmopedia.execution.comment_edits import accept_comment_edits
 from cosmopedia.execution.compute import compute_path, load_compute
 from cosmopedia.execution.local_pins import pin_problems
 from cosmopedia.execution.lock_repair import restore_lock
-from cosmopedia.files import write_text
-from cosmopedia.lineage import hash_files, store_root
-from cosmopedia.params import profile_path, read_yaml
-from cosmopedia.rng import content_hash
 
 
 def repairs() -> Iterator[str]:

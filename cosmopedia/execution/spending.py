@@ -10,8 +10,8 @@ import sys
 from dataclasses import asdict, dataclass
 from uuid import uuid4
 
-from cosmopedia.files import write_text
-from cosmopedia.lineage import store_root
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import store_root
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cosmopedia.errors import ConfigError, errors_as_sentences
+from cosmopedia.core.errors import ConfigError, errors_as_sentences
+from cosmopedia.core.files import lock
 from cosmopedia.execution.environment import recorded
 from cosmopedia.execution.settings import check_settings_once
-from cosmopedia.files import lock
 
 
 def run_stage(stage: str, main: Callable[[], str]) -> None:
@@ -39,7 +39,7 @@ def check_code() -> None:
     PYTHONPATH is searched before .venv (module systems set it).
     """
     own, here = Path(__file__).resolve().parents[2], Path.cwd().resolve()
-    if here != own and (here / "cosmopedia/errors.py").is_file():
+    if here != own and (here / "cosmopedia/core/errors.py").is_file():
         raise ConfigError(
             f"the code of {own} runs in {here}; unset PYTHONSAFEPATH and PYTHONPATH, or run `make repro`"
         )

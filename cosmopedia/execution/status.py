@@ -13,13 +13,13 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import store_root
 from cosmopedia.execution.budget import Forecast
 from cosmopedia.execution.client.dispatcher import Dispatcher
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.progress import Progress, remaining_seconds
 from cosmopedia.execution.spending import Ledger, Spent
-from cosmopedia.files import write_text
-from cosmopedia.lineage import store_root
 
 TICK_SECONDS = 1.0
 WINDOW_SECONDS = 30.0  # over which the shown rate is taken

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cosmopedia.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.core.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.core.files import indented_tail, write_text
+from cosmopedia.core.rng import content_hash
 from cosmopedia.execution import child_process
 from cosmopedia.execution.compute import LocalTraining, SlurmTraining, Training, compute_path
 from cosmopedia.execution.redaction import say
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.job_scripts import Shell, in_container, log_option, options_of, render
-from cosmopedia.files import indented_tail, write_text
-from cosmopedia.rng import content_hash
 
 LOOK_SECONDS = 0.5  # between two looks at a training
 QUEUE_SECONDS = 2.0  # between two calls of squeue

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cosmopedia.core.lineage import store_root
 from cosmopedia.execution.compute import SlurmTraining, load_compute
 from cosmopedia.execution.rates import read_rates, write_rate
-from cosmopedia.lineage import store_root
 
 USUAL_MFU = 0.4  # of a Llama of one to a few billion parameters on H100s in bf16 (nanotron's and torchtitan's reports)
 WEIGHT_BYTES = 4  # per parameter in fp32

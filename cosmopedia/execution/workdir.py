@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from cosmopedia.errors import DataError, InternalError
-from cosmopedia.files import discard, lock, replacing
-from cosmopedia.lineage import hash_files, store_root
-from cosmopedia.params import read_yaml, section
-from cosmopedia.rng import content_hash
+from cosmopedia.core.errors import DataError, InternalError
+from cosmopedia.core.files import discard, lock, replacing
+from cosmopedia.core.lineage import hash_files, store_root
+from cosmopedia.core.params import read_yaml, section
+from cosmopedia.core.rng import content_hash
 
 PIPELINE = Path("dvc.yaml")
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.text import read_text
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.text import read_text
 
 SLOT = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>[a-z_]+)|\{(?P<braced>[a-z_]+)\})")
 QUOTED = frozenset({"extract", "references"})  # slots that hold text of a source: such prompts can be judged

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from cosmopedia.core.params import Params
 from cosmopedia.faithfulness.judge import KINDS, Verdict
-from cosmopedia.params import Params
 
 
 class Limits(Params):

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import pydantic
 from text_generation.types import Grammar, GrammarType, Parameters, Response
 
+from cosmopedia.core.text import half_pair
 from cosmopedia.generation.answers import OPEN, Answer, MalformedAnswer, UnusableAnswer, with_thought
 from cosmopedia.generation.requests import Request, Sampling
-from cosmopedia.text import half_pair
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{.*\})? +([-+.\w]+)", re.MULTILINE)  # a line of Prometheus text
 

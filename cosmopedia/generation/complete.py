@@ -20,8 +20,9 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from cosmopedia.errors import ConfigError, InternalError
-from cosmopedia.files import write_text
+from cosmopedia.core.errors import ConfigError, InternalError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import store_root
 from cosmopedia.generation.answers import AnswerReader
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import (
@@ -33,7 +34,6 @@ from cosmopedia.generation.requests import (
     completion_key,
     sampling_seed,
 )
-from cosmopedia.lineage import store_root
 from cosmopedia.store.claims import claimed
 from cosmopedia.store.documents import Table
 from cosmopedia.store.segments import writing

@@ -12,9 +12,9 @@ from typing import Any
 import regex
 from pydantic import ConfigDict, field_validator, model_validator
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params
 from cosmopedia.generation.requests import Sampling
-from cosmopedia.params import Params
 
 
 class Form(Params):

@@ -12,8 +12,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.files import write_text
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import write_text
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.lineage import content_revision
-from cosmopedia.pins import all_files, check_pin, is_local
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.lineage import content_revision
+from cosmopedia.records.pins import all_files, check_pin, is_local
 
 PACKAGE = "package:"
 

@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cosmopedia.errors import DataError
-from cosmopedia.params import Params, check
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import Params, check
 
 if TYPE_CHECKING:
     from cosmopedia.generation.chat import ChatTokenizer

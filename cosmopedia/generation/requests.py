@@ -7,8 +7,8 @@ from functools import cached_property
 
 from pydantic import Field
 
-from cosmopedia.params import Params
-from cosmopedia.rng import content_hash, draw_u64
+from cosmopedia.core.params import Params
+from cosmopedia.core.rng import content_hash, draw_u64
 
 # Reasons of failures that every run would see again.
 LASTING = frozenset(

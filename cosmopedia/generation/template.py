@@ -3,8 +3,8 @@
 from pathlib import Path
 from string import Template
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.text import read_text
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.text import read_text
 
 
 def read_template(path: Path, wanted: set[str], optional: frozenset[str] = frozenset()) -> Template:

@@ -1,6 +1,6 @@
 """Questions to which the generation model answers Yes or No: the grammar, and what an answer means."""
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 

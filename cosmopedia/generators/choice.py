@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import read_yaml
-from cosmopedia.text import read_text
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import read_yaml
+from cosmopedia.core.text import read_text
 from cosmopedia.yaml_editing import set_params
 
 FOLDER = Path("profiles/generators")

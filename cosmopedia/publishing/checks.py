@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import Params, load
 from cosmopedia.execution.earlier import lock_content
 from cosmopedia.execution.revision import file_at
 from cosmopedia.execution.versions import read_json
 from cosmopedia.licences import Terms
-from cosmopedia.params import Params, load
 from cosmopedia.publishing.scan import Finding
 
 METRICS = Path("metrics")

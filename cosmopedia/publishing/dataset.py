@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosmopedia.cards import published
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import clear_folder, write_text
 from cosmopedia.corpus.references import ATTRIBUTIONS, licences_of
-from cosmopedia.errors import DataError
-from cosmopedia.files import clear_folder, write_text
 from cosmopedia.licences import Terms, terms
 from cosmopedia.publishing.checks import check_decontamination, check_findings, check_licences
 from cosmopedia.publishing.croissant import croissant

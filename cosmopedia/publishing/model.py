@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.cards import published, rows
-from cosmopedia.errors import DataError
-from cosmopedia.files import clear_folder, write_text
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import clear_folder, write_text
 from cosmopedia.licences import Terms, model_terms
 from cosmopedia.publishing.checks import check_decontamination, check_licences, metrics
 from cosmopedia.publishing.release import Release

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmopedia.lineage import hash_file
+from cosmopedia.core.lineage import hash_file
 
 
 @dataclass(frozen=True)

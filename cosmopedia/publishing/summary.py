@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cosmopedia.cards import escaped, model_rows, rows, source_rows
+from cosmopedia.core.errors import DataError
 from cosmopedia.corpus.components import SYNTHETIC
-from cosmopedia.errors import DataError
-from cosmopedia.pins import is_local
 from cosmopedia.publishing.checks import METRICS, metrics
+from cosmopedia.records.pins import is_local
 
 TO_ADD = "**[to add]**"
 GENERATOR = Path("models/generator/generator.json")

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
+from cosmopedia.core.files import replacing
 from cosmopedia.execution.redaction import say
-from cosmopedia.files import replacing
 from cosmopedia.store.folder import closed, files_in
 from cosmopedia.store.segments import fsync
 

@@ -15,10 +15,10 @@ from uuid import uuid4
 
 import numpy as np
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import lock
+from cosmopedia.core.lineage import store_root
 from cosmopedia.execution.redaction import say
-from cosmopedia.files import lock
-from cosmopedia.lineage import store_root
 
 POLL_SECONDS = 1.0
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.generation.answers import with_thought
 from cosmopedia.generation.requests import Completion, Failure
 from cosmopedia.tables.contracts import COMPLETION, THOUGHT

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.core.errors import ClusterError, DataError
 from cosmopedia.store.folder import closed, files_in, keys_in, read_file, split_keys
 from cosmopedia.store.parquet_files import keys_of, open_parquet, rows_of, write_parquet_files
 from cosmopedia.store.segments import (

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cosmopedia.errors import ClusterError, DataError
-from cosmopedia.files import replacing
+from cosmopedia.core.errors import ClusterError, DataError
+from cosmopedia.core.files import replacing
 from cosmopedia.store.segments import READ_ONLY, FileRemoved, checksum, count_within, damage, fsync, new_name
 
 GROUP_ROWS = 512  # about 2 MB of text: 5 ms to read

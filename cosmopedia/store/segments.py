@@ -21,8 +21,8 @@ from typing import BinaryIO, NamedTuple
 
 import zstandard
 
-from cosmopedia.errors import ClusterError, DataError
-from cosmopedia.files import lock
+from cosmopedia.core.errors import ClusterError, DataError
+from cosmopedia.core.files import lock
 from cosmopedia.generation.requests import Completion
 
 SEGMENT_MAGIC = b"COSMOSG1"

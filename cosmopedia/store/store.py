@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.core.errors import ClusterError, DataError
+from cosmopedia.core.lineage import main_checkout, store_root
 from cosmopedia.execution.redaction import say
 from cosmopedia.generation.requests import Completion
-from cosmopedia.lineage import main_checkout, store_root
 from cosmopedia.store.bucket import Bucket
 from cosmopedia.store.documents import Table, completions_in, table_at
 from cosmopedia.store.folder import files_in, split_keys

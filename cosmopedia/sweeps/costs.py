@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.sweeps.definition import Sweep
 from cosmopedia.sweeps.outlook import ArmOutlook
 from cosmopedia.sweeps.running import folder_of

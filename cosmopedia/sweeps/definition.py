@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import Params, check, profile_path, read_yaml
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params, check, profile_path, read_yaml
 
 FOLDER = Path("sweeps")
 ARM_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]*[A-Za-z0-9+-])?")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cosmopedia.errors import errors_as_sentences
+from cosmopedia.core.errors import errors_as_sentences
 from cosmopedia.execution.redaction import say
 from cosmopedia.execution.settings import repairs
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.sweeps.definition import Arm, Sweep
 from cosmopedia.sweeps.sharing import Stage, signatures, waits
 

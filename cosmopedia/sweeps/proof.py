@@ -11,12 +11,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
+from cosmopedia.core.files import log_tail, remove, write_text
+from cosmopedia.core.lineage import store_root
 from cosmopedia.execution.child_process import start
 from cosmopedia.execution.compute import compute_path
 from cosmopedia.execution.earlier import LOCK, lock_content
-from cosmopedia.files import log_tail, remove, write_text
-from cosmopedia.lineage import store_root
 from cosmopedia.sweeps.definition import Arm
 from cosmopedia.sweeps.worktrees import Start, discard, environment, git, prepare
 

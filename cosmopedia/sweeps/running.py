@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from cosmopedia.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.core.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.core.files import lock, log_tail, write_text
+from cosmopedia.core.lineage import store_root
 from cosmopedia.execution.child_process import start
 from cosmopedia.execution.redaction import redact, say
 from cosmopedia.execution.slurm.driver_job import BEGINS, SKIPS
-from cosmopedia.files import lock, log_tail, write_text
-from cosmopedia.lineage import store_root
 from cosmopedia.sweeps.definition import Sweep
 from cosmopedia.sweeps.sharing import Stage, waits
 from cosmopedia.sweeps.worktrees import Start, discard, environment, git, prepare, save

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ConfigError, InternalError
+from cosmopedia.core.errors import ConfigError, InternalError
+from cosmopedia.core.files import remove
+from cosmopedia.core.lineage import store_root
+from cosmopedia.core.rng import content_hash
 from cosmopedia.execution.child_process import LEADING
 from cosmopedia.execution.earlier import cache_folders
-from cosmopedia.files import remove
-from cosmopedia.lineage import store_root
-from cosmopedia.rng import content_hash
 from cosmopedia.sweeps.definition import Arm
 from cosmopedia.yaml_editing import set_params
 

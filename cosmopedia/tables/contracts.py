@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 
 
 @dataclass(frozen=True)

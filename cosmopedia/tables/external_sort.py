@@ -9,7 +9,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from cosmopedia.files import discard, remove
+from cosmopedia.core.files import discard, remove
 from cosmopedia.tables.contracts import Contract
 from cosmopedia.tables.parquet import ROW_GROUP, TableWriter, table_of
 

@@ -8,8 +8,8 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cosmopedia.errors import DataError, InternalError
-from cosmopedia.files import replacing
+from cosmopedia.core.errors import DataError, InternalError
+from cosmopedia.core.files import replacing
 from cosmopedia.tables.cell_files import in_name
 from cosmopedia.tables.contracts import Contract
 

@@ -13,9 +13,9 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.files import replacing
-from cosmopedia.params import read_yaml
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.files import replacing
+from cosmopedia.core.params import read_yaml
 from cosmopedia.tracing.corpus import DOCUMENTS, Corpus, collect, scan
 from cosmopedia.tracing.forward import models
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.execution.versions import Version
 from cosmopedia.tables.cell_files import cell_of
 

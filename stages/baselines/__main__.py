@@ -14,15 +14,15 @@ from typing import Any
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.evaluation.item_scores import METRICS as MEASURES
 from cosmopedia.evaluation.items import encode_items
 from cosmopedia.evaluation.scores import Scores, panel
 from cosmopedia.evaluation.scoring import EvaluateParams, Inputs, answer, encoder_of, load_params, read_inputs
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import Params, load
-from cosmopedia.tables.row_counts import write_metrics
 from stages.baselines.models import Baseline, Published, check_source, weights_of
 
 OUT, METRICS = Path("data/baselines"), Path("metrics/baselines.json")

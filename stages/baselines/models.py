@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params
 from cosmopedia.generation.gguf import write_model
 from cosmopedia.generation.local_model import find_local, is_here, locate
-from cosmopedia.params import Params
-from cosmopedia.records import resolve_revision
+from cosmopedia.records.reading import resolve_revision
 
 FILES = ["*.json", "*.safetensors"]  # of a hub model
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cosmopedia.dataset_folders import dataset_files
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.rng import draw_sample
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import Params, load
-from cosmopedia.pins import is_local
-from cosmopedia.records import Record, read_records
-from cosmopedia.rng import draw_sample
+from cosmopedia.records.dataset_folders import dataset_files
+from cosmopedia.records.pins import is_local
+from cosmopedia.records.reading import Record, read_records
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import write_table
-from cosmopedia.tables.row_counts import write_metrics
 from stages.benchmarks.cloze import FORMS, Fields, checked
 
 OUT = Path("data/benchmarks")

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cosmopedia.errors import DataError
-from cosmopedia.text import half_pair
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.text import half_pair
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ Run: python -m stages.clean
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import check, section
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.chat import ChatPatterns
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, WriteCells, natural_rows, removed_writer, statistic
-from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.params import check, section
-from cosmopedia.tables.row_counts import write_metrics
 from stages.clean.rules import CleanFilter, CleanParams, personal_data, read_examples
 
 FAITHFUL = Path("data/faithful")

@@ -13,7 +13,7 @@ from collections import Counter
 import regex
 from pydantic import Field, field_validator
 
-from cosmopedia.params import Params
+from cosmopedia.core.params import Params
 
 # Frequent in the language, not a word of English (except in the first list), and longer than one letter.
 FUNCTION_WORDS = {

@@ -15,7 +15,7 @@ from itertools import accumulate
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_duplicates, get_n_grams
 from pydantic import Field
 
-from cosmopedia.params import Params
+from cosmopedia.core.params import Params
 
 TOKEN = re.compile(r"\w+|[^\w\s]")
 LINES_OF_A_FORM, FORM_SHARE = 4, 0.75  # short lines that a form has at least, also as a share of its lines

@@ -13,15 +13,15 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 from pydantic import Field
 
+from cosmopedia.core.params import Params
+from cosmopedia.core.text import has_controls, without_controls
 from cosmopedia.corpus.chat import Chat, ChatPatterns
 from cosmopedia.corpus.components import NATURAL
 from cosmopedia.corpus.personal_data import find, masked
 from cosmopedia.corpus.pipeline import removal
 from cosmopedia.corpus.sentences import to_last_sentence
-from cosmopedia.params import Params
 from cosmopedia.tables.contracts import FAITHFUL
 from cosmopedia.tables.parquet import read_batches
-from cosmopedia.text import has_controls, without_controls
 from stages.clean.language import LanguageRule, foreign
 from stages.clean.repetition import RepetitionLimits, repetition
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import load
+from cosmopedia.core.row_counts import RowCounts, write_metrics
+from cosmopedia.corpus.row_ranges import checked_rows, read_parts, tasks_for
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import load
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, write_table
-from cosmopedia.tables.row_counts import RowCounts, write_metrics
-from cosmopedia.tables.row_ranges import checked_rows, read_parts, tasks_for
 from stages.cluster.earlier import check_earlier, read_earlier
 from stages.cluster.sample import ClusterParams, read_sample, summary
 from stages.cluster.umap_hdbscan import AssignRows, Groups, find_groups

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.lineage import content_revision
-from cosmopedia.pins import check_pin, split_pin
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.lineage import content_revision
+from cosmopedia.records.pins import check_pin, split_pin
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID
 from cosmopedia.tables.parquet import read_table
 

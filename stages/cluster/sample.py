@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from cosmopedia.errors import DataError
-from cosmopedia.params import Params
-from cosmopedia.rng import draw_sample
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import Params
+from cosmopedia.core.rng import draw_sample
+from cosmopedia.core.row_counts import RowCounts
+from cosmopedia.corpus.vectors import vectors_of
 from cosmopedia.tables.contracts import EMBEDDING
 from cosmopedia.tables.parquet import read_batches
-from cosmopedia.tables.row_counts import RowCounts
-from cosmopedia.tables.vectors import vectors_of
 from stages.cluster.umap_hdbscan import Groups
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cosmopedia.errors import DataError
-from cosmopedia.rng import draw_u64
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.rng import draw_u64
+from cosmopedia.corpus.row_ranges import RowRangeStep
+from cosmopedia.corpus.vectors import vectors_of
 from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
-from cosmopedia.tables.row_ranges import RowRangeStep
-from cosmopedia.tables.vectors import vectors_of
 from stages.cluster.consensus import agree, agreement
 from stages.cluster.earlier import Earlier
 

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.rng import draw_unit
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.encoder import Encoder
 from cosmopedia.corpus.sentence_model import SentenceModel
 from cosmopedia.corpus.taxonomy import Topic, leaves, read_taxonomy
-from cosmopedia.errors import ConfigError
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import Params, load
-from cosmopedia.pins import split_pin
-from cosmopedia.rng import draw_unit
+from cosmopedia.records.pins import split_pin
 from cosmopedia.tables.contracts import COVERAGE, DOCUMENT, SOURCE, TOPIC_OF_DOCUMENT
 from cosmopedia.tables.parquet import count_rows, read_batches, tables_in, write_table
-from cosmopedia.tables.row_counts import write_metrics
 from stages.coverage.assign import Assigned, assign, encode, fewest_topics, topic_vectors
 from stages.coverage.measures import covered, measures
 

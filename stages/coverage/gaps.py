@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.files import write_text
-from cosmopedia.params import profile_path
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.params import profile_path
 from cosmopedia.tables.contracts import COVERAGE
 from cosmopedia.tables.parquet import read_table
 

@@ -15,13 +15,13 @@ import csv
 from pathlib import Path
 
 from cosmopedia.contamination.index import DETECTORS, RULES, DecontaminateParams, Index, item_forms
+from cosmopedia.core.params import load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.components import NATURAL
 from cosmopedia.corpus.pipeline import CorpusRun, ReadCells, natural_rows, removed_writer, statistic
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.params import load
 from cosmopedia.tables.parquet import tables_in
-from cosmopedia.tables.row_counts import write_metrics
 from stages.decontaminate.paraphrases import paraphrase_metrics, read_paraphrases
 from stages.decontaminate.pipeline import CountNgrams, RemoveContaminated, merged_counts
 from stages.decontaminate.report import (

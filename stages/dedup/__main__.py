@@ -19,14 +19,14 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params, load, section
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.minhash import LONGEST_SKETCH
 from cosmopedia.corpus.pipeline import CorpusRun, natural_rows, statistic
-from cosmopedia.errors import ConfigError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.params import Params, load, section
 from cosmopedia.tables.cell_files import cell_of, source_and_style
-from cosmopedia.tables.row_counts import write_metrics
 from stages.dedup.clusters import KEYS_PER_PART, Clusters, FindPairs
 from stages.dedup.index import Buckets, IndexDocuments, copied
 from stages.dedup.verify import MEMBERS_PER_PART, Members, VerifyClusters, WriteKept

@@ -17,10 +17,10 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import PipelineStats
 
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.minhash import sketches
 from cosmopedia.corpus.pipeline import statistic
 from cosmopedia.hashing import GOLDEN, mix64
-from cosmopedia.rng import draw_u64
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import count_rows, read_batches

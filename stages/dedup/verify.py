@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
+from cosmopedia.core.errors import InternalError
 from cosmopedia.corpus.minhash import jaccard
 from cosmopedia.corpus.pipeline import WriteCells, removal
-from cosmopedia.errors import InternalError
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import ROW_GROUP, TableWriter, count_rows, read_batches
 from stages.dedup.index import numbered

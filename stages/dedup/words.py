@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import regex
 
+from cosmopedia.core.rng import content_hash
 from cosmopedia.corpus.word_hashes import WordHashes, word_hashes
 from cosmopedia.corpus.words import WORDS, Normalisation, folded, words
 from cosmopedia.hashing import GOLDEN, mix64
-from cosmopedia.rng import content_hash
 
 NUMBERS = regex.compile(r"\p{N}+")
 WORDS_AND_SIGNS = regex.compile(rf"{WORDS.pattern}|[\p{{Sm}}\p{{Sc}}%/^\-]", regex.V1)

@@ -14,17 +14,17 @@ from typing import Literal
 
 from pydantic import Field
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.encoder import find_model, resolve_precision
-from cosmopedia.errors import DataError
+from cosmopedia.corpus.row_ranges import BATCH_ROWS, checked_rows, read_parts, tasks_for, total
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter
-from cosmopedia.tables.row_counts import write_metrics
-from cosmopedia.tables.row_ranges import BATCH_ROWS, checked_rows, read_parts, tasks_for, total
 from stages.embed.texts import EmbedTexts
 
 WEB, OUT = Path("data/sources/web.parquet"), Path("data/embed")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from cosmopedia.core.errors import DataError
 from cosmopedia.corpus.encoder import Encoder, Precision
-from cosmopedia.errors import DataError
+from cosmopedia.corpus.row_ranges import RowRangeStep
+from cosmopedia.corpus.vectors import table_of_vectors
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
-from cosmopedia.tables.row_ranges import RowRangeStep
-from cosmopedia.tables.vectors import table_of_vectors
 
 NOTE_EVERY = 100  # texts between two notes of a task's progress
 

@@ -14,6 +14,8 @@ Run: python -m stages.evaluate
 
 from pathlib import Path
 
+from cosmopedia.core.files import clear_folder, write_text
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.evaluation.encoding import Encoder
 from cosmopedia.evaluation.items import encode_items, regroup
 from cosmopedia.evaluation.scorer import Scorer
@@ -28,9 +30,7 @@ from cosmopedia.evaluation.scoring import (
     scores_of,
 )
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder, write_text
 from cosmopedia.seeds import checkpoint_folders, seed_folders, seed_of
-from cosmopedia.tables.row_counts import write_metrics
 from stages.evaluate.floors import CORPUS, by_unigrams, longest_choice, unigram_logprobs
 from stages.evaluate.record import record
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.evaluation.encoding import Sequence
 from cosmopedia.evaluation.item_scores import without_space
 

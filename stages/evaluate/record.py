@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.core.lineage import hash_files
+from cosmopedia.core.rng import content_hash
 from cosmopedia.evaluation.scores import Scores
 from cosmopedia.execution.mlflow_params import arm
 from cosmopedia.execution.mlflow_run import About, Dataset, Parent, Run, file_artifact, leave
 from cosmopedia.execution.mlflow_sender import SCORES
-from cosmopedia.lineage import hash_files
-from cosmopedia.rng import content_hash
 from cosmopedia.seeds import seed_of
 
 DIGITS = 4  # significant

@@ -15,11 +15,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import clear_folder, replacing, write_text
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder, replacing, write_text
 from cosmopedia.seeds import checkpoint_folders, seed_folders
-from cosmopedia.tables.row_counts import write_metrics
 from stages.export.card import model_card
 from stages.export.hugging_face import read_tokenizer, write_model
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cosmopedia.errors import InternalError
+from cosmopedia.core.errors import InternalError
 
 TOLERANCE = 1e-4  # largest difference of a logit, both models in fp32 on the same machine
 TRAINER_LOGITS = "probe.safetensors"  # from nanotron: ids [2, tokens], logits [2, tokens, vocabulary] in fp32

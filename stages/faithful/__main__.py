@@ -13,14 +13,14 @@ Run: python -m stages.faithful
 import shutil
 from pathlib import Path
 
+from cosmopedia.core.files import clear_folder, replacing
+from cosmopedia.core.params import load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.pipeline import CorpusRun
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.faithfulness.settings import FaithfulParams
-from cosmopedia.files import clear_folder, replacing
-from cosmopedia.params import load
 from cosmopedia.tables.cell_files import cell_of
-from cosmopedia.tables.row_counts import write_metrics
 from stages.faithful.verdicts import JudgeCells, count
 
 OUT, METRICS = Path("data/faithful"), Path("metrics/faithful.json")

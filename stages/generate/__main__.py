@@ -14,21 +14,21 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cosmopedia.core.files import clear_folder, write_text
+from cosmopedia.core.lineage import store_root
+from cosmopedia.core.params import Params, load, section
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.budget import Budget
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder, write_text
 from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
 from cosmopedia.generation.forms import Form, samplings
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
-from cosmopedia.lineage import store_root
-from cosmopedia.params import Params, load, section
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.parquet import count_rows, tables_in
-from cosmopedia.tables.row_counts import write_metrics
 from stages.generate.documents import PromptTexts, write_documents
 
 PROMPTS, OUT = Path("data/prompts"), Path("data/generate")

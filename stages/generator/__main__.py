@@ -16,14 +16,14 @@ from typing import Any
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import clear_folder, write_text
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder, write_text
 from cosmopedia.generation.gguf import write_model
 from cosmopedia.generation.local_model import find_local, is_here, locate
-from cosmopedia.params import Params, load
-from cosmopedia.records import resolve_revision
-from cosmopedia.tables.row_counts import write_metrics
+from cosmopedia.records.reading import resolve_revision
 from stages.generator.tiny_llama import TinyLlama, train
 
 OUT, PLOT = Path("models/generator"), Path("metrics/plots/generator_loss.csv")

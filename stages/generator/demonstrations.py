@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cosmopedia.errors import DataError
-from cosmopedia.pins import split_pin
-from cosmopedia.records import read_records
-from cosmopedia.rng import draw_u64
-from cosmopedia.text import half_pair
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.rng import draw_u64
+from cosmopedia.core.text import half_pair
+from cosmopedia.records.pins import split_pin
+from cosmopedia.records.reading import read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

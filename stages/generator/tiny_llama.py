@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from cosmopedia.core.lineage import hash_files
+from cosmopedia.core.params import Params
 from cosmopedia.cpu_features import quick_in_bf16
 from cosmopedia.execution.progress import Progress
-from cosmopedia.lineage import hash_files
-from cosmopedia.params import Params
 from stages.generator.demonstrations import Example, encode, plan_batches, read_demonstrations, train_tokenizer
 from stages.generator.muon import Muon
 

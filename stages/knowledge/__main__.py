@@ -15,16 +15,16 @@ from typing import Any
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import RowCounts, write_metrics
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import Params, load
-from cosmopedia.pins import WATCHED
-from cosmopedia.records import Record, read_records
+from cosmopedia.records.pins import WATCHED
+from cosmopedia.records.reading import Record, read_records
 from cosmopedia.tables.contracts import PASSAGE, REJECTED
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import TableWriter
-from cosmopedia.tables.row_counts import RowCounts, write_metrics
 from stages.knowledge.articles import Columns, passages_of_articles
 
 OUT, METRICS = Path("data/knowledge"), Path("metrics/knowledge.json")

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cosmopedia.core.row_counts import RowCounts
+from cosmopedia.core.text import half_pair, without_controls
 from cosmopedia.fingerprints import Fingerprints, fingerprint
 from cosmopedia.record_ids import row_id
-from cosmopedia.records import Record
+from cosmopedia.records.reading import Record
 from cosmopedia.tables.parquet import TableWriter
-from cosmopedia.tables.row_counts import RowCounts
-from cosmopedia.text import half_pair, without_controls
 from stages.knowledge.cutting import passages
 
 RAW_CHARS = 10_000  # of a rejected article that are kept

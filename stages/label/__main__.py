@@ -13,20 +13,20 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.servers import local_servers_wait
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
-from cosmopedia.params import Params, load
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import LABEL
 from cosmopedia.tables.parquet import write_table
-from cosmopedia.tables.row_counts import write_metrics
 from stages.label.answers import GRAMMAR, labelling_prompt, read_label_template
 from stages.label.clusters import draw_examples
 from stages.label.labels import Result, answer_of, check_results, label_metrics, label_rows

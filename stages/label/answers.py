@@ -12,8 +12,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from cosmopedia.core.text import without_controls
 from cosmopedia.generation.template import read_template
-from cosmopedia.text import without_controls
 
 TEMPLATE = Path("curation/label.txt")
 LONGEST_ANSWER = 1000  # characters; a longer text is no answer, and the patterns below may take quadratic time

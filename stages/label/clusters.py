@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.rng import draw_sample
 from cosmopedia.corpus.keywords import english_stop_words, keywords, words
-from cosmopedia.errors import DataError
-from cosmopedia.rng import draw_sample
 from cosmopedia.tables.contracts import ASSIGNMENT, SOURCE
 from cosmopedia.tables.parquet import read_batches, read_table
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Any
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
 from cosmopedia.generation.requests import Completion, Failure
 from stages.label.answers import Answer, parse_answer
 from stages.label.clusters import STEM, ClusterExamples, stem

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import load, profile_path
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.components import component_of, synthetic_first
 from cosmopedia.corpus.mix_params import MixParams
-from cosmopedia.errors import ConfigError
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import load, profile_path
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import DOCUMENT, MIXED
 from cosmopedia.tables.parquet import TableWriter, read_batches, tables_in
-from cosmopedia.tables.row_counts import write_metrics
 from stages.mix.draws import BITS, Available, bins, copies_of_cells, threshold
 
 DOCUMENTS, OUT, METRICS = Path("data/decontaminate"), Path("data/mix"), Path("metrics/mix.json")

@@ -9,10 +9,10 @@ from fractions import Fraction
 
 import numpy as np
 
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.components import component_of
 from cosmopedia.corpus.mix_params import MixParams, exactly
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.rng import draw_u64
 
 BITS = 20  # of a draw that decide: a threshold is met up to the tokens of a millionth of the documents
 WHERE = "data/decontaminate"

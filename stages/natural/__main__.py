@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load, profile_path, section
+from cosmopedia.core.row_counts import RowCounts, write_metrics
 from cosmopedia.corpus.components import SYNTHETIC
 from cosmopedia.corpus.mix_params import MixParams
-from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import Params, load, profile_path, section
-from cosmopedia.pins import WATCHED
-from cosmopedia.records import Record, read_records
+from cosmopedia.records.pins import WATCHED
+from cosmopedia.records.reading import Record, read_records
 from cosmopedia.tables.contracts import REJECTED, SOURCE
 from cosmopedia.tables.parquet import TableWriter, read_rows
-from cosmopedia.tables.row_counts import RowCounts, write_metrics
 from stages.natural.documents import Component, write_component
 
 WEB = Path("data/sources/web.parquet")

@@ -8,17 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from cosmopedia.core.rng import content_hash
+from cosmopedia.core.row_counts import RowCounts
+from cosmopedia.core.text import half_pair
 from cosmopedia.corpus.components import NATURAL
 from cosmopedia.fingerprints import Fingerprints
 from cosmopedia.record_ids import row_id as row_id_of
-from cosmopedia.records import Record
-from cosmopedia.rng import content_hash
+from cosmopedia.records.reading import Record
 from cosmopedia.tables.cell_files import shard_names
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import ROW_GROUP, TableWriter, read_batches
-from cosmopedia.tables.row_counts import RowCounts
-from cosmopedia.text import half_pair
 
 SHARD_ROWS = 200_000  # documents of a file: a task of the stages that follow; 300 MB of pages of 4 kB
 RAW_CHARS = 10_000  # of a rejected record that are kept

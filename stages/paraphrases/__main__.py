@@ -19,21 +19,21 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.sentence_model import SentenceModel
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling
 from cosmopedia.generation.yes_no import check_result, judge_sampling, verdict
-from cosmopedia.params import Params, load
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import BENCHMARK, PARAPHRASE
 from cosmopedia.tables.parquet import read_batches, tables_in, write_table
-from cosmopedia.tables.row_counts import write_metrics
 from stages.paraphrases.judge import judge_prompt, read_judge_template
 
 OUT, METRICS = Path("data/paraphrases"), Path("metrics/paraphrases.json")

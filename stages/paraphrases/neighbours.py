@@ -17,12 +17,12 @@ from datatrove.pipeline.base import PipelineStep
 
 from cosmopedia.corpus.encoder import Encoder
 from cosmopedia.corpus.pipeline import CorpusRun
+from cosmopedia.corpus.row_ranges import total
 from cosmopedia.corpus.sentence_model import Model
 from cosmopedia.corpus.sentence_spans import Span
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.tables.contracts import DOCUMENT, PARAPHRASE
 from cosmopedia.tables.parquet import TableWriter, read_batches
-from cosmopedia.tables.row_ranges import total
 from stages.paraphrases.passages import passages
 
 DOCUMENTS = 64  # whose passages are embedded together

@@ -17,22 +17,22 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from cosmopedia.core.files import write_text
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.chat import Chat, ChatPatterns
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.faithfulness.settings import FaithfulParams
-from cosmopedia.files import write_text
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.forms import SampledFrom, samplings
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure
-from cosmopedia.params import Params, load
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.cell_files import source_and_style
 from cosmopedia.tables.parquet import tables_in
-from cosmopedia.tables.row_counts import write_metrics
 from stages.pilot.gate import Thresholds, stopped, table, violations
 from stages.pilot.measures import measure
 from stages.pilot.prompt_draw import DrawnPrompt, draw_prompts

@@ -10,7 +10,7 @@ import typer
 
 from cosmopedia.cli.checkout import given
 from cosmopedia.cli.output import Json, new_app, print_json, print_table
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 
 app = new_app(no_args_is_help=True)
 
@@ -66,8 +66,8 @@ def list_known(as_json: Json = False) -> None:
 @app.command(epilog="Example: cosmo generators use qwen3_30b_a3b && cosmo pin cluster")
 def use(name: Annotated[str, typer.Argument(help="One of `cosmo generators list`.")]) -> None:
     """Write a generator into the profile in use: its model, and the sampling that its card recommends."""
+    from cosmopedia.core.params import profile_path
     from cosmopedia.generators.choice import choose
-    from cosmopedia.params import profile_path
 
     path = profile_path()
     changes = choose(name, path)

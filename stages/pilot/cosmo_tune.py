@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cosmopedia.cli.output import Json, new_app, print_json
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 
@@ -40,14 +40,14 @@ def run(
     minutes: float, count: int | None, tokens: int | None, other_texts: bool, keep: bool, said: Any
 ) -> dict[str, Any]:
     """The search, and what came of it."""
+    from cosmopedia.core.lineage import store_root
+    from cosmopedia.core.rng import content_hash
     from cosmopedia.execution.compute import compute_path, load_compute
     from cosmopedia.execution.sending import refuse_to_spend
     from cosmopedia.execution.tuning.knobs import QUANTISATION, current, knobs, write
     from cosmopedia.execution.tuning.search import Journal, Search
     from cosmopedia.execution.tuning.trial import Trials
     from cosmopedia.generation.model import GenerationModel
-    from cosmopedia.lineage import store_root
-    from cosmopedia.rng import content_hash
     from cosmopedia.store.store import CompletionStore
 
     refuse_to_spend()

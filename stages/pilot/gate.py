@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cosmopedia.errors import DataError
-from cosmopedia.params import Params
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import Params
 
 Share = Annotated[float, Field(ge=0, le=1)]
 ADVICE = {  # what to do about it

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow.compute as pc
 
-from cosmopedia.rng import draw_sample
+from cosmopedia.core.rng import draw_sample
 from cosmopedia.tables.cell_files import cell_of, source_and_style
 from cosmopedia.tables.contracts import PROMPT
 from cosmopedia.tables.parquet import read_batches

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from pydantic import Field, field_validator
 
+from cosmopedia.core.params import Params
 from cosmopedia.corpus.chat import Chat
 from cosmopedia.corpus.sentences import HEADING, is_finished
-from cosmopedia.params import Params
 from cosmopedia.patterns import Pattern, compiled
 
 RUN = 5  # words in a row by which repetition and copies are counted

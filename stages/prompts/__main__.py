@@ -15,17 +15,17 @@ Run: python -m stages.prompts; one cell's prompts without any stage: cosmo previ
 import sys
 from pathlib import Path
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.progress import Progress
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.execution.workdir import lend, work_folder
-from cosmopedia.files import clear_folder
-from cosmopedia.params import load
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import REJECTED
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import count_rows, read_rows
-from cosmopedia.tables.row_counts import write_metrics
 from stages.prompts.near_duplicates import comparison_key, save_band_keys
 from stages.prompts.render import Cell, read_cell
 from stages.prompts.row_counts import complaint, counts_table, duplicate_rates, row_counts_of, sums

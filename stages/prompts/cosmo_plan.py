@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cosmopedia.lineage import store_root
+from cosmopedia.core.lineage import store_root
 from stages.prompts.__main__ import settings, source_rows_of, write_cells
 
 

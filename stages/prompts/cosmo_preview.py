@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cosmopedia.cli.output import Json, new_app, print_json, print_table, visible
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 app = new_app()
 

@@ -14,18 +14,18 @@ from typing import Any
 
 import polars as pl
 
-from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.core.errors import ClusterError, ConfigError, DataError
+from cosmopedia.core.params import check, load, read_yaml, section
+from cosmopedia.core.rng import draw_sample
+from cosmopedia.core.row_counts import RowCounts
 from cosmopedia.execution.client import http as client
 from cosmopedia.execution.compute import EndpointSpec
 from cosmopedia.generation.complete import PromptRequests
 from cosmopedia.generation.forms import SampledFrom, samplings
 from cosmopedia.generation.model import GenerationModel
-from cosmopedia.params import check, load, read_yaml, section
-from cosmopedia.records import read_records
-from cosmopedia.rng import draw_sample
+from cosmopedia.records.reading import read_records
 from cosmopedia.tables.contracts import SOURCE
 from cosmopedia.tables.parquet import count_rows, read_table, table_of
-from cosmopedia.tables.row_counts import RowCounts
 from stages.prompts.render import prepared, prompts_of, read_cell
 from stages.prompts.slots import SLOTS
 from stages.prompts.source_rows import Join, read_source_rows

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from stages.prompts.slots import offered
 from stages.prompts.templates import parse_template
 

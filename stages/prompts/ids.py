@@ -11,8 +11,8 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.hashing import mix64
-from cosmopedia.rng import draw_u64
 
 HEX = np.array([f"{n:02x}".encode() for n in range(256)], dtype="S2")
 

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.minhash import PRIME, jaccard, signatures
 from cosmopedia.corpus.word_hashes import word_hashes
 from cosmopedia.execution.progress import track
 from cosmopedia.hashing import mix64
-from cosmopedia.rng import draw_u64
 from stages.prompts.slots import QUOTED, naming_slots
 from stages.prompts.source_rows import Part, SourceRows
 

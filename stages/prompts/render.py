@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.tables.contracts import PROMPT
 from stages.prompts.ids import chosen, digests, draws, prompt_ids
 from stages.prompts.slots import REFERENCES, slot_columns

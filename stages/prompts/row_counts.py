@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from cosmopedia.tables.row_counts import RowCounts
+from cosmopedia.core.row_counts import RowCounts
 
 CELL = ("source", "style", "format", "audience")
 WORST = 5  # cells that a warning names

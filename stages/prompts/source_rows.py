@@ -20,8 +20,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cosmopedia.core.files import replacing, write_text
 from cosmopedia.execution.workdir import lend
-from cosmopedia.files import replacing, write_text
 from cosmopedia.tables.contracts import RETRIEVED, SOURCE, TOPIC_OF_ROW, Contract
 from cosmopedia.tables.parquet import read_batches
 from stages.prompts.render import DIGEST, digests_of, order_of, prepared

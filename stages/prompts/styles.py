@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import Params
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params
 from stages.prompts.slots import SLOTS
 
 Preset = Literal["cosmopedia", "grid", "rephrase", "taxonomy", "grounded"]

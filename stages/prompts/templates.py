@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.lineage import not_in_git
-from cosmopedia.rng import content_hash
-from cosmopedia.text import read_text
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.lineage import not_in_git
+from cosmopedia.core.rng import content_hash
+from cosmopedia.core.text import read_text
 from stages.prompts.slots import offered
 
 SLOT = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>[a-z_]+)|\{(?P<braced>[a-z_]+)\}|(?P<wrong>.|$))", re.DOTALL)

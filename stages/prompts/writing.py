@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 from cosmopedia.tables.cell_files import cell_of, shard_names, source_and_style
 from cosmopedia.tables.contracts import PROMPT, REFERENCES, REJECTED
 from cosmopedia.tables.parquet import TableWriter, table_of

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cosmopedia.core.files import clear_folder, write_text
+from cosmopedia.core.params import Params, load, profile_path
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder, write_text
-from cosmopedia.params import Params, load, profile_path
-from cosmopedia.tables.row_counts import write_metrics
 from stages.report.corpus import publish
 from stages.report.facts import collect
 from stages.report.figures import draw_all

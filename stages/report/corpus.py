@@ -2,8 +2,8 @@
 
 import shutil
 
+from cosmopedia.core.files import clear_folder, write_text
 from cosmopedia.corpus.references import ATTRIBUTIONS
-from cosmopedia.files import clear_folder, write_text
 from cosmopedia.tables.parquet import count_rows
 from stages.report.card import dataset_card
 from stages.report.facts import DATA, Facts, published_tables

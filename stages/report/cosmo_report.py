@@ -30,7 +30,7 @@ def report(
 
     The page loads nothing and opens from disk. Nothing is checked out.
     """
-    from cosmopedia.files import write_text
+    from cosmopedia.core.files import write_text
     from stages.report import cosmo_report_page as page
 
     content, text = page.compare_page(a, b, stage, rows, noise)

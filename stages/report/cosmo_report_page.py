@@ -16,12 +16,12 @@ from markupsafe import Markup
 
 from cosmopedia.cli.compare import compared
 from cosmopedia.cli.diff import versions_of
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.dataset_diff import wording as diff_wording
 from cosmopedia.dataset_diff.compare import compare
 from cosmopedia.dataset_diff.report import report
 from cosmopedia.dataset_diff.rows import SHOWN, Differences, differences
 from cosmopedia.dataset_diff.settings import Pair, inputs_that_differ, numbers_that_differ, params_that_differ
-from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.evaluation import arms, wording
 from cosmopedia.execution.versions import Version
 from stages.report.packed import coded, packed, script_page, text_blocks

@@ -11,11 +11,11 @@ from typing import Any
 
 import polars as pl
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.components import NATURAL, is_natural
 from cosmopedia.corpus.openings import Openings
 from cosmopedia.corpus.references import quoted_articles
-from cosmopedia.errors import DataError
-from cosmopedia.rng import draw_u64
 from cosmopedia.tables.cell_files import cell_of, source_and_style
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_batches, read_rows, tables_in

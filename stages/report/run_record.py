@@ -9,11 +9,11 @@ import platform
 from datetime import UTC, datetime
 from typing import Any
 
+from cosmopedia.core.lineage import store_root
 from cosmopedia.execution.environment import PACKAGES, processor, version_of
 from cosmopedia.execution.mlflow_params import all_params, changed_params
 from cosmopedia.execution.rates import read_rates
 from cosmopedia.execution.revision import git_revision
-from cosmopedia.lineage import store_root
 
 GENERATION = ("label", "pilot", "generate")  # each leaves <store root>/runs/<stage>.json
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import polars as pl
 
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.components import is_natural
-from cosmopedia.rng import draw_u64
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import count_rows, read_batches, tables_in
 from cosmopedia.tracing.changes import LARGEST, Piece, evidence_of, word_diff

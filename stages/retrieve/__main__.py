@@ -21,16 +21,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from cosmopedia.contamination.index import DecontaminateParams, Index, item_forms
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load, section
+from cosmopedia.core.row_counts import RowCounts, write_metrics
+from cosmopedia.corpus.row_ranges import checked_rows
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.data_tasks import DataTasks
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import Params, load, section
 from cosmopedia.tables.contracts import PASSAGE, REJECTED, RETRIEVED, SOURCE
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_rows, tables_in, write_table
-from cosmopedia.tables.row_counts import RowCounts, write_metrics
-from cosmopedia.tables.row_ranges import checked_rows
 from stages.retrieve.assignment import Assignment, assign
 from stages.retrieve.passages import (
     PASSAGES,

@@ -14,9 +14,9 @@ from datatrove.data import DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
 from cosmopedia.contamination.index import Index
+from cosmopedia.corpus.row_ranges import read_range
 from cosmopedia.tables.contracts import PASSAGE, REJECTED, SOURCE
 from cosmopedia.tables.parquet import TableWriter, count_rows
-from cosmopedia.tables.row_ranges import read_range
 from stages.retrieve.index import Block, Statistics, compiled_scorer, save_block, search
 from stages.retrieve.queries import Part, query_of
 from stages.retrieve.words import Terms, Vocabulary, terms_of, vocabulary_of

@@ -18,24 +18,24 @@ from typing import Any
 
 from pydantic import Field
 
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.earlier import earlier_completions
 from cosmopedia.execution.sending import Send
 from cosmopedia.execution.servers import local_servers_wait
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.faithfulness.ratios import Ratio
-from cosmopedia.files import clear_folder
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.forms import SampledFrom, samplings
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Request, Sampling
 from cosmopedia.generation.yes_no import check_result, judge_sampling, verdict
-from cosmopedia.params import Params, load
 from cosmopedia.store.documents import write_completions
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import SELFCHECK
 from cosmopedia.tables.parquet import tables_in, write_table
-from cosmopedia.tables.row_counts import write_metrics
 from stages.selfcheck.nli import Nli, NliParams
 from stages.selfcheck.requests import (
     Checked,

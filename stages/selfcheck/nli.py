@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.lineage import content_revision
-from cosmopedia.params import Params
-from cosmopedia.pins import all_files, check_pin, is_local
-from cosmopedia.records import resolve_revision
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.lineage import content_revision
+from cosmopedia.core.params import Params
+from cosmopedia.records.pins import all_files, check_pin, is_local
+from cosmopedia.records.reading import resolve_revision
 
 BATCH = 8  # pairs in one forward pass
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
+from cosmopedia.core.rng import draw_sample
 from cosmopedia.corpus.sentence_spans import Span, sentences
 from cosmopedia.generation.complete import PromptRequests
 from cosmopedia.generation.requests import Request
 from cosmopedia.generation.template import read_template
-from cosmopedia.rng import draw_sample
 from cosmopedia.tables.cell_files import cell_of
 from cosmopedia.tables.contracts import DOCUMENT
 from cosmopedia.tables.parquet import read_batches

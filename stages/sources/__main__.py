@@ -14,16 +14,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.dataset_folders import dataset_files
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import check, load, section
+from cosmopedia.core.row_counts import RowCounts, write_metrics
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.params import check, load, section
-from cosmopedia.pins import is_local
-from cosmopedia.records import read_records
+from cosmopedia.records.dataset_folders import dataset_files
+from cosmopedia.records.pins import is_local
+from cosmopedia.records.reading import read_records
 from cosmopedia.tables.contracts import REJECTED, SOURCE
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import TableWriter
-from cosmopedia.tables.row_counts import RowCounts, write_metrics
 from stages.sources.normalise import ReadingParams, SourceParams, checked, normalise, nothing_kept
 from stages.sources.reader import reader_of, sources
 

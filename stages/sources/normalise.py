@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from cosmopedia.core.params import Params
+from cosmopedia.core.row_counts import RowCounts
+from cosmopedia.core.text import half_pair, has_controls, without_controls
 from cosmopedia.fingerprints import Fingerprints, fingerprint
-from cosmopedia.params import Params
-from cosmopedia.records import Record
-from cosmopedia.tables.row_counts import RowCounts
-from cosmopedia.text import half_pair, has_controls, without_controls
+from cosmopedia.records.reading import Record
 from stages.sources.reader import Reader, Rejected, SourceRow, reader_of
 
 RAW_CHARS = 10_000  # of a rejected record that are kept

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 
 from cosmopedia import patterns
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import Params
-from cosmopedia.records import Record
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params
+from cosmopedia.records.reading import Record
 
 FOLDER = Path(__file__).parent / "readers"
 

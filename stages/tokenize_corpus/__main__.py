@@ -18,17 +18,17 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import hash_file, hash_files
+from cosmopedia.core.params import Params, load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.corpus.components import component
 from cosmopedia.corpus.pipeline import CorpusRun
-from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import write_text
-from cosmopedia.lineage import hash_file, hash_files
-from cosmopedia.params import Params, load
 from cosmopedia.tables.contracts import MIXED
 from cosmopedia.tables.parquet import read_batches
-from cosmopedia.tables.row_counts import write_metrics
 from stages.tokenize_corpus.fidelity import Counts
 from stages.tokenize_corpus.shards import GROUPS, MIX, SPLITS, check_shards, write_shards
 from stages.tokenize_corpus.tokenizer_files import copy_tokenizer

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from stages.tokenize_corpus.pieces import Piece
 from stages.tokenize_corpus.plain_text import PlainText
 

@@ -16,7 +16,7 @@ from itertools import islice, pairwise
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from stages.tokenize_corpus.plain_text import PlainText
 
 PIECE = 200_000  # characters after which a text is cut

@@ -17,10 +17,10 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.tokens.merger import DocumentTokenizerMerger
 from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 
+from cosmopedia.core.errors import DataError, InternalError
+from cosmopedia.core.rng import draw_unit
 from cosmopedia.corpus.components import copy_id
 from cosmopedia.corpus.pipeline import CorpusRun, as_document
-from cosmopedia.errors import DataError, InternalError
-from cosmopedia.rng import draw_unit
 from cosmopedia.tables.contracts import DOCUMENT, MIXED
 from cosmopedia.tables.parquet import read_rows
 from stages.tokenize_corpus.fidelity import Counts, DocumentNotes, read_counts

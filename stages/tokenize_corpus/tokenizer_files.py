@@ -8,9 +8,9 @@ from typing import cast
 
 from tokenizers import Tokenizer
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.lineage import content_revision
-from cosmopedia.pins import all_files, check_pin, split_pin
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.lineage import content_revision
+from cosmopedia.records.pins import all_files, check_pin, split_pin
 from stages.tokenize_corpus.plain_text import PlainText, write_plain_text
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -65,7 +65,7 @@ def find_tokenizer(source: str) -> list[Path]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    from cosmopedia.records import resolve_revision
+    from cosmopedia.records.reading import resolve_revision
 
     hub_id, _, revision = source.partition("@")
     commit = resolve_revision("model", hub_id, revision or None)

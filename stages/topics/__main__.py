@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import clear_folder
+from cosmopedia.core.params import load
+from cosmopedia.core.row_counts import RowCounts, write_metrics
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder
-from cosmopedia.params import load
 from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table, write_table
-from cosmopedia.tables.row_counts import RowCounts, write_metrics
 from stages.topics.changes import changes, sentences
 from stages.topics.decisions import (
     Entry,

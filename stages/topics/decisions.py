@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params, check, read_yaml
+from cosmopedia.core.row_counts import RowCounts
 from cosmopedia.corpus.keywords import words
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import Params, check, read_yaml
-from cosmopedia.tables.row_counts import RowCounts
 from stages.topics.reviewed import REVIEWED, Overlap, ReviewedCluster
 
 CURATION = Path("curation/topics.yaml")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cosmopedia.files import replacing
+from cosmopedia.core.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

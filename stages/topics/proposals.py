@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import replacing
 from cosmopedia.corpus.keywords import words
-from cosmopedia.errors import ConfigError
-from cosmopedia.files import replacing
 from cosmopedia.tables.contracts import CENTROID, LABEL, SOURCE
 from cosmopedia.tables.parquet import read_batches, read_table
 from stages.topics.__main__ import LABELS, decided, settings

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.files import write_text
-from cosmopedia.rng import content_hash
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.rng import content_hash
+from cosmopedia.core.text import read_text
+from cosmopedia.corpus.vectors import vectors_of
 from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
 from cosmopedia.tables.parquet import read_batches
-from cosmopedia.tables.vectors import vectors_of
-from cosmopedia.text import read_text
 
 REVIEWED = Path("curation/clusters.jsonl")
 VECTORS, ASSIGNMENTS = Path("data/embed/vectors.parquet"), Path("data/cluster/assignments.parquet")

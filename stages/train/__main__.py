@@ -14,13 +14,13 @@ Run: python -m stages.train
 import sys
 from pathlib import Path
 
+from cosmopedia.core.files import clear_folder, write_text
+from cosmopedia.core.params import load
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution import torchrun
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.stage_process import run_stage
-from cosmopedia.files import clear_folder, write_text
-from cosmopedia.params import load
-from cosmopedia.tables.row_counts import write_metrics
 from stages.train.metrics import loss_curve, over_seeds
 from stages.train.nanotron.job import job_of
 from stages.train.recipe import TrainParams

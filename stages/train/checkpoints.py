@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from cosmopedia.errors import ClusterError
-from cosmopedia.files import write_text
-from cosmopedia.lineage import hash_files
+from cosmopedia.core.errors import ClusterError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import hash_files
 
 LOSSES = "losses.csv"  # the loss log of a checkpoint
 CONTENTS = "contents.json"  # relative path of each file of a checkpoint -> its hash

@@ -7,8 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from cosmopedia.cli.doctor import Finding
+from cosmopedia.core.params import load
 from cosmopedia.execution.compute import Compute
-from cosmopedia.params import load
 from stages.train.__main__ import TrainParams
 from stages.train.nanotron.patches import VERSION
 

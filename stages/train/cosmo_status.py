@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.lineage import store_root
+from cosmopedia.core.lineage import store_root
 from stages.train.nanotron.job import TrainingJob
 from stages.train.steps import read_steps
 

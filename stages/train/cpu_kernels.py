@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from cosmopedia.errors import InternalError
+from cosmopedia.core.errors import InternalError
 
 PIECE = 256  # tokens whose logits exist at a time on the CPU: 4 MB at 4,096 entries, where the whole batch's take 32
 

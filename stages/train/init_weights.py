@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cosmopedia.rng import draw_u64
+from cosmopedia.core.rng import draw_u64
 from stages.train.recipe import Architecture, Recipe
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import torch
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from stages.train.recipe import Recipe
 from stages.train.windows import TokenShards, WindowOrder
 

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import Params
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params
 
 
 class Architecture(Params):

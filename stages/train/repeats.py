@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from stages.train.recipe import Shared
 
 MIX = Path("metrics/mix.json")

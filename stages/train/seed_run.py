@@ -9,14 +9,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
+from cosmopedia.core.files import discard, lock, replacing
+from cosmopedia.core.lineage import hash_files, store_root
+from cosmopedia.core.rng import content_hash
+from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.execution.mlflow_params import arm
 from cosmopedia.execution.mlflow_run import About, Dataset, Parent, Run
-from cosmopedia.files import discard, lock, replacing
-from cosmopedia.lineage import hash_files, store_root
-from cosmopedia.rng import content_hash
-from cosmopedia.tables.row_counts import write_metrics
 from stages.train.checkpoints import LOSSES
 from stages.train.metrics import MEANS, seed_metrics
 from stages.train.recipe import Recipe

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 
 
 class Step(NamedTuple):

@@ -36,11 +36,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from cosmopedia.core.errors import ClusterError, ConfigError
+from cosmopedia.core.files import replacing
 from cosmopedia.cpu_features import quick_in_bf16
-from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.progress import Progress
-from cosmopedia.files import replacing
 from cosmopedia.seeds import checkpoint_folder
 from stages.train import checkpoints
 from stages.train.checkpoints import LOSSES

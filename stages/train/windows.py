@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.rng import draw_u64
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.rng import draw_u64
 from stages.train.recipe import Shared
 
 REMAKE = "run `dvc repro tokenize_corpus`, or dvc pull"

@@ -14,10 +14,10 @@ from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
 from pydantic import BaseModel
 
-from cosmopedia import params
 from cosmopedia.cli.deps import PACKAGES, imports_of, stage_files, with_code_deps
+from cosmopedia.core import params
+from cosmopedia.core.params import check, read_yaml, section
 from cosmopedia.corpus.chat import ChatPatterns
-from cosmopedia.params import check, read_yaml, section
 from stages.sources.reader import reader_of, sources
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import boto3
 import pytest
 import yaml
 
+from cosmopedia.core.files import write_text
 from cosmopedia.evaluation.scores import score_table
-from cosmopedia.files import write_text
 from stages.report.facts import Cell
 from stages.report.headline import removed_table, tokens_table
 from stages.train.metrics import loss_curve

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import regex
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import read_yaml
 from cosmopedia.corpus.chat import CLOSING_CHARS, Chat, ChatPatterns
 from cosmopedia.corpus.chat import PATTERNS as CHAT_FILE
 from cosmopedia.corpus.sentences import to_last_sentence
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import read_yaml
 from cosmopedia.patterns import Pattern, compiled
 from stages.clean.language import prose
 from stages.label.answers import LONGEST_ANSWER, parse_answer

@@ -49,8 +49,13 @@ def stages() -> list[Stage]:
 
 
 @cache
-def imported_by(stage: str) -> list[str]:
-    return deps.shared_files(stage, ROOT)
+def shared_by(stage: str) -> list[str]:
+    return deps.shared_code(stage, ROOT)
+
+
+def imports(stage: str, item: str) -> bool:
+    """Whether a stage imports a file, or something of the folder that is one dep with it."""
+    return bool({item, Path(item).parent.as_posix()} & set(shared_by(stage.split("@")[0])))
 
 
 def names_of(text: str) -> set[str]:
@@ -66,7 +71,7 @@ def specified(item: str) -> set[str] | None:
     for pattern, cell in ROWS:
         if match := pattern.fullmatch(item):
             if cell == IMPORTERS:
-                return {stage.name for stage in stages() if item in imported_by(stage.name.split("@")[0])}
+                return {stage.name for stage in stages() if imports(stage.name, item)}
             if cell == READERS:
                 return {stage.name for stage in stages() if any(file == PROFILE for file, _ in stage.params)}
             return names_of(re.sub(r"<\w+>", match.groupdict().get("name", ""), cell))

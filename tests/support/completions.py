@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cosmopedia.core.rng import content_hash
 from cosmopedia.generation.requests import Completion
-from cosmopedia.rng import content_hash
 
 ROOT = Path(__file__).parents[2]
 

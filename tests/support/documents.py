@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from cosmopedia.core.rng import content_hash
 from cosmopedia.corpus.components import NATURAL
-from cosmopedia.rng import content_hash
 from cosmopedia.tables.contracts import BENCHMARK, DOCUMENT, MIXED, PARAPHRASE
 from cosmopedia.tables.parquet import write_table
 from stages.natural.documents import BLANK

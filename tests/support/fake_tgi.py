@@ -20,7 +20,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 
 Script = Callable[[str, int], object]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from cosmopedia.rng import content_hash
+from cosmopedia.core.rng import content_hash
 from cosmopedia.tables.contracts import PROMPT
 from cosmopedia.tables.parquet import write_table
 from tests.support.own_params import OWN_PARAMS, copy_chat_patterns, own_params

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from cosmopedia.rng import draw_u64
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import write_table
 from stages.prompts.slots import SLOTS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cosmopedia.params import check, read_yaml
+from cosmopedia.core.params import check, read_yaml
 from stages.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]

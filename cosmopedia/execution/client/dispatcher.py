@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
 from cosmopedia.execution.client.charges import NOTHING, Charge, Size
 from cosmopedia.execution.client.endpoints import Endpoint, Latencies, Pool
 from cosmopedia.execution.client.http import (

@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.execution.client.charges import NOTHING, Charge, Limits, Size, Wallet, cost
 from cosmopedia.execution.client.http import (
     Connection,

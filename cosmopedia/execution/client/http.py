@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.execution.client.server_words import server_words, token_in
 from cosmopedia.execution.compute import EndpointSpec
 from cosmopedia.generation.answers import Answer, MalformedAnswer, UnusableAnswer

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.execution.redaction import say
 
 COMMAND_SECONDS = 60.0  # a busy controller answers slowly

@@ -12,14 +12,14 @@ from typing import Any
 
 import psutil
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
+from cosmopedia.core.lineage import store_root
+from cosmopedia.core.rng import content_hash
 from cosmopedia.execution.compute import Driver, compute_path, load_compute
 from cosmopedia.execution.slurm import commands as slurm
 from cosmopedia.execution.slurm.driver_job import stop_mark
 from cosmopedia.execution.slurm.fleet import COMES_BACK, end_fleet, in_use, known_fleets
 from cosmopedia.execution.slurm.job_scripts import Shell, log_option, options_of, render, words
-from cosmopedia.lineage import store_root
-from cosmopedia.rng import content_hash
 
 STALE_SECONDS = 30.0  # a status file that was not rewritten for so long is of a run that was killed
 END_SECONDS = 120.0

@@ -19,15 +19,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.core.errors import ClusterError, ConfigError, CosmoError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.lineage import main_checkout, store_root
+from cosmopedia.core.rng import content_hash
 from cosmopedia.execution.compute import Driver, compute_path, load_compute
 from cosmopedia.execution.redaction import redact, say
 from cosmopedia.execution.settings import repairs
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.fleet import COMES_BACK
-from cosmopedia.files import write_text
-from cosmopedia.lineage import main_checkout, store_root
-from cosmopedia.rng import content_hash
 
 REQUEUE_SECONDS = 60.0  # for Slurm to end this job once it is requeued
 INTERRUPTED = 130

@@ -25,7 +25,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import ClusterError, CosmoError
+from cosmopedia.core.errors import ClusterError, CosmoError
+from cosmopedia.core.files import log_tail, write_text
+from cosmopedia.core.lineage import store_root
+from cosmopedia.core.rng import content_hash
 from cosmopedia.execution.compute import CpuJobs, EndpointSpec, GpuJobs
 from cosmopedia.execution.redaction import say
 from cosmopedia.execution.slurm import commands
@@ -38,10 +41,7 @@ from cosmopedia.execution.slurm.job_scripts import (
     render,
     words,
 )
-from cosmopedia.files import log_tail, write_text
 from cosmopedia.generation.complete import GenerationModel
-from cosmopedia.lineage import store_root
-from cosmopedia.rng import content_hash
 
 LOOK_SECONDS = 2.0  # between two calls of squeue
 END_SECONDS = 60.0  # for cancelled jobs to end

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution.compute import Container, Slurm
 
 TEMPLATES = Path("compute/templates")

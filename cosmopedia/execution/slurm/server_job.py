@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 
 LOOK_SECONDS = 1.0
 HEALTH_SECONDS = 15.0  # between two health checks of a server that is in use

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cosmopedia import yaml_editing
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution.compute import CpuJobs, ExternalServing, GpuJobs, LocalServing, Serving
 
 Settings = Mapping[str, Any]

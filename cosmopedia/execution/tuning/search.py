@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cosmopedia.core.files import write_text
 from cosmopedia.execution.tuning.knobs import Knob, Settings
-from cosmopedia.files import write_text
 
 MARGIN = 0.03  # that a setting must win by; less is noise
 TIERS = (1, 2)

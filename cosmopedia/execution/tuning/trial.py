@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.execution.client.dispatcher import Dispatcher
 from cosmopedia.execution.client.endpoints import Pool
 from cosmopedia.execution.client.http import Identity

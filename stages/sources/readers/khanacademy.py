@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from cosmopedia.params import Params
-from cosmopedia.rng import content_hash
+from cosmopedia.core.params import Params
+from cosmopedia.core.rng import content_hash
 from stages.sources.reader import Reader, Rejected, Rows, SourceRow, text_of
 
 

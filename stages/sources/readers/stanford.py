@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from cosmopedia.params import Params
-from cosmopedia.rng import content_hash
+from cosmopedia.core.params import Params
+from cosmopedia.core.rng import content_hash
 from stages.sources.reader import Reader, Rejected, Rows, SourceRow, text_of
 
 UNIT_LINE = re.compile(r"^\s*(\d+)\.(\d+)\s+(.+?):\s+(.+?)\s*$")

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
+from cosmopedia.core.params import Params
 from cosmopedia.corpus.taxonomy import leaves, topics_of
-from cosmopedia.params import Params
-from cosmopedia.records import Record
+from cosmopedia.records.reading import Record
 from stages.sources.reader import Reader, Rejected, Rows, SourceRow
 
 

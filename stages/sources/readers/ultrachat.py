@@ -4,7 +4,7 @@ first_turn)."""
 import json
 from typing import Any
 
-from cosmopedia.params import Params
+from cosmopedia.core.params import Params
 from cosmopedia.record_ids import row_id
 from stages.sources.reader import Pattern, Reader, Rejected, Rows, SourceRow, text_of
 

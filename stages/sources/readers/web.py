@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cosmopedia.params import Params
+from cosmopedia.core.params import Params
 from cosmopedia.record_ids import row_id
 from stages.sources.reader import Reader, Rejected, Rows, SourceRow, text_of, url_of
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cosmopedia.errors import ConfigError, InternalError
+from cosmopedia.core.errors import ConfigError, InternalError
 from stages.train.init_weights import STD
 from stages.train.nanotron.job import TrainingJob
 

@@ -8,7 +8,7 @@ The folder is outside DVC's outs, in `<store>/train/<key>`, on a file system tha
     steps.csv                   a line per step, while it runs
     checkpoints/<step>/         nanotron's checkpoints; one counts when its losses.csv, written last, is there
     stop                        a request for a checkpoint and the end (SIGTERM, Slurm's warning)
-    error.json                  why the processes ended: an error class of cosmopedia/errors.py and a message
+    error.json                  why the processes ended: an error class of cosmopedia/core/errors.py and a message
     result.json, probe.safetensors   the end: validation loss; logits on a fixed input, for the export to compare
 """
 
@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from cosmopedia import errors
-from cosmopedia.errors import ConfigError
+from cosmopedia.core import errors
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.params import Params
 from cosmopedia.execution.compute import Layout, Training, compute_path
-from cosmopedia.files import write_text
-from cosmopedia.params import Params
 from stages.train import checkpoints
 from stages.train.recipe import Recipe
 

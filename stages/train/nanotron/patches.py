@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 VERSION = "0.2"  # of nanotron, that these patches were written for and tested with
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from stages.train.nanotron.weights import shards_of
 
 FILE = re.compile(r"optimizer_pp-(\d+)-of-\d+(?:_dp-(\d+)-of-\d+)?_tp-(\d+)-of-\d+_exp-0-of-1\.pt")

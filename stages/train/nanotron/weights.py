@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from stages.train.init_weights import shapes
 from stages.train.recipe import Architecture
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from cosmopedia.errors import ConfigError, CosmoError, DataError, errors_as_sentences
+from cosmopedia.core.errors import ConfigError, CosmoError, DataError, errors_as_sentences
 from stages.train import checkpoints
 from stages.train.checkpoints import LOSSES
 from stages.train.init_weights import initial_weight, shapes

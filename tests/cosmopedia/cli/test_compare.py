@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cosmopedia.cli import calibrate, compare
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.evaluation.comparison import compare as compare_arms
 from cosmopedia.evaluation.readings import read
 from tests.support.answers import write_arm

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cosmopedia.cli.__main__ import app
 from cosmopedia.cli.store import app as store_app
-from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.core.errors import ClusterError, ConfigError, DataError
 from tests.support.command_line import cosmo
 
 ROOT = Path(__file__).parents[3]

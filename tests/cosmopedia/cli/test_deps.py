@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cosmopedia.cli.deps import app
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from tests.support.command_line import cosmo
 
 DVC = """# a pipeline
@@ -42,6 +42,16 @@ def test_it_writes_what_the_code_imports(folder: Path) -> None:
     wanted = DVC.replace("      - stages/gone\n", "      - stages/one\n      - cosmopedia/shared.py\n")
     assert (folder / "dvc.yaml").read_text() == wanted
     assert cosmo(app) == cosmo(app, "--check") == "dvc.yaml is up to date"
+
+
+def test_a_folder_that_stages_share_is_one_dep(folder: Path) -> None:
+    for name in ("cosmopedia/core/a.py", "cosmopedia/core/b.py", "cosmopedia/core/__init__.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "stages/one/__main__.py").write_text("from cosmopedia import shared\nfrom cosmopedia.core import a\n")
+    cosmo(app)
+    after = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    assert after["one"]["deps"] == ["data/in", "stages/one", "cosmopedia/core", "cosmopedia/shared.py"]
 
 
 def test_a_check_writes_nothing(folder: Path) -> None:

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from cosmopedia.cli import explore
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
 from cosmopedia.tables.parquet import write_table
 from tests.support.documents import ROOT

@@ -4,7 +4,7 @@ import pytest
 
 from cosmopedia.cli.installed import section
 from cosmopedia.cli.lock import entries, lock_text
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 PYLOCK = """
 [[packages]]

@@ -11,7 +11,7 @@ import pytest
 from cosmopedia.cli import pending
 from cosmopedia.cli.pending import COUNTED, ESTIMATED, Pending, Plan, StageCost, make_plan
 from cosmopedia.cli.plan import print_plan
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.execution import sending
 from stages.generate import __main__ as generate
 from tests.support.fake_tgi import FakeTgi

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cosmopedia.cli.pin import app, pin_profile, references
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from tests.support.command_line import cosmo
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cosmopedia.cli import view
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from tests.support.command_line import cosmo
 from tests.support.documents import ROOT
 from tests.support.finished_run import KEPT, OTHER, TEXT, finished_run, made_rows, write_cell
@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_the_table(run: Path) -> None:
     del rows
     script = (
         "import resource, sys; from cosmopedia.cli import view; from tests.support.command_line import cosmo\n"
-        "import polars, pyarrow.parquet; from cosmopedia.tables import look\n"
+        "import polars, pyarrow.parquet; from cosmopedia.cli import look\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "shown = cosmo(view.app, 'data/big.parquet', '--where', 'text~no such word')\n"
         "assert shown.endswith('no row that meets the conditions')\n"

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cosmopedia.errors import DataError
-from cosmopedia.params import read_yaml
-from cosmopedia.rng import draw_u64
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import read_yaml
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_rows, read_table
 from stages.clean import __main__ as clean

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.pipeline import CorpusRun
-from cosmopedia.errors import DataError
-from cosmopedia.rng import draw_u64
 from stages.clean import __main__ as clean
 from stages.dedup import __main__ as dedup
 from stages.tokenize_corpus import __main__ as tokenize_corpus

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.minhash import PRIME, jaccard, signatures, sketches
-from cosmopedia.rng import draw_u64
 
 SETS = st.sets(st.integers(0, 40), max_size=30)
 

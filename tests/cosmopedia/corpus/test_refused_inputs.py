@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import read_yaml
 from cosmopedia.corpus.pipeline import CorpusRun, check_rows
-from cosmopedia.errors import DataError
 from cosmopedia.execution.compute import load_compute
-from cosmopedia.params import read_yaml
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_rows, table_of, write_table
 from stages.clean import __main__ as clean

@@ -16,9 +16,9 @@ import yaml
 from scipy.spatial.distance import jensenshannon
 
 from cosmopedia.cli import diff, trace
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.dataset_diff.compare import QUANTILES, js_divergence, quantiles
 from cosmopedia.dataset_diff.merge import ID, aligned, batches
-from cosmopedia.errors import ConfigError, DataError
 from tests.support.command_line import cosmo
 from tests.support.finished_run import (
     CELL,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.evaluation import readings
 from cosmopedia.evaluation.arms import find
 from cosmopedia.evaluation.comparison import check_arms

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cosmopedia.cli.store import app as store_app
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
 from cosmopedia.execution import sending
 from cosmopedia.execution.budget import Budget, forecast, read_rate, refuse, spent, write_rate
 from cosmopedia.execution.status import status_files

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution.compute import Compute, Container, Slurm, _warn_old_name, compute_path, load_compute
 from cosmopedia.execution.slurm.job_scripts import in_container
 

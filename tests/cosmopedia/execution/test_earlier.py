@@ -11,7 +11,7 @@ import boto3
 import pytest
 import yaml
 
-from cosmopedia.lineage import main_checkout
+from cosmopedia.core.lineage import main_checkout
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import ROOT, prompt_row, write_model, write_prompts, write_settings
 from tests.support.s3_server import objects, s3_server

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cosmopedia.core.params import read_yaml
 from cosmopedia.execution import mlflow_params, mlflow_run, mlflow_sender
 from cosmopedia.execution.mlflow_run import About, Dataset, Parent, Run, leave
-from cosmopedia.params import read_yaml
 
 ROOT = Path(__file__).parents[3]
 NAMES = ("COSMO_STORE", "COSMO_COMPUTE", "DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cosmopedia.core.errors import ClusterError, ConfigError
 from cosmopedia.corpus import pipeline as cells
-from cosmopedia.errors import ClusterError, ConfigError
 from stages.clean import __main__ as clean
 from tests.support.documents import ROOT, byte_tokenizer, bytes_of, document, repository, write_documents
 

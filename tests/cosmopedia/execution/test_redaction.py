@@ -97,7 +97,7 @@ def test_a_long_answer_of_a_server_takes_no_longer_than_its_length() -> None:
 
 STAGE = """
 import logging, os
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.execution.stage_process import run_stage
 def main():
     logging.getLogger("mlflow").warning("API request to %s failed", os.environ["ADDRESS"])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cosmopedia.core.files import write_text
 from cosmopedia.execution.revision import git_revision
-from cosmopedia.files import write_text
 
 
 @pytest.fixture

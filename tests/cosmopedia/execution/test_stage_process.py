@@ -14,9 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 from cosmopedia.cli.__main__ import app
+from cosmopedia.core.params import SafeLoader
 from cosmopedia.execution.lock_repair import is_whole
 from cosmopedia.execution.settings import check_settings_once, problems
-from cosmopedia.params import SafeLoader
 from tests.support.command_line import cosmo
 from tests.support.own_params import OWN_PARAMS, text_of
 from tests.support.prompt_rows import ROOT, write_settings

@@ -34,9 +34,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
+from cosmopedia.core.files import log_tail
 from cosmopedia.execution.sending import Send
-from cosmopedia.files import log_tail
 from cosmopedia.generation.complete import CompletionRun, PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Sampling

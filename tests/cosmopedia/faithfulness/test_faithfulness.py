@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.faithfulness.judge import Source, judge
 from cosmopedia.faithfulness.prompt_source import PromptTemplate
 from cosmopedia.faithfulness.ratios import Ratio

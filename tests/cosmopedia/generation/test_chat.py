@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.generation.chat import ChatTokenizer
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Request, completion_key

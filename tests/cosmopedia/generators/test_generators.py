@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.execution.rates import write_rate
 from cosmopedia.generators.choice import choose, known
 from cosmopedia.tables.contracts import FAILED, THOUGHT

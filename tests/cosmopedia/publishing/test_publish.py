@@ -18,7 +18,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from cosmopedia.cli import publish as cosmo_publish
 from cosmopedia.cli.__main__ import app
 from cosmopedia.cli.publish import new_release
-from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.core.errors import ClusterError, ConfigError, DataError
 from cosmopedia.publishing import dataset, model
 from cosmopedia.publishing.checks import folder_md5
 from cosmopedia.publishing.hub import upload

@@ -12,7 +12,7 @@ import pytest
 
 from cosmopedia.cli import completions
 from cosmopedia.cli.store import app as store_app
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
 from cosmopedia.execution import sending
 from cosmopedia.store import bucket as bucket_module
 from cosmopedia.store.bucket import Bucket

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.store import parquet_files
 from cosmopedia.store.folder import files_in
 from cosmopedia.store.maintenance import compact, repair, verify

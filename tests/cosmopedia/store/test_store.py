@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cosmopedia.cli.store import app as store_app
-from cosmopedia.errors import ClusterError, DataError
+from cosmopedia.core.errors import ClusterError, DataError
 from cosmopedia.generation.complete import KeyFile
 from cosmopedia.generation.requests import Completion
 from cosmopedia.store import segments as segments_module

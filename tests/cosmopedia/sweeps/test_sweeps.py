@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.sweeps.costs import link_results, pending
 from cosmopedia.sweeps.definition import Sweep, read_sweep
 from cosmopedia.sweeps.outlook import check_budget, outlooks

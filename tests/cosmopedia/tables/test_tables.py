@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cosmopedia.errors import DataError, InternalError
+from cosmopedia.core.errors import DataError, InternalError
+from cosmopedia.core.row_counts import RowCounts
 from cosmopedia.tables.contracts import TOPIC_OF_ROW
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table, write_table
-from cosmopedia.tables.row_counts import RowCounts
 
 ROWS = [{"row_id": f"web/{n}", "cluster": n, "topic": "Geology"} for n in range(5)]
 

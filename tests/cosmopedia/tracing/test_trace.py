@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from cosmopedia.cli import trace
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.rng import content_hash
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.rng import content_hash
 from cosmopedia.tables.contracts import PASSAGE, REFERENCES
 from cosmopedia.tables.parquet import write_table
 from cosmopedia.tracing.backward import downstream

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.evaluation.scoring import load_params, read_inputs
 from stages.baselines.__main__ import main, next_to, settings, smaller
 from stages.baselines.models import Baseline, Published, weights_of

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.params import read_yaml
-from cosmopedia.records import Record, read_records
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import read_yaml
+from cosmopedia.records.reading import Record, read_records
 from cosmopedia.tables.contracts import BENCHMARK
 from cosmopedia.tables.parquet import read_rows
 from stages.benchmarks.__main__ import items_of, main

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate
 
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import check, read_yaml
 from cosmopedia.corpus.chat import ChatPatterns
 from cosmopedia.corpus.sentences import to_last_sentence
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.params import check, read_yaml
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_rows
 from stages.clean.__main__ import main

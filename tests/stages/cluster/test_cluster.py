@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.lineage import hash_files
+from cosmopedia.core.rng import draw_sample
+from cosmopedia.corpus import row_ranges
+from cosmopedia.corpus.row_ranges import part_of, range_of, read_parts, read_range
+from cosmopedia.corpus.vectors import table_of_vectors
 from cosmopedia.execution.local_pins import local_references
-from cosmopedia.lineage import hash_files
-from cosmopedia.rng import draw_sample
-from cosmopedia.tables import row_ranges
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table
-from cosmopedia.tables.row_ranges import part_of, range_of, read_parts, read_range
-from cosmopedia.tables.vectors import table_of_vectors
 from stages.cluster import __main__ as cluster
 from stages.cluster.umap_hdbscan import assign, find_groups
 from tests.support.documents import ROOT

@@ -11,10 +11,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from typer.testing import CliRunner
 
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.corpus.divergence import divergence
 from cosmopedia.corpus.encoder import Encoder
 from cosmopedia.corpus.taxonomy import Topic, leaves, read_taxonomy
-from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.tables.contracts import COVERAGE, SOURCE, TOPIC_OF_DOCUMENT
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.coverage import __main__ as coverage

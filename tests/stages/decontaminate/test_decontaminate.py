@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from cosmopedia.contamination.forms import Form
 from cosmopedia.contamination.index import DecontaminateParams, Findings, Index
 from cosmopedia.contamination.matching_blocks import Matcher
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import read_yaml
 from cosmopedia.corpus.word_hashes import _hashed, word_hashes
 from cosmopedia.corpus.words import NORMAL, PUBLISHED, Normalisation, plain_words
-from cosmopedia.errors import DataError
-from cosmopedia.params import read_yaml
 from cosmopedia.tables.contracts import REMOVED
 from cosmopedia.tables.parquet import read_rows
 from stages.decontaminate.__main__ import main

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cosmopedia.contamination.forms import forms_of
 from cosmopedia.contamination.index import Index
-from cosmopedia.params import read_yaml
+from cosmopedia.core.params import read_yaml
 from cosmopedia.tables.contracts import PARAPHRASE, REMOVED
 from cosmopedia.tables.parquet import read_rows, write_table
 from stages.decontaminate.__main__ import main

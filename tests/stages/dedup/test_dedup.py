@@ -12,13 +12,13 @@ from datatrove.utils.text import simplify_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import read_yaml
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.minhash import jaccard
 from cosmopedia.corpus.word_hashes import word_hashes
 from cosmopedia.corpus.words import Normalisation
-from cosmopedia.errors import ConfigError, DataError
 from cosmopedia.hashing import GOLDEN, mix64
-from cosmopedia.params import read_yaml
-from cosmopedia.rng import draw_u64
 from cosmopedia.tables.contracts import DOCUMENT, REMOVED
 from cosmopedia.tables.parquet import read_rows
 from stages.dedup.__main__ import main

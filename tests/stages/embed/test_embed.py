@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.lineage import hash_files
 from cosmopedia.corpus import encoder
 from cosmopedia.corpus.encoder import Encoder, Precision, find_model, packed
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.lineage import hash_files
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.embed import __main__ as embed
@@ -193,7 +193,7 @@ def test_a_run_that_was_killed_goes_on_behind_its_last_whole_task(folder: Path) 
     # A task per row; the process ends, as by kill -9, when two of four are done.
     script = (
         "import os, stages.embed.__main__ as embed\n"
-        "from cosmopedia.tables import row_ranges\n"
+        "from cosmopedia.corpus import row_ranges\n"
         "row_ranges.BATCH_ROWS = embed.LOCAL_TASK = 1\n"
         "run, done = row_ranges.RowRangeStep.run, []\n"
         "def killed(self, data=None, rank=0, world_size=1):\n"

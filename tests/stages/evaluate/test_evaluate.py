@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.evaluation import lighteval_run
 from cosmopedia.evaluation.encoding import Sequence
 from cosmopedia.evaluation.heldout import HeldoutSet, read_set, windows

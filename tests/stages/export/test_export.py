@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import DataError, InternalError
+from cosmopedia.core.errors import DataError, InternalError
 from stages.export import __main__ as export
 from stages.export.card import model_card, texts
 from tests.support.tiny_llama import write_model, write_tokenizer, write_training

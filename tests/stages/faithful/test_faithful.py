@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 from cosmopedia.faithfulness.settings import FaithfulParams
 from cosmopedia.tables.contracts import DOCUMENT, FAITHFUL, REMOVED
 from cosmopedia.tables.parquet import read_table

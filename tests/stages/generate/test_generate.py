@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
+from cosmopedia.core.lineage import hash_files
 from cosmopedia.execution import sending
 from cosmopedia.generation.model import GenerationModel
-from cosmopedia.lineage import hash_files
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import DOCUMENT, FAILED, THOUGHT
 from cosmopedia.tables.parquet import read_table

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from stages.generator.__main__ import save_tokenizer
 from stages.generator.demonstrations import Demonstration, encode, plan_batches, read_demonstrations, train_tokenizer
 from stages.generator.tiny_llama import TinyLlama, train

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.generation.gguf import CUTS, fields_of, tokenizer_of
 from cosmopedia.generation.local_model import find_local, is_here, locate
 from cosmopedia.generation.model import GenerationModel

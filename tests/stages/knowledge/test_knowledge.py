@@ -8,8 +8,8 @@ import pytest
 
 from cosmopedia.contamination.forms import Form
 from cosmopedia.contamination.index import DecontaminateParams, Index
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.params import read_yaml
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import read_yaml
 from cosmopedia.tables.contracts import PASSAGE, REJECTED
 from cosmopedia.tables.parquet import read_rows
 from stages.knowledge import __main__ as knowledge

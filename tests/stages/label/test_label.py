@@ -10,10 +10,10 @@ from string import Template
 import pytest
 import yaml
 
+from cosmopedia.core.errors import ClusterError, ConfigError, DataError
+from cosmopedia.core.lineage import hash_files
 from cosmopedia.corpus.keywords import keywords, words
-from cosmopedia.errors import ClusterError, ConfigError, DataError
 from cosmopedia.generation.requests import Failure
-from cosmopedia.lineage import hash_files
 from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, SOURCE
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.label import __main__ as label

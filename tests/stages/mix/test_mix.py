@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.params import read_yaml
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import read_yaml
 from cosmopedia.tables.contracts import DOCUMENT, MIXED
 from cosmopedia.tables.parquet import read_rows, write_table
 from stages.mix import __main__ as mix

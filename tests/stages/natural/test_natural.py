@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.params import read_yaml
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.params import read_yaml
 from cosmopedia.tables.contracts import DOCUMENT, REJECTED, SOURCE
 from cosmopedia.tables.parquet import read_rows, write_table
 from stages.natural import __main__ as natural

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import yaml
 
+from cosmopedia.core.errors import ClusterError, ConfigError
+from cosmopedia.core.lineage import hash_files
 from cosmopedia.corpus.encoder import Encoder
 from cosmopedia.corpus.sentence_spans import sentences
-from cosmopedia.errors import ClusterError, ConfigError
 from cosmopedia.execution.sending import Send
 from cosmopedia.generation.apis import OpenAiApi, TgiApi
 from cosmopedia.generation.complete import PromptRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Failure, Request, Sampling
 from cosmopedia.generation.yes_no import check_result, judge_sampling, verdict
-from cosmopedia.lineage import hash_files
 from cosmopedia.store.store import CompletionStore
 from cosmopedia.tables.contracts import PARAPHRASE
 from cosmopedia.tables.parquet import read_table, write_table

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import read_yaml
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.generation.requests import Completion, Failure
-from cosmopedia.params import read_yaml
-from cosmopedia.rng import draw_u64
 from stages.generate import __main__ as generate
 from stages.pilot import __main__ as pilot
 from stages.pilot.measures import measure

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import read_yaml
 from cosmopedia.corpus.references import quoted_articles
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import read_yaml
 from cosmopedia.tables.contracts import DOCUMENT, PASSAGE, PROMPT, REFERENCES, RETRIEVED
 from cosmopedia.tables.parquet import read_rows, write_table
 from stages.prompts import __main__ as prompts

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
 from stages.prompts import __main__ as prompts
 from stages.prompts.cosmo_preview import app
 from tests.support.command_line import cosmo

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError, DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from stages.prompts import __main__ as prompts
 from stages.prompts.ids import digests, prompt_ids
 from stages.prompts.near_duplicates import ComparisonKey, comparison_key, near_duplicates, save_band_keys

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.dataset_diff.compare import GONE
 from cosmopedia.dataset_diff.rows import differences
 from cosmopedia.dataset_diff.settings import params_that_differ
-from cosmopedia.errors import ConfigError
 from cosmopedia.execution.versions import Version
 from stages.report import cosmo_report
 from stages.report.cosmo_report_page import excerpt, link

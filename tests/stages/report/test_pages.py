@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from cosmopedia.files import write_text
+from cosmopedia.core.files import write_text
 from cosmopedia.tables.contracts import REMOVED
 from cosmopedia.tables.parquet import write_table
 from stages.report.facts import collect

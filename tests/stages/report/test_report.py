@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 import yaml
 
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.files import write_text
+from cosmopedia.core.text import has_controls
 from cosmopedia.corpus.openings import ENOUGH, Openings
-from cosmopedia.errors import DataError
 from cosmopedia.evaluation.scores import detail_rows
-from cosmopedia.files import write_text
 from cosmopedia.tables.contracts import DETAIL, REMOVED
 from cosmopedia.tables.contracts import HELDOUT as HELDOUT_TABLE
 from cosmopedia.tables.parquet import read_rows, write_table
-from cosmopedia.text import has_controls
 from stages.report.__main__ import main
 from stages.report.corpus import publish
 from stages.report.facts import collect, evidence

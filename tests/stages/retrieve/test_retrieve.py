@@ -10,9 +10,9 @@ import bm25s
 import numpy as np
 import pytest
 
-from cosmopedia.errors import DataError
-from cosmopedia.params import read_yaml
-from cosmopedia.rng import draw_u64
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import read_yaml
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.tables.contracts import BENCHMARK, PASSAGE, REJECTED, RETRIEVED, SOURCE
 from cosmopedia.tables.parquet import read_rows, write_table
 from stages.retrieve import __main__ as retrieve

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.lineage import hash_files
 from cosmopedia.generation.complete import PromptRequests
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Completion, Request, Sampling, completion_key
-from cosmopedia.lineage import hash_files
 from cosmopedia.tables.contracts import COMPLETION, DOCUMENT, SELFCHECK
 from cosmopedia.tables.parquet import read_table
 from stages.selfcheck import __main__ as selfcheck

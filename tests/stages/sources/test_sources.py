@@ -18,16 +18,16 @@ import yaml
 import zstandard
 
 from cosmopedia import fingerprints as fingerprints_module
-from cosmopedia import records as reading
-from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.core.errors import ClusterError, ConfigError, DataError
+from cosmopedia.core.params import check
+from cosmopedia.core.row_counts import RowCounts
 from cosmopedia.fingerprints import Fingerprints
-from cosmopedia.params import check
-from cosmopedia.records import read_records
+from cosmopedia.records import reading
+from cosmopedia.records.reading import read_records
 from cosmopedia.tables import external_sort as sorting
 from cosmopedia.tables.contracts import SOURCE, TOPIC_OF_ROW
 from cosmopedia.tables.external_sort import SortingWriter
 from cosmopedia.tables.parquet import read_table, write_table
-from cosmopedia.tables.row_counts import RowCounts
 from stages.sources import __main__ as sources
 from stages.sources.normalise import ReadingParams, SourceParams, checked, normalise
 from stages.sources.reader import reader_of

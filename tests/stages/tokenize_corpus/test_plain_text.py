@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from cosmopedia.errors import DataError
-from cosmopedia.params import read_yaml
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.params import read_yaml
 from stages.tokenize_corpus import pieces
 from stages.tokenize_corpus.__main__ import main
 from stages.tokenize_corpus.pieces import Piece, PieceTokenizer

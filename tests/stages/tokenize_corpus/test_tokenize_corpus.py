@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
+from cosmopedia.core.errors import DataError, InternalError
+from cosmopedia.core.params import read_yaml
 from cosmopedia.corpus.components import original_id
-from cosmopedia.errors import DataError, InternalError
-from cosmopedia.params import read_yaml
 from stages.tokenize_corpus.__main__ import main
 from stages.tokenize_corpus.shards import SPLITS, check_shards, is_validation, write_documents_table
 from stages.train.windows import TokenShards, read_corpus

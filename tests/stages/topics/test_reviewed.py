@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.corpus.vectors import table_of_vectors
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING, LABEL, REJECTED, SOURCE, TOPIC, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import read_table, write_table
-from cosmopedia.tables.vectors import table_of_vectors
 from stages.topics import __main__ as topics
 from stages.topics import proposals
 from stages.topics.cosmo_topics import app

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.lineage import hash_files
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.lineage import hash_files
 from cosmopedia.tables.contracts import ASSIGNMENT, LABEL, REJECTED, TOPIC, TOPIC_OF_ROW
 from cosmopedia.tables.parquet import read_table, write_table
 from stages.topics import __main__ as topics

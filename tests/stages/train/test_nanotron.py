@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cosmopedia.cli.deps import imports_of, module_file
-from cosmopedia.errors import ClusterError, ConfigError, DataError
+from cosmopedia.core.errors import ClusterError, ConfigError, DataError
 from cosmopedia.execution.compute import Layout
 from stages.train.nanotron.job import TrainingJob
 from stages.train.recipe import learning_rate

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import load
 from cosmopedia.execution import training_forecast as forecast
-from cosmopedia.params import load
 from stages.train.__main__ import settings
 from stages.train.metrics import over_seeds
 from stages.train.recipe import TrainParams, learning_rate

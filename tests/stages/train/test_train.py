@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cosmopedia.errors import ClusterError, ConfigError, DataError, errors_as_sentences
+from cosmopedia.core.errors import ClusterError, ConfigError, DataError, errors_as_sentences
+from cosmopedia.core.params import check
 from cosmopedia.execution.mlflow_run import Run
 from cosmopedia.execution.mlflow_sender import STARTED, started
-from cosmopedia.params import check
 from stages.train.recipe import Architecture, TrainParams
 from stages.train.repeats import check_repeats
 from stages.train.windows import Corpus, Split, TokenShards, WindowOrder, read_corpus

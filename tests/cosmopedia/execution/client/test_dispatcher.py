@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.generation.requests import PendingRequest
 from tests.support.dispatch import SAMPLING, Run, jobs, serving, short_rests  # noqa: F401  (the fixture)
 from tests.support.fake_tgi import FakeTgi

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
 from cosmopedia.execution.client import endpoints
 from cosmopedia.execution.compute import EndpointSpec
 from cosmopedia.generation.answers import Answer, MalformedAnswer

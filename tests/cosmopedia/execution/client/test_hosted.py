@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution.client import charges
 from cosmopedia.execution.client.charges import Limits, Size, Wallet
 from cosmopedia.execution.client.dispatcher import Dispatcher, Outcome
@@ -88,7 +88,7 @@ def test_what_a_provider_may_have_counted_is_paid_and_a_refusal_is_not() -> None
 
 
 def dispatched_failing(spec: EndpointSpec, wallet: Wallet) -> None:
-    from cosmopedia.errors import ClusterError
+    from cosmopedia.core.errors import ClusterError
 
     with pytest.raises(ClusterError):  # its only request fails
         dispatched(jobs(1), spec, wallet=wallet)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from cosmopedia.execution.client import dispatcher, http
 from cosmopedia.execution.compute import EndpointSpec
 from cosmopedia.generation.apis import TgiApi

@@ -19,15 +19,15 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from cosmopedia.core.errors import ClusterError, ConfigError
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus import pipeline as cells
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.corpus import row_ranges
+from cosmopedia.corpus.vectors import table_of_vectors
 from cosmopedia.execution import executors
 from cosmopedia.execution.compute import SlurmData
-from cosmopedia.rng import draw_u64
-from cosmopedia.tables import row_ranges
 from cosmopedia.tables.contracts import EMBEDDING, SOURCE
 from cosmopedia.tables.parquet import TableWriter, write_table
-from cosmopedia.tables.vectors import table_of_vectors
 from stages.clean import __main__ as clean
 from stages.cluster import __main__ as cluster
 from stages.cluster.umap_hdbscan import Groups

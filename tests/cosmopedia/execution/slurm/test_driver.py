@@ -15,10 +15,10 @@ import yaml
 from cosmopedia.cli.cluster import app as cluster_app
 from cosmopedia.cli.status import app as status_app
 from cosmopedia.cli.status import describe_driver, describe_stage, print_endpoints
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.lineage import store_root
 from cosmopedia.execution.compute import load_compute
 from cosmopedia.execution.slurm import driver, driver_job
-from cosmopedia.lineage import store_root
 from tests.support.command_line import cosmo
 from tests.support.prompt_rows import ROOT, write_settings
 from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)

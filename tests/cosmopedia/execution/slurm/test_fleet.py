@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cosmopedia.errors import ClusterError, ConfigError
+from cosmopedia.core.errors import ClusterError, ConfigError
 from cosmopedia.execution.compute import GpuJobs
 from cosmopedia.execution.slurm import commands
 from cosmopedia.execution.slurm.fleet import COMES_BACK, SlurmFleet, end_fleet, known_fleets

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cosmopedia.errors import ClusterError
+from cosmopedia.core.errors import ClusterError
 from tests.support.slurm_cluster import SlurmCluster, slurm  # noqa: F401  (the fixture)
 from tests.support.training_repository import ROOT, repository, set_compute, set_recipe  # noqa: F401  (the fixture)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution import servers
 from cosmopedia.execution.compute import Compute, load_compute
 from cosmopedia.execution.tuning.knobs import Knob, current, knobs, option, with_settings, write

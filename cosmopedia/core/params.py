@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.text import read_text
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.text import read_text
 
 
 class Params(BaseModel):

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from cosmopedia.errors import DataError
-from cosmopedia.record_formats import Record, file_records
+from cosmopedia.core.errors import DataError
+from cosmopedia.records.formats import Record, file_records
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BOM = b"\xef\xbb\xbf"
 LIMIT = 1000
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
@@ -112,8 +112,8 @@ def test_a_parquet_row_above_the_limit_is_one_bad_row(tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from cosmopedia.record_formats import file_records
-from cosmopedia.errors import DataError
+from cosmopedia.records.formats import file_records
+from cosmopedia.core.errors import DataError
 try:
     print(sum(1 for _ in file_records(Path("warm.jsonl"), 1 << 20)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cosmopedia.dataset_folders import dataset_files
-from cosmopedia.errors import ConfigError, CosmoError, DataError
-from cosmopedia.records import read_records
+from cosmopedia.core.errors import ConfigError, CosmoError, DataError
+from cosmopedia.records.dataset_folders import dataset_files
+from cosmopedia.records.reading import read_records
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 

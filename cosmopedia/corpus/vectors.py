@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from cosmopedia.errors import DataError
+from cosmopedia.core.errors import DataError
 
 
 def table_of_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:

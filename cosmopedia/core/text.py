@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # Unicode's Cc other than tab and line ends
 ASCII_CONTROLS = bytes(code for code in range(128) if CONTROLS.match(chr(code)))

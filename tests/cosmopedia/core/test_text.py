@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.lineage import not_in_git
+from cosmopedia.core.params import read_yaml
+from cosmopedia.core.text import has_controls, read_text, without_controls
 from cosmopedia.execution.compute import EndpointSpec
-from cosmopedia.lineage import not_in_git
-from cosmopedia.params import read_yaml
-from cosmopedia.text import has_controls, read_text, without_controls
 from stages.label.answers import read_label_template
 from stages.prompts.templates import read_template
 from stages.topics.decisions import read_curation
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BOM = b"\xef\xbb\xbf"
 TOPIC = b"topics:\n  - {topic: Geology, decision: keep, reason: teaches, labels: [], keywords: [basalt]}\n"
 PLACES: dict[str, tuple[bytes, Callable[[Path], object]]] = {  # where it lies: content, what reads it

@@ -12,7 +12,7 @@ import pytest
 
 from cosmopedia.execution.stage_process import run_stage
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FULL = "No space left on device"
 FREE, CHANGE = "free some space there and run it again", "make it writable for you and run it again"
 COPIED = shutil.Error([("from/model", "models/train/seed-1/model", f"[Errno 28] {FULL}: 'from/model'")])
@@ -92,8 +92,8 @@ def test_a_defect_keeps_its_traceback(empty_folder: Path) -> None:
 def test_a_stage_runs_no_code_of_another_place(tmp_path: Path, variable: str) -> None:
     """An experiment's folder with the code of the main checkout; .venv with the packages of a module system."""
     experiment, other = tmp_path / "experiment", tmp_path / "other"
-    (experiment / "cosmopedia").mkdir(parents=True)
-    (experiment / "cosmopedia/errors.py").touch()
+    (experiment / "cosmopedia/core").mkdir(parents=True)
+    (experiment / "cosmopedia/core/errors.py").touch()
     other.mkdir()
     (other / "tabulate.py").touch()
     program = (

@@ -22,9 +22,9 @@ from typing import IO, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cosmopedia.dataset_folders import kind_of
-from cosmopedia.errors import DataError
-from cosmopedia.text import half_pair
+from cosmopedia.core.errors import DataError
+from cosmopedia.core.text import half_pair
+from cosmopedia.records.dataset_folders import kind_of
 
 BOM = b"\xef\xbb\xbf"
 CHUNK = 1 << 20

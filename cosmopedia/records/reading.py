@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from cosmopedia.dataset_folders import dataset_files
-from cosmopedia.errors import ClusterError, ConfigError
-from cosmopedia.lineage import content_revision
-from cosmopedia.pins import check_pin, is_local
-from cosmopedia.record_formats import Record, file_records, without_nan
+from cosmopedia.core.errors import ClusterError, ConfigError
+from cosmopedia.core.lineage import content_revision
+from cosmopedia.records.dataset_folders import dataset_files
+from cosmopedia.records.formats import Record, file_records, without_nan
+from cosmopedia.records.pins import check_pin, is_local
 
 MAX_RECORD_MB = 64  # of a record, where a stage has no param for it
 WAITS_S = (1.0, 5.0, 25.0)  # before a hub stream that broke off is opened again

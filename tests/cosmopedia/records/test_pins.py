@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from cosmopedia.cli.pin import app
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution.settings import check_settings_once
-from cosmopedia.records import read_records
+from cosmopedia.records.reading import read_records
 from stages.generator.demonstrations import read_demonstrations
 from stages.tokenize_corpus.tokenizer_files import find_tokenizer
 from tests.support.command_line import cosmo
@@ -37,7 +37,7 @@ def profile(empty_folder: Path) -> Path:
     (empty_folder / "profiles/own.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (empty_folder / "params.yaml").write_text("profile: own\n", encoding="utf-8")
     (empty_folder / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
-    (empty_folder / "compute").symlink_to(Path(__file__).parents[2] / "compute")
+    (empty_folder / "compute").symlink_to(Path(__file__).parents[3] / "compute")
     return empty_folder / "profiles/own.yaml"
 
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
 
 
 def hash_file(path: Path) -> str:

@@ -8,8 +8,8 @@ it: the pin is a param, another content needs another pin, and a run stops where
 import sys
 from pathlib import Path
 
-from cosmopedia.dataset_folders import kind_of
-from cosmopedia.errors import ConfigError
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.records.dataset_folders import kind_of
 
 WATCHED = "data/samples/"  # deps of the stages that read them
 _warned: set[str] = set()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.files import clear_folder, discard, lock, log_tail, replacing, write_text
+from cosmopedia.core.files import clear_folder, discard, lock, log_tail, replacing, write_text
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cosmopedia.files import replacing
+from cosmopedia.core.files import replacing
 with replacing(Path(sys.argv[1])) as draft:
     draft.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -24,7 +24,7 @@ with replacing(Path(sys.argv[1])) as draft:
 def test_a_killed_writer_leaves_the_old_content_and_the_next_one_removes_its_draft(tmp_path: Path) -> None:
     path = tmp_path / "a[1].json"
     write_text(path, "old\n")
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=Path(__file__).parents[3])
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old\n" and len(list(tmp_path.iterdir())) == 2
     write_text(path, "new\n")

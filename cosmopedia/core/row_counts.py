@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.errors import InternalError
-from cosmopedia.files import write_text
+from cosmopedia.core.errors import InternalError
+from cosmopedia.core.files import write_text
 
 
 @dataclass

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from cosmopedia.errors import ConfigError, DataError
-from cosmopedia.lineage import not_in_git
-from cosmopedia.text import LFS_POINTER, read_text
+from cosmopedia.core.errors import ConfigError, DataError
+from cosmopedia.core.lineage import not_in_git
+from cosmopedia.core.text import LFS_POINTER, read_text
 
 SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".parq": "parquet", ".csv": "csv",

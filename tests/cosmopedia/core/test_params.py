@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cosmopedia.errors import ConfigError
-from cosmopedia.params import Params, load
+from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import Params, load
 
 
 class TrainLike(Params):
