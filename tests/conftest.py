@@ -61,8 +61,8 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def mlflow_database(
     request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str
 ) -> None:
-    """Put an empty MLflow database into the folder of a slow test. Making its tables takes seconds: it is done once, for
-    all tests of all workers."""
+    """Put an empty MLflow database into the folder of a slow test. Making its tables takes seconds, so it is done once
+    for all tests of all workers."""
     if not request.node.get_closest_marker("slow"):
         return
     base = tmp_path_factory.getbasetemp()
