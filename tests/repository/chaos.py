@@ -1,8 +1,8 @@
 """kill -9 at many moments of the whole pipeline, at a reduced size, and the hashes that come out.
 
-Run: python -m tests.repository.chaos [--seed 1] [--folder DIR]
+Run: python -m tests.repository.chaos [--seed 1] [--folder DIR] [--only generate train dvc.lock]
 
-Two checkouts: in one the pipeline runs undisturbed, in the other it is killed some thirty times and started again, as
+Two checkouts: in one the pipeline runs undisturbed, in the other it is killed some forty times and started again, as
 `make repro` starts it (`cosmo check && dvc repro`). A kill hits DVC alone or everything that DVC has started; some hit
 DVC while it writes dvc.lock. In the end every out's hash in dvc.lock must be the same, and no draft may be left over.
 Takes about half an hour on two cores, so it is no part of `make test`.
@@ -21,13 +21,12 @@ from pathlib import Path
 import psutil
 import yaml
 
-from tests.repository.test_pipeline import checkout, environment
+from tests.repository.test_pipeline import ROOT, checkout, environment
 
-KILLS = {
-    "sources": 1, "generator": 2, "embed": 1, "cluster": 2, "label": 1, "retrieve": 1, "prompts": 1, "pilot": 1,
-    "generate": 4, "faithful": 1, "selfcheck": 1, "clean": 1, "dedup": 1, "paraphrases": 1, "decontaminate": 1,
-    "coverage": 1, "mix": 1, "tokenize_corpus": 1, "train": 4, "export": 1, "evaluate": 3, "report": 1, "dvc.lock": 4,
-}  # fmt: skip
+# each stage once, and more often those that work for long, and DVC while it writes dvc.lock
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+OFTEN = {"generator": 2, "cluster": 2, "generate": 4, "train": 4, "evaluate": 3, "dvc.lock": 4}
+KILLS = dict.fromkeys(STAGES, 1) | OFTEN
 
 RUN = f"{sys.executable} -m cosmopedia.cli check && dvc repro"
 
@@ -109,9 +108,11 @@ def undisturbed(folder: Path, store: Path, log: Path) -> dict[str, float]:
     return dict(seconds)
 
 
-def disturbed(folder: Path, store: Path, log: Path, seconds: dict[str, float], draw: random.Random) -> Counter[str]:
-    """Run with kills until a run ends; what was hit, and how often."""
-    left, hits, lock = Counter(KILLS), Counter[str](), folder / "dvc.lock"
+def disturbed(
+    folder: Path, store: Path, log: Path, seconds: dict[str, float], left: Counter[str], draw: random.Random
+) -> Counter[str]:
+    """Run with the kills that are left until a run ends; what was hit, and how often."""
+    hits, lock = Counter[str](), folder / "dvc.lock"
     while True:
         process = start(folder, store, log)
         moment = moment_of_a_kill(process, left, lock, seconds, draw)
@@ -130,13 +131,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", nargs="+", choices=KILLS, default=list(KILLS), help="stages to kill, or dvc.lock")
     arguments = parser.parse_args()
     base = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     log = base / "log"
     quiet, killed = checkout(base / "quiet"), checkout(base / "killed")
     seconds = undisturbed(quiet, base / "quiet-store", log)
     print("seconds per stage:", {name: round(value, 1) for name, value in seconds.items()}, flush=True)
-    hit = disturbed(killed, base / "killed-store", log, seconds, random.Random(arguments.seed))
+    kills = Counter({name: KILLS[name] for name in arguments.only})
+    hit = disturbed(killed, base / "killed-store", log, seconds, kills, random.Random(arguments.seed))
     expected, found = hashes(quiet), hashes(killed)
     different = sorted(path for path in expected if expected[path] != found.get(path))
     partial = [str(path) for path in killed.rglob("*.partial")]
