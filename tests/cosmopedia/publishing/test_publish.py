@@ -146,6 +146,9 @@ def test_croissant_has_what_the_specification_requires_and_names_what_is_there(c
     required = {"@context", "@type", "conformsTo", "name", "description", "license", "url", "creator", "datePublished"}
     assert required <= content.keys() and content["conformsTo"] == "http://mlcommons.org/croissant/1.0"
     assert content["license"] == "https://creativecommons.org/licenses/by/4.0/"
+    assert (
+        content["version"] == "1.0.0+abc123" and "owner: rain (2026), made at git revision abc123" in content["citeAs"]
+    )
     ids = {one["@id"]: one for one in content["distribution"]}
     for one in content["distribution"][1:]:
         assert one["@type"] == "cr:FileSet" and one["containedIn"]["@id"] in ids and list(folder.glob(one["includes"]))
