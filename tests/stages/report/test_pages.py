@@ -251,8 +251,9 @@ def test_axe_finds_nothing_and_no_page_is_wider_than_the_window(
     quiet.colours(colours)
     write_text(tmp_path / "viewer.html", render_viewer(Documents(corpus(), 40), "tiny"))
     write_text(tmp_path / "map.html", render_map(pages(90), "tiny"))
-    for name, fragment in (("viewer", ""), ("viewer", "#id=03-0"), ("map", "#id=web/001")):
+    for name, fragment in (("viewer", ""), ("viewer", "#id=03-0"), ("viewer", "#id=00-0"), ("map", "#id=web/001")):
         quiet.open(tmp_path / f"{name}.html", fragment, READY)
+        quiet.wait("document.querySelector('#document h2')" if name + fragment[:4] == "viewer#id=" else "true")
         assert faults(quiet) == [], name
         assert quiet.run("document.documentElement.scrollWidth") <= width
 
