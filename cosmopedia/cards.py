@@ -92,7 +92,8 @@ def _url(one: Any) -> str:
     return one.url if one else "–"
 
 
-def published(card: str, revision: str) -> str:
-    """A card as it leaves the repository: with the revision that made it, without what is about local files alone."""
-    sentence = f"Made at git revision `{revision}`."
+def published(card: str, revision: str, again: str = "") -> str:
+    """A card as it leaves the repository: with the revision that made it, and how to make it `again` where the card
+    does not say so; without what is about local files alone."""
+    sentence = f"Made at git revision `{revision}`.{again}"
     return re.sub(rf"{REVISION}\n(?:.+\n)+", lambda _: f"{sentence}\n", LOCAL.sub("", card))

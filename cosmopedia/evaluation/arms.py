@@ -34,14 +34,18 @@ def find(name: str, folder: Path) -> Arm:
     `ConfigError` for a name that is nothing of this, `DataError` for an arm without answers.
     """
     wanted = f"holds no {EVALUATE}/seed-<n>.parquet; run `dvc repro evaluate` there, or dvc pull"
-    version = versions.find(name, folder, [EVALUATE], lambda file: bool(ANSWERS.fullmatch(file)), wanted)
-    files = version.files(EVALUATE)
+    return arm_of(versions.find(name, folder, [EVALUATE], lambda file: bool(ANSWERS.fullmatch(file)), wanted))
+
+
+def arm_of(version: versions.Version) -> Arm:
+    """The arm that a version is. `DataError` for one without answers."""
+    name, files = version.name, version.files(EVALUATE)
     answers, held_out = _by_seed(ANSWERS, files), _by_seed(HELD_OUT, files)
     if not answers:
-        raise DataError(f"{name}: {EVALUATE} has no seed-<n>.parquet; run evaluate again")
+        raise DataError(f"{name}: {EVALUATE} has no seed-<n>.parquet; run dvc repro evaluate there, or dvc pull")
     metrics = {out: content for out in COSTS if (content := version.json(out)) is not None}
-    if version.kind == "folder" and (folder / RUN).is_file():
-        metrics["runs/generate.json"] = versions.read_json(folder / RUN)
+    if version.kind == "folder" and (version.folder / RUN).is_file():
+        metrics["runs/generate.json"] = versions.read_json(version.folder / RUN)
     return Arm(name, version.kind, answers, held_out, metrics)
 
 

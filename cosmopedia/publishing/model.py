@@ -17,6 +17,10 @@ from cosmopedia.publishing.scan import in_files
 EXPORT, GENERATOR = Path("models/export"), Path("models/generator/generator.json")
 SCORES = re.compile(r"<!-- scores -->\n(?:.+\n)+")
 NORMAL_95 = 1.96  # standard errors on each side of a 95% interval
+AGAIN = (
+    " `dvc repro export` at that revision, with the profile of its params.yaml, makes the corpus and trains the"
+    " model again; completions in DVC's cache or the store are not paid for again."
+)
 METRICS = {"acc_norm": "acc_norm", "bpb": "bits per byte"}
 
 
@@ -54,7 +58,7 @@ def model_card(card: str, release: Release) -> str:
     from huggingface_hub import ModelCard
 
     scores, models = metrics("evaluate"), metrics("export").get("models", 1)
-    text = SCORES.sub(lambda _: score_section(scores, models) + "\n", published(card, release.revision))
+    text = SCORES.sub(lambda _: score_section(scores, models) + "\n", published(card, release.revision, AGAIN))
     made = ModelCard(text)
     head: Any = made.data
     head.model_name = release.repo.rpartition("/")[2]

@@ -29,7 +29,8 @@ from stages.report.facts import collect
 from stages.report.figures import draw_all
 from stages.report.headline import headline, removed_table, tokens_table
 from stages.report.map import render_map, sample
-from stages.report.page import render, render_run
+from stages.report.page import render
+from stages.report.run_record import render_run
 from stages.report.viewer import drawn, render_viewer
 
 OUT, METRICS, PLOTS = Path("data/report"), Path("metrics/report.json"), Path("metrics/plots")

@@ -46,7 +46,8 @@ def compare_page(
     figures = report(versions, stage, compare(versions, stage, 0), 0)
     found = differences(versions, stage, limit)
     scores = score_lines(versions, noise)
-    content = {"headline": diff_wording.headline(figures), "scores": scores["lines"], "differing": found.total}
+    content = {"headline": diff_wording.headline(figures), "differing": found.total}
+    content |= {"scores": scores["lines"], "not_compared": scores["problem"]}
     return content, render(versions, figures, found, scores)
 
 
@@ -146,7 +147,7 @@ def pairs(found: list[Pair] | None, longest: int) -> list[list[str]] | None:
 def score_lines(versions: Versions, noise: str | None) -> dict[str, Any]:
     """What `cosmo compare` says of the two: sentences, and its table; where they cannot be compared, why not."""
     try:
-        _, readings, rows = compared([arm_of(version) for version in versions], noise)
+        _, readings, rows = compared([arms.arm_of(version) for version in versions], noise)
     except DataError as error:
         return {"lines": [], "head": [], "rows": [], "problem": str(error)}
     shown = [row for row in rows if row.scope.measure in wording.SHOWN]
@@ -171,9 +172,3 @@ def with_short_names(versions: Versions) -> Versions:
     names = [v.folder.resolve().name if is_one else v.name for v, is_one in zip(versions, folders, strict=True)]
     one, two = (replace(version, name=name) for version, name in zip(versions, names, strict=True))
     return (one, two) if one.name != two.name else versions
-
-
-def arm_of(version: Version) -> arms.Arm:
-    """A version's answers, under its name here."""
-    folder = version.folder.resolve()
-    return replace(arms.find(version.name if version.commit else str(folder), folder), name=version.name)

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosmopedia.corpus.components import is_natural
+from cosmopedia.tables.cell_files import source_and_style
 from stages.report.facts import FILTERS, Facts, totals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Blue, amber and red stay apart for colour-blind eyes, and no figure needs more: what has many names has them written.
 INK, QUIET, ACCENT, SECOND, LOSS = "#1d2733", "#8a95a3", "#2a6f97", "#e09f3e", "#c8553d"
-HUES = ("#2a6f97", "#e09f3e", "#6a994e", "#9b5de5", "#c8553d", "#3d8b8b", "#8d6b48", "#7d8597")
+WIDTH = 5.6  # inches: a phone shows four fifths of a figure, at a size that can be read
 STYLE = {
     "svg.hashsalt": "cosmopedia",
     "svg.fonttype": "path",
@@ -42,6 +45,7 @@ def draw_all(facts: Facts, folder: Path) -> dict[str, Path]:
 
     figures: dict[str, Callable[[Facts], Figure]] = {
         "waterfall": waterfall,
+        **({"removals": removals} if facts.metrics[FILTERS[0]].get("cells") else {}),
         "prompts": prompts,
         "openings": openings,
         "tokens": tokens,
@@ -95,7 +99,7 @@ def waterfall(facts: Facts) -> "Figure":
                 steps.append((f"{stage}: {reason.replace('_', ' ')}", level - count, level, False))
                 level -= count
     steps.append(("corpus", 0, level, True))
-    figure, axes = plt.subplots(figsize=(8.4, 0.9 + 0.3 * len(steps)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.3 * len(steps)))
     for position, (_, low, high, whole) in enumerate(steps):
         axes.barh(position, high - low, left=low, color=ACCENT if whole else LOSS, height=0.68)
         label = f" {high:,}" if whole else f" −{high - low:,}"
@@ -108,15 +112,39 @@ def waterfall(facts: Facts) -> "Figure":
     return figure
 
 
+def removals(facts: Facts) -> "Figure":
+    """Of each source and style, the shares of its completions that cleaning, dedup and decontamination removed."""
+    import matplotlib.pyplot as plt
+
+    stages = [facts.metrics[stage].get("cells", {}) for stage in FILTERS]
+    names = [name for name in sorted(stages[0]) if not is_natural(name)]
+    figure, axes = plt.subplots(figsize=(WIDTH, 1 + 0.24 * len(names)))
+    left = [0.0] * len(names)
+    for label, counts, colour in zip(
+        ("clean", "duplicates", "contaminated"), stages, (ACCENT, SECOND, LOSS), strict=True
+    ):
+        removed = [counts.get(name, {}).get("rows_removed", 0) for name in names]
+        shares = [100 * n / max(1, stages[0][name]["rows_in"]) for n, name in zip(removed, names, strict=True)]
+        axes.barh(range(len(names)), shares, left=left, color=colour, height=0.68, label=label)
+        left = [low + share for low, share in zip(left, shares, strict=True)]
+    axes.set_yticks(range(len(names)), [" · ".join(source_and_style(name)).replace("_", " ") for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, max([*left, 5.0]) * 1.05)
+    axes.set_xlabel("% of the completions")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    return figure
+
+
 def prompts(facts: Facts) -> "Figure":
     """Prompts by source, format and audience."""
     import matplotlib.pyplot as plt
 
     groups = [(column, totals(facts.prompts, column, "prompts")) for column in ("source", "format", "audience")]
-    height = 1 + 0.26 * max(len(items) for _, items in groups)
-    figure, several = plt.subplots(1, 3, figsize=(10.4, height))
-    for axes, (column, items), colour in zip(several, groups, HUES, strict=False):
-        _bars(axes, [(name.replace("_", " "), count) for name, count in items], colour, f"by {column}")
+    counts = [len(items) for _, items in groups]
+    figure, several = plt.subplots(3, 1, figsize=(WIDTH, 1.5 + 0.24 * sum(counts)), height_ratios=counts)
+    for axes, (column, items) in zip(several, groups, strict=True):
+        _bars(axes, [(name.replace("_", " "), count) for name, count in items], ACCENT, f"by {column}")
     return figure
 
 
@@ -127,7 +155,7 @@ def openings(facts: Facts) -> "Figure":
     before, after = facts.openings
     pairs = {text: (before.counts[text], after.counts[text]) for text in before.counts | after.counts}
     most = sorted(pairs.items(), key=lambda item: (-max(item[1]), item[0]))[:OPENINGS]
-    figure, axes = plt.subplots(figsize=(8.4, 1 + 0.36 * len(most)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 1 + 0.36 * len(most)))
     for offset, side, colour, label in ((-0.19, 0, LOSS, "completions"), (0.19, 1, ACCENT, "after cleaning")):
         counts = [pair[side] for _, pair in most]
         positions = [position + offset for position in range(len(most))]
@@ -155,8 +183,8 @@ def tokens(facts: Facts) -> "Figure":
     import matplotlib.pyplot as plt
 
     cells = sorted(facts.cells, key=lambda c: (c.source, -c.tokens, c.style))
-    hues = {source: HUES[i % len(HUES)] for i, source in enumerate(sorted({c.source for c in cells}))}
-    figure, axes = plt.subplots(figsize=(8.4, 0.7 + 0.24 * len(cells)))
+    hues = {source: (ACCENT, SECOND)[i % 2] for i, source in enumerate(sorted({c.source for c in cells}))}
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.7 + 0.24 * len(cells)))
     items = [(f"{c.source} · {c.style.replace('_', ' ')}", c.tokens) for c in cells]
     _bars(axes, items, [hues[c.source] for c in cells], "tokens by source and style")
     return figure
@@ -171,14 +199,14 @@ def loss(facts: Facts) -> "Figure":
     reach = round(len(values) * SMOOTHING)
     near = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
     smooth = [sum(several) / len(several) for several in near]
-    figure, (axes, rates) = plt.subplots(2, 1, figsize=(8.4, 4), sharex=True, height_ratios=[4, 1])
+    figure, (axes, rates) = plt.subplots(2, 1, figsize=(WIDTH, 4), sharex=True, height_ratios=[4, 1])
     axes.plot(steps, values, color=ACCENT, alpha=0.35, linewidth=0.8, label="each step")
     axes.plot(steps, smooth, color=ACCENT, linewidth=1.8, label="running mean")
     if (validation := facts.metrics["train"].get("validation_loss")) is not None:
         axes.plot(
             steps[-1], validation, "o", color=SECOND, markersize=6, label=f"validation {validation:.3f}", clip_on=False
         )
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.legend(frameon=False, loc="upper right")
     rates.plot(steps, [float(row["learning_rate"]) for row in facts.losses], color=QUIET, linewidth=1.2)
     rates.set_ylim(0)
@@ -196,7 +224,7 @@ def scores(facts: Facts) -> "Figure":
     evaluation = facts.metrics["evaluate"]
     panels = [(f"average: {name}", scores) for name, scores in evaluation["panels"].items()]
     rows = [*evaluation["tasks"].items(), *panels]
-    figure, axes = plt.subplots(figsize=(8.4, 0.9 + 0.34 * len(rows)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.34 * len(rows)))
     for offset, name, colour in ((-0.14, "acc_norm", ACCENT), (0.14, "acc", SECOND)):
         axes.errorbar(
             [scores[name] for _, scores in rows],
@@ -226,5 +254,5 @@ def scores(facts: Facts) -> "Figure":
     axes.grid(axis="x", color="#e6e9ed", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.35, 1.16), ncols=2)
     return figure

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ def text_blocks(
             starts.append(place)
             filled = 0
         filled += size(row)
-    ends = [*starts[1:], len(rows)]
-    blocks = {f"texts-{a}": packed([whole(row) for row in rows[a:b]]) for a, b in zip(starts, ends, strict=True)}
+    blocks = {
+        f"texts-{a}": packed([whole(row) for row in rows[a:b]])
+        for a, b in zip_longest(starts, starts[1:])  # None: to the end
+    }
     return starts, blocks
 
 

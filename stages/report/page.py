@@ -1,28 +1,29 @@
 """The HTML report: one file that needs nothing else. The template escapes every text from a model or the web."""
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
 from cosmopedia.corpus.components import is_natural
 from cosmopedia.pages import page_template
 from stages.report.facts import ASSIGNMENTS, FILTERS, Facts
-from stages.report.run_record import changed_rows, environment_rows, generation_rows, throughput_rows
 
 HERE, DASH = Path(__file__).parent, "–"
 RULES = ("plain", "window")  # decontamination's two ratios
 TOPICS = {"clusters": Path("metrics/plots/topics.png"), "topic_scores": Path("metrics/plots/topic_scores.png")}
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
+SVG_SIZE, PIXELS = re.compile(rb' (?:width|height)="([\d.]+)pt"'), 4 / 3  # pixels of a point
 
 
 def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -> str:
     """The page."""
-    images = {name: data_uri(path) for name, path in figures.items()}
-    images |= {name: data_uri(path) for name, path in TOPICS.items() if path.is_file()}
+    images = {name: image(path) for name, path in figures.items()}
+    images |= {name: image(path) for name, path in TOPICS.items() if path.is_file()}
     contamination_head, contamination = contamination_table(facts)
     return page_template(HERE, "page.html.j2").render(
         profile=profile,
-        images={"clusters": None, "topic_scores": None} | images,
+        images={"clusters": None, "topic_scores": None, "removals": None} | images,
         has_map=ASSIGNMENTS.is_file(),
         sections=SECTIONS,
         excerpt=excerpt,
@@ -66,17 +67,6 @@ def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -
     )
 
 
-def render_run(profile: str) -> str:
-    """The page about the run, which is no result."""
-    return page_template(HERE, "run.html.j2").render(
-        profile=profile,
-        environment=environment_rows(profile),
-        changed=changed_rows(),
-        throughput=throughput_rows(),
-        generation=generation_rows(),
-    )
-
-
 PILOT_SHARES = (  # of the pilot's measures, as the page's table has them
     "opening", "openings", "closings", "refused", "short", "repeated", "copied", "unfinished", "truncated",
 )  # fmt: skip
@@ -94,9 +84,15 @@ SECTIONS = [
 ]
 
 
-def data_uri(path: Path) -> str:
-    """An image as a data: address."""
-    return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def image(path: Path) -> dict[str, Any]:
+    """An image as a data: address, and its size in pixels, without which the page moves while images are decoded."""
+    content = path.read_bytes()
+    if path.suffix == ".svg":
+        size = [float(side) * PIXELS for side in SVG_SIZE.findall(content[:2000])[:2]]
+    else:
+        size = [int.from_bytes(content[place : place + 4], "big") for place in (16, 20)]
+    address = f"data:{KINDS[path.suffix]};base64,{base64.b64encode(content).decode()}"
+    return {"src": address, "width": round(size[0]), "height": round(size[1])}
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -105,7 +101,7 @@ def number(value: Any, digits: int = 4) -> str:
         return DASH
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or abs(value) >= 10**digits:
+    if isinstance(value, int) or abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
 

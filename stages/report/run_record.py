@@ -6,6 +6,7 @@ DVC leaves the page out (.dvcignore): two runs of equal results, on two machines
 import json
 import os
 import platform
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,8 +15,22 @@ from cosmopedia.execution.environment import PACKAGES, processor, version_of
 from cosmopedia.execution.mlflow_params import all_params, changed_params
 from cosmopedia.execution.rates import read_rates
 from cosmopedia.execution.revision import git_revision
+from cosmopedia.pages import page_template
+from stages.report.page import HERE, number
 
+LONG = re.compile(r"\d{4,}")  # in a rate's name: a number of parameters
 GENERATION = ("label", "pilot", "generate")  # each leaves <store root>/runs/<stage>.json
+
+
+def render_run(profile: str) -> str:
+    """The page about the run, which is no result."""
+    return page_template(HERE, "run.html.j2").render(
+        profile=profile,
+        environment=environment_rows(profile),
+        changed=changed_rows(),
+        throughput=throughput_rows(),
+        generation=generation_rows(),
+    )
 
 
 def environment_rows(profile: str) -> list[list[str]]:
@@ -46,12 +61,27 @@ def changed_rows() -> list[list[str]]:
 def throughput_rows() -> list[list[str]]:
     """Tokens per second that this store has measured: of each generation model and machine, and of each training."""
     generation = {
-        name: (rate["tokens_per_second"], f"{rate.get('gpus') or 'no'} GPU, measured {rate.get('measured', '')}")
+        _model_and_place(name): (
+            rate["tokens_per_second"],
+            f"{rate.get('gpus') or 'no'} GPU, measured {rate.get('measured', '')}",
+        )
         for name, rate in read_rates(store_root() / "rates.json").items()
         if isinstance(rate, dict) and "tokens_per_second" in rate
     }
-    training = {name: (rate, "training") for name, rate in read_rates(store_root() / "train/rates.json").items()}
-    return [[name, f"{rate:,.1f}", note] for name, (rate, note) in (generation | training).items()]
+    training = {
+        LONG.sub(lambda digits: f"{int(digits[0]):,} parameters", name): (rate, "training")
+        for name, rate in read_rates(store_root() / "train/rates.json").items()
+    }
+    return [[name, number(round(rate, 1)), note] for name, (rate, note) in (generation | training).items()]
+
+
+def _model_and_place(name: str) -> str:
+    """A rate's name for people: `<compute file> [<model>, <revision>, ...]` in the store."""
+    place, _, identity = name.partition(" ")
+    try:
+        return f"{json.loads(identity)[0]} on {place}"
+    except (ValueError, LookupError, TypeError):
+        return name
 
 
 def _record(stage: str) -> dict[str, Any]:
@@ -70,5 +100,5 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[list[str]]:
         if isinstance(value, dict):
             rows += _flat(value, f"{name}: ")
         elif value is not None:
-            rows.append([name, f"{value:,.4g}" if isinstance(value, float) else str(value)])
+            rows.append([name, number(value)])
     return rows

@@ -30,7 +30,8 @@ function opened(number, content) {
         ...(cut ? [el("p", { class: "tags" }, "Marked is what cleaning ", el("del", {}, "cut"), " or ", el("ins", {}, "put in"), ".")] : []),
         el("div", { class: "text", dir: "auto" }, ...content.pieces.flatMap(([kind, text]) => prose(kind, text))))),
     el("section", {}, el("h3", {}, "Lineage"), el("p", {}, el("code", {}, `cosmo trace ${id}`), " shows the whole path, and ",
-      el("code", {}, `cosmo trace '${content.seed_id}'`), " the source row. ", el("a", { href: `map.html#${new URLSearchParams({ id: content.seed_id })}` }, "On the map")),
+      el("code", {}, `cosmo trace '${content.seed_id}'`), " the source row. ",
+      ...(value("source") === "web" ? [el("a", { href: `map.html#${new URLSearchParams({ id: content.seed_id })}` }, "On the map")] : [])),
     list(facts)),
   ];
 }

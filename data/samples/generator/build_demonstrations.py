@@ -9,8 +9,7 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from cosmopedia.rng import draw_sample, draw_u64
-
+from cosmopedia.core.rng import draw_sample, draw_u64
 from cosmopedia.corpus.keywords import english_stop_words, keywords, words
 from stages.label.answers import expected_answer, labelling_prompt, read_label_template
 from stages.prompts.templates import read_template

@@ -146,6 +146,9 @@ def test_croissant_has_what_the_specification_requires_and_names_what_is_there(c
     required = {"@context", "@type", "conformsTo", "name", "description", "license", "url", "creator", "datePublished"}
     assert required <= content.keys() and content["conformsTo"] == "http://mlcommons.org/croissant/1.0"
     assert content["license"] == "https://creativecommons.org/licenses/by/4.0/"
+    assert (
+        content["version"] == "1.0.0+abc123" and "owner: rain (2026), made at git revision abc123" in content["citeAs"]
+    )
     ids = {one["@id"]: one for one in content["distribution"]}
     for one in content["distribution"][1:]:
         assert one["@type"] == "cr:FileSet" and one["containedIn"]["@id"] in ids and list(folder.glob(one["includes"]))
@@ -309,7 +312,11 @@ def test_a_models_card_has_scores_with_intervals_for_people_and_for_the_hub(expo
     assert (result.dataset_type, result.metric_value, card.data.license) == ("arc_easy", 0.125, "cc-by-4.0")
     assert "| arc easy | 24 | 0.125 (0.000 to 0.262) | 0.250 | 3.500 | 3.250 |" in card.text
     assert "| held-out: stories | 2 | – | – | 1.750 (1.260 to 2.240) | – |" in card.text
-    assert 'from_pretrained("owner/rain")' in card.text and "`abc123`" in card.text and "Later." not in card.text
+    assert (
+        'from_pretrained("owner/rain")' in card.text
+        and "`abc123`. `dvc repro export` at that revision" in card.text
+        and "Later." not in card.text
+    )
     upload(release("model"), public=False, say=lambda _: None)
     assert hub.content("models/owner/rain") == contents(release("model").folder)
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cosmopedia.dataset_diff.rows import differences
 from cosmopedia.dataset_diff.settings import params_that_differ
 from cosmopedia.execution.versions import Version
 from stages.report import cosmo_report
-from stages.report.cosmo_report_page import excerpt, link
+from stages.report.cosmo_report_page import excerpt, link, score_lines
 from tests.stages.report.test_pages import (
     HOSTILE,
     READY,
@@ -22,9 +23,9 @@ from tests.stages.report.test_pages import (
     choose,
     count,
     elements,
+    faults,
     in_chromium,
     quiet,  # noqa: F401, a fixture
-    serious_faults,
 )
 from tests.support.answers import write_arm
 from tests.support.chromium import Browser
@@ -99,6 +100,15 @@ def test_scores_have_the_verdicts_of_compare_and_the_reason_where_there_are_none
     assert '<td class="n better">better</td>' in page().read_text()
 
 
+def test_the_scores_of_a_revision_are_not_those_of_the_folder_that_it_is_looked_at_from(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_arm(two / "b", 3)
+    monkeypatch.chdir(two / "b")
+    revision, here = Version("old", "revision", commit="0" * 40), Version("workspace", "folder")
+    assert score_lines((revision, here), None)["problem"].startswith("old: data/evaluate has no seed-<n>.parquet")
+
+
 def test_a_run_is_not_compared_with_itself(two: Path) -> None:
     with pytest.raises(ConfigError, match="two different runs, found a twice"):
         cosmo(cosmo_report.app, "a", "a", "--out", "page.html")
@@ -151,6 +161,16 @@ class TestInTheBrowser:
         quiet.wait("document.querySelector('#document .absent')")
         assert COPY in here and count(quiet) == "1 of 3 documents that differ"
 
+    def test_two_runs_with_the_same_documents_have_a_page(self, quiet: Browser, two: Path):
+        shutil.copytree(two / "a/data/decontaminate", two / "b/data/decontaminate", dirs_exist_ok=True)
+        quiet.open(page(), "", READY)
+        assert quiet.run("$('summary').textContent").count("No document differs.") == 1
+        quiet.click("#to-documents")
+        quiet.key("/")
+        quiet.type("grinds")
+        quiet.wait("searched?.done")
+        assert count(quiet) == "0 of 0 documents that differ"
+
     def test_the_pieces_of_two_texts_are_those_texts(self, quiet: Browser, two: Path):
         quiet.open(page(), "", READY)
         rng = random.Random(1)
@@ -179,7 +199,7 @@ class TestInTheBrowser:
         quiet.wait("document.querySelector('#document button')")
 
     @pytest.mark.parametrize(("width", "colours"), [(1300, "light"), (390, "dark")])
-    def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_window(
+    def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(
         self, quiet: Browser, two: Path, width: int, colours: str
     ):
         write_arm(two / "a", 2)
@@ -190,6 +210,6 @@ class TestInTheBrowser:
         quiet.colours(colours)
         for fragment in ("", "#view=documents", f"#id={KEPT}-0"):
             quiet.open(page(), fragment, READY)
-            assert serious_faults(quiet) == [], fragment
+            assert faults(quiet) == [], fragment
             widths = "[document.body, $('summary'), $('pane')].map((one) => one.scrollWidth - one.clientWidth)"
             assert max(quiet.run(widths)) <= 0

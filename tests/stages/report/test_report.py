@@ -22,7 +22,7 @@ from cosmopedia.tables.parquet import read_rows, write_table
 from stages.report.__main__ import main
 from stages.report.corpus import publish
 from stages.report.facts import collect, evidence
-from stages.report.figures import draw_all, printable
+from stages.report.figures import draw_all, printable, removals
 from stages.report.headline import headline
 from stages.report.page import (
     DASH,
@@ -33,9 +33,9 @@ from stages.report.page import (
     funnel,
     published_rows,
     render,
-    render_run,
     score_rows,
 )
+from stages.report.run_record import render_run
 from tests.support.documents import document, natural_document, write_documents
 
 HOSTILE = '<script>alert("x")</script> | {{ 7 * 7 }} <img src=http://example.com/x.png> & so on'
@@ -150,7 +150,7 @@ def test_our_score_next_to_a_baseline_is_that_of_the_baselines_items(repository:
     assert ours["heldout"]["bpb"] == pytest.approx(1.5 / math.log(2)) == 3 * other["heldout"]["bpb"]
     assert [row[0] for row in baseline_rows(facts)] == ["highest floor", "this corpus's model", "other"]
     assert published_rows(facts) == [["other", "arc_easy", "0.5", "0.25", DASH, "2", "acc; a | table"]]
-    Path("x.png").write_bytes(b"")
+    Path("x.png").write_bytes(bytes(24))
     figures = dict.fromkeys(("waterfall", "prompts", "openings", "tokens", "loss", "scores"), Path("x.png"))
     assert "Other people" in render(facts, "tiny", figures, 100)
 
@@ -177,7 +177,9 @@ def page() -> str:
 def test_the_page_loads_nothing_from_anywhere(repository: Path):
     found = Addresses()
     found.feed(page())
-    assert found.addresses and all(a.startswith(("data:image/", "#", "viewer.html")) for a in found.addresses)
+    assert found.addresses and all(
+        a.startswith(("data:image/", "#", "viewer.html", "run.html")) for a in found.addresses
+    )
     assert not re.search(r"@import|url\(", page())
 
 
@@ -388,6 +390,8 @@ def test_what_each_source_and_style_lost_is_in_a_table(repository: Path):
         cell = {"rows_in": rows, "rows_kept": kept, "rows_removed": removed}
         facts.metrics[stage]["cells"] = {"web-blogpost": cell, "web-natural": cell}
     assert by_cell(facts) == [["web-blogpost", "10", "10.0%", "33.3%", "0.0%", "6"]]
+    bars = [bar for stage in removals(facts).axes[0].containers for bar in stage]
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 10), (10, 30), (40, 0)]  # % of the completions
 
 
 def test_where_and_at_what_cost_is_on_a_page_of_its_own(repository: Path, monkeypatch: pytest.MonkeyPatch):
@@ -396,9 +400,17 @@ def test_where_and_at_what_cost_is_on_a_page_of_its_own(repository: Path, monkey
     write_text(repository / ".store/runs/generate.json", json.dumps(record))
     write_text(repository / ".store/runs/pilot.json", '{"sent": ')  # a killed run's: the report goes on without it
     rate = {"tokens_per_second": 25.92, "gpus": 0, "measured": HOSTILE}
-    write_text(repository / ".store/rates.json", json.dumps({"local SmolLM2": rate, "damaged": 3}))
+    rates = {
+        "local SmolLM2": rate,
+        "damaged": 3,
+        'slurm ["SmolLM2", "r1", null]': rate | {"tokens_per_second": 12345.6},
+    }
+    write_text(repository / ".store/rates.json", json.dumps(rates))
+    write_text(repository / ".store/train/rates.json", '{"transformers 3443136 x1": 1234.5}')
     monkeypatch.setattr("stages.report.run_record.changed_params", lambda now: {"clean.min_tokens": "90"})
     run = render_run("tiny")
+    assert '<td>SmolLM2 on slurm</td><td class="n">12,346</td>' in run
+    assert '<td>transformers 3,443,136 parameters x1</td><td class="n">1,234</td>' in run
     assert '<td>local SmolLM2</td><td class="n">25.9</td>' in run and "<td>clean.min_tokens</td><td>90</td>" in run
     assert all(
         text in run for text in ("two-audiences", "git revision", "unknown", "<td>actual: gpu hours</td><td>1.25</td>")
