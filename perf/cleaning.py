@@ -89,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     params = read_params(options.profile)
     rows = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
-    for half in ("tuned", "held_out", "later"):
+    for half in ("tuned", "held_out", "later", "fresh"):
         figures = measure((row for row in rows if row["half"] == half), params)
         print(half, {name: round(share, 3) for name, share in summary(figures).items()})
         for kind, figure in figures.items():

@@ -107,8 +107,8 @@ def make(folder: Path, texts: list[str], items: list[dict[str, str]]) -> None:
     lineage = {field.name: "" for field in DOCUMENT.schema} | {"topic": None, "topic_named": False}
     numbers = {"text_token_length": 0, "sample_index": 0, "prompt_tokens": 0, "sampling_seed": 0}
     rows = [
-        lineage | numbers | {"completion_id": i, "text": text, "source": "web"}
-        for i, text in zip(ids, texts, strict=True)
+        lineage | numbers | {"completion_id": i, "text": text, "source": "web", "style": str(number % CELLS)}
+        for number, (i, text) in enumerate(zip(ids, texts, strict=True))
     ]
     for cell in range(CELLS):
         write_table(folder / f"data/dedup/web-{cell}.parquet", rows[cell::CELLS], DOCUMENT)

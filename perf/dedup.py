@@ -228,7 +228,8 @@ def write_stage_input(folder: Path, texts: list[str]) -> None:
         {**row, "completion_id": f"{n:08d}", "text": text, "seed_data": texts[n - 1]} for n, text in enumerate(texts)
     ]
     for cell in range(CELLS):
-        write_table(folder / f"data/clean/web-{cell}.parquet", rows[cell::CELLS], DOCUMENT)
+        name = {"source": "web", "style": str(cell)}
+        write_table(folder / f"data/clean/web-{cell}.parquet", [row | name for row in rows[cell::CELLS]], DOCUMENT)
 
 
 def stage(texts: list[str]) -> Callable[[], Pairs]:
@@ -289,7 +290,7 @@ def main(passages: list[str], what: str, runs: int, wanted: list[str]) -> None:
         write_stage_input(Path(), texts)
         spent, found = measure(sides, texts, runs)
     shingles = Shingles.of(hashed_words(pa.chunked_array([texts]), ANY_NUMBER), N)
-    sets = [shingles.distinct(n) for n in range(len(texts))]
+    sets = shingles.distinct()
     median = {side: statistics.median(values) for side, values in spent.items()}
     fastest = min((side for side in sides if side in PEERS), key=lambda side: median[side], default="")
     edits = "".join(f"{level:<6.0%}" for level in LEVELS)

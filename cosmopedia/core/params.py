@@ -5,6 +5,8 @@ Every leaf is in exactly one of the two files, so that `dvc.yaml` can name it an
 section in both, through a frozen pydantic model that refuses unknown keys and has no defaults.
 """
 
+import pickle
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +30,7 @@ SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten t
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. `ConfigError` when it is missing, does not parse or is no mapping."""
     try:
-        content = yaml.load(read_text(path), SafeLoader)
+        content = pickle.loads(_parsed(read_text(path)))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; run from the repository's root, or restore it with git") from None
     except yaml.YAMLError as error:
@@ -36,6 +38,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, found {type(content).__name__}")
     return content
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> bytes:
+    """What a YAML text says, pickled: a stage reads the same files for each section, and may change what it gets."""
+    return pickle.dumps(yaml.load(text, SafeLoader))
 
 
 def profile_path(root: Path = Path()) -> Path:

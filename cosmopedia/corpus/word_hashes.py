@@ -68,6 +68,12 @@ class WordHashes:
         top = np.uint64(pow(int(GOLDEN), n, 1 << 64))
         return _ngrams(self.words, self.bounds, n, top, only.bits, only.shift)
 
+    def all_ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The hashes of all n-grams within a text, in their order, and the bounds of each text's among them."""
+        sizes = np.maximum(np.diff(self.bounds) - n + 1, 0)
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        return _all_ngrams(self.words, self.bounds, n, np.uint64(pow(int(GOLDEN), n, 1 << 64)), bounds), bounds
+
     def runs(self, at: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Hashes of `sizes` words from each word in `at` on; of n words that of the n-gram."""
         return _runs(self.words, at, sizes)
@@ -128,10 +134,30 @@ def _hash_words(
     (the text that it could not finish, a code point of it that the table lacks), or (the number of texts, 0).
     """
     found = bounds[start]
+    simple = np.full(256, UNSEEN, np.uint32)
+    simple[:128] = table[:128]
     for text in range(start, len(ends) - 1):
         value, inside, alone, place, end = np.uint64(0), False, False, ends[text], ends[text + 1]
         last = np.uint32(0)
         while place < end:
+            begin = place
+            while place < end and not alone:  # ASCII letters and what is between words
+                entry = simple[data[place]]
+                kind = entry & 7
+                if kind == LETTER:
+                    value = value * GOLDEN + np.uint64(entry >> 3)
+                    inside = True
+                elif kind != BETWEEN:
+                    break
+                elif inside:
+                    words[found] = _mix64(value)
+                    found += 1
+                    value, inside = np.uint64(0), False
+                place += 1
+            if place > begin:
+                last = simple[data[place - 1]]
+            if place == end:
+                break
             first = np.int64(data[place])
             if first < 0x80:
                 code, place = first, place + 1
@@ -192,6 +218,21 @@ def _ngrams(words: Any, bounds: Any, size: int, top: Any, bits: Any, shift: Any)
                 at[found], hashes[found] = first, value
                 found += 1
     return at[:found].copy(), hashes[:found].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _all_ngrams(words: Any, bounds: Any, size: int, top: Any, ngram_bounds: Any) -> Any:
+    """See `WordHashes.all_ngrams`; `top` is GOLDEN to the power of `size`."""
+    hashes = np.empty(ngram_bounds[-1], np.uint64)
+    for text in range(len(bounds) - 1):
+        value, first = np.uint64(0), ngram_bounds[text] - size + 1
+        for at in range(bounds[text + 1] - bounds[text]):
+            value = value * GOLDEN + words[bounds[text] + at]
+            if at >= size:
+                value -= words[bounds[text] + at - size] * top
+            if at >= size - 1:
+                hashes[first + at] = value
+    return hashes
 
 
 @numba.njit(cache=True, nogil=True)

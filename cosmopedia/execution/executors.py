@@ -100,13 +100,22 @@ class LocalExecutor(LocalPipelineExecutor):
         """Run the tasks that are not done yet."""
         ranks = self.get_incomplete_ranks()
         if self.workers == 1:
-            steps = self.pipeline
             for rank in ranks:
-                self.pipeline = deepcopy(steps)
-                self._run_for_rank(rank)
+                self._run_here(rank)
         else:
             with multiprocess.get_context(self.start_method).Pool(self.workers) as pool:  # type: ignore[attr-defined]
                 deque(pool.imap_unordered(self._run_for_rank, ranks), maxlen=0)
+
+    def _run_here(self, rank: int) -> None:
+        """`_run_for_rank` without a log: to set one up takes longer than a small task, and none is kept."""
+        steps: list = deepcopy(self.pipeline)
+        documents = None
+        for step in steps:
+            documents = step(documents, rank, self.world_size)
+        deque(documents or (), maxlen=0)
+        with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
+            PipelineStats(steps).save_to_disk(file)
+        self.mark_rank_as_completed(rank)
 
 
 class ArrayExecutor(SlurmPipelineExecutor):

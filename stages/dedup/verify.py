@@ -70,7 +70,7 @@ class Members(PipelineStep):
                         if part not in writers:
                             path = self.target / f"{part:05d}" / f"{rank:05d}.parquet"
                             path.parent.mkdir(parents=True, exist_ok=True)
-                            writers[part] = files.enter_context(pq.ParquetWriter(path, MEMBER, compression="zstd"))
+                            writers[part] = files.enter_context(pq.ParquetWriter(path, MEMBER, compression="lz4"))
                         writers[part].write_table(rows.filter(pa.array(own[:, 1] % self.parts == part)))
                     first += table.num_rows
 
@@ -92,7 +92,7 @@ class VerifyClusters(PipelineStep):
             return
         members = pa.concat_tables(map(pq.read_table, files))
         hashed = hashed_words(members["text"])
-        shingles = Shingles.of(hashed, self.n_grams)
+        shingles = Shingles.of(hashed, self.n_grams).distinct()
         marks = fingerprints(members["text"], hashed)
         rows = pl.DataFrame(
             {name: members[name].to_numpy() for name in ("cluster", "chain", "document")}
@@ -119,7 +119,7 @@ class VerifyClusters(PipelineStep):
         chains: dict[int, list[tuple[str, np.ndarray]]] = {}
         for place, _, chain, name, same in members:
             if name == same:
-                chains.setdefault(chain, []).append((name, shingles.distinct(place)))
+                chains.setdefault(chain, []).append((name, shingles[place]))
         natural = chains.pop(-1, [])
         near: dict[str, tuple[str, float]] = {}
         for first in chains.values():

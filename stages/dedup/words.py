@@ -7,6 +7,7 @@ all numbers are 0, as in datatrove's MinHash: for candidates.
 
 import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -48,13 +49,30 @@ class Shingles:
 
     @classmethod
     def of(cls, hashed: WordHashes, n: int) -> "Shingles":
-        sizes = np.maximum(np.diff(hashed.bounds) - n + 1, 0)
-        return cls(hashed.ngrams(n)[1], np.concatenate([[0], np.cumsum(sizes)]))
+        return cls(*hashed.all_ngrams(n))
 
-    def distinct(self, text: int) -> np.ndarray:
-        """A text's n-grams as a set: sorted."""
-        ordered = np.sort(self.hashes[self.bounds[text] : self.bounds[text + 1]])
-        return ordered[np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))]  # a third of np.unique's time
+    def distinct(self) -> "Shingles":
+        """Each text's n-grams as a set: sorted, each of them once."""
+        hashes = self.hashes.copy()
+        for first, end in pairwise(self.bounds.tolist()):
+            hashes[first:end].sort()
+        return Shingles(*_distinct(hashes, self.bounds))
+
+    def __getitem__(self, text: int) -> np.ndarray:
+        return self.hashes[self.bounds[text] : self.bounds[text + 1]]
+
+
+@numba.njit(cache=True, nogil=True)
+def _distinct(hashes: Any, bounds: Any) -> Any:
+    """(hashes, bounds) without equal neighbours in a text; `hashes` is overwritten."""
+    fewer, found = np.zeros_like(bounds), 0
+    for text in range(len(bounds) - 1):
+        for at in range(bounds[text], bounds[text + 1]):
+            if at == bounds[text] or hashes[at] != hashes[at - 1]:
+                hashes[found] = hashes[at]
+                found += 1
+        fewer[text + 1] = found
+    return hashes[:found], fewer
 
 
 def hashed_words(texts: pa.ChunkedArray, form: Normalisation = WITH_SIGNS) -> WordHashes:

@@ -22,7 +22,7 @@ def test_the_texts_are_enough_and_balanced():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", ["smoke", "laptop"])
-@pytest.mark.parametrize("half", ["tuned", "held_out", "later"])
+@pytest.mark.parametrize("half", ["tuned", "held_out", "later", "fresh"])
 def test_good_texts_stay_and_boilerplate_goes(half: str, profile: str):
     figures = measure([row for row in ROWS if row["half"] == half], read_params(profile, ROOT))
     shares = summary(figures)

@@ -338,7 +338,7 @@ def test_in_plain_text_the_words_of_candidates_are_those_of_datatrove(text: str)
 
 
 def alike(first: str, second: str, n: int = 5) -> float:
-    return jaccard(shingles(first, n).distinct(0), shingles(second, n).distinct(0))
+    return jaccard(shingles(first, n).distinct()[0], shingles(second, n).distinct()[0])
 
 
 def same(*texts: str) -> bool:
