@@ -202,8 +202,9 @@ def test_dvc_writes_to_no_folder_that_others_can_write_to(tmp_path: Path) -> Non
     """In the checkout, in an experiment's folder and in a git worktree; seen from inside by an audit hook."""
     checkout = tmp_path / "checkout"
     checkout.mkdir()
-    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
-        shutil.copy(ROOT / name, checkout)
+    (checkout / "cosmopedia/execution").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "cosmopedia/execution/dvc_params.py"):
+        shutil.copy(ROOT / name, checkout / name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
     (checkout / ".venv/installed").touch()
     assert make(checkout, ".venv/dvc-site-cache").returncode == 0
@@ -212,7 +213,7 @@ def test_dvc_writes_to_no_folder_that_others_can_write_to(tmp_path: Path) -> Non
     cache = checkout / ".venv/dvc-site-cache"
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     (packages,) = checkout.glob(".venv/lib/python*/site-packages")
-    (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))  # .venv's packages; DVC is one of them
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))  # .venv's packages; DVC is one of them
     (packages / "audit.py").write_text(HOOK)
     (packages / "audit.pth").write_text("import audit\n")
 
@@ -236,6 +237,8 @@ def test_dvc_writes_to_no_folder_that_others_can_write_to(tmp_path: Path) -> Non
         assert done.returncode == 0 or "status" in command, done.stderr
     written = {Path(line) for line in (tmp_path / "written").read_text().splitlines()}
     elsewhere = {path for path in written if not path.is_relative_to(tmp_path) and path != Path(os.devnull)}
+    compiled = {path.name.split(".")[0] for path in written if path.suffix != ".py"}
+    assert "cosmopedia_dvc_params" in compiled, "the loader of params did not come with dvc"
     private = {path for path in elsewhere if not stat.S_IWOTH & path.parent.stat().st_mode}
     assert any(path.is_relative_to(cache) for path in written) and elsewhere <= private, elsewhere - private
 
