@@ -101,21 +101,23 @@ class LocalExecutor(LocalPipelineExecutor):
         ranks = self.get_incomplete_ranks()
         if self.workers == 1:
             for rank in ranks:
-                self._run_here(rank)
+                self._run_for_rank(rank)
         else:
             with multiprocess.get_context(self.start_method).Pool(self.workers) as pool:  # type: ignore[attr-defined]
                 deque(pool.imap_unordered(self._run_for_rank, ranks), maxlen=0)
 
-    def _run_here(self, rank: int) -> None:
-        """`_run_for_rank` without a log: to set one up takes longer than a small task, and none is kept."""
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
+        """datatrove's without its log: setting that up takes longer than a small task, and nothing is logged."""
         steps: list = deepcopy(self.pipeline)
         documents = None
         for step in steps:
             documents = step(documents, rank, self.world_size)
         deque(documents or (), maxlen=0)
+        stats = PipelineStats(steps)
         with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
-            PipelineStats(steps).save_to_disk(file)
+            stats.save_to_disk(file)
         self.mark_rank_as_completed(rank)
+        return stats
 
 
 class ArrayExecutor(SlurmPipelineExecutor):

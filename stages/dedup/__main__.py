@@ -31,8 +31,8 @@ from stages.dedup.clusters import KEYS_PER_PART, Clusters, FindPairs
 from stages.dedup.index import Buckets, IndexDocuments, copied
 from stages.dedup.verify import MEMBERS_PER_PART, Members, VerifyClusters, WriteKept
 
-# Measured with one process: 8 to 11. Twice that, since each of six steps waits for the imports of a further process.
-MB_PER_SECOND = 20
+# Measured with one process: 20. Twice that, since each of six steps waits for the imports of a further process.
+MB_PER_SECOND = 40
 
 
 class DedupParams(Params):
