@@ -15,7 +15,7 @@ from dvc.utils.serialize._common import _load_data
 parse = cache(serialize.parse_yaml)
 
 
-def load_yaml(path: str, fs: Any = None, **kwargs: Any) -> Any:
+def load_yaml(path: Any, fs: Any = None, **kwargs: Any) -> Any:
     """What DVC's own `load_yaml` returns; each caller has a copy of its own."""
     return deepcopy(_load_data(path, parser=parse, fs=fs, **kwargs))
 

@@ -31,7 +31,7 @@ from stages.dedup.clusters import KEYS_PER_PART, Clusters, FindPairs
 from stages.dedup.index import Buckets, IndexDocuments, copied
 from stages.dedup.verify import MEMBERS_PER_PART, Members, VerifyClusters, WriteKept
 
-# Measured with one process: 20. Twice that, since each of six steps waits for the imports of a further process.
+# About 20 with one process, measured; twice that, for each of six steps waits for the imports of a further one.
 MB_PER_SECOND = 40
 
 
