@@ -3,6 +3,7 @@
 DVC leaves the page out (.dvcignore): two runs of equal results, on two machines or at two commits, have equal outs.
 """
 
+import csv
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ def render_run(profile: str) -> str:
         environment=environment_rows(profile),
         changed=changed_rows(),
         throughput=throughput_rows(),
+        curve=throughput_curve(),
         generation=generation_rows(),
     )
 
@@ -73,6 +75,25 @@ def throughput_rows() -> list[list[str]]:
         for name, rate in read_rates(store_root() / "train/rates.json").items()
     }
     return [[name, number(round(rate, 1)), note] for name, (rate, note) in (generation | training).items()]
+
+
+def throughput_curve() -> dict[str, str] | None:
+    """Tokens per second over generate's last run: the `points` of a line in a box of 600 x 100, `highest`, `minutes`.
+
+    None where there is no curve: nothing was sent, or all of it within one interval.
+    """
+    try:
+        with (store_root() / "runs/generate.throughput.csv").open(newline="", encoding="utf-8") as stream:
+            measured = [(float(row["seconds"]), float(row["tokens_per_second"])) for row in csv.DictReader(stream)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if len(measured) < 2:
+        return None
+    length, highest = measured[-1][0], max(rate for _, rate in measured)
+    if not (length > 0 and highest > 0):
+        return None
+    points = (f"{600 * at / length:.1f},{100 - 100 * rate / highest:.1f}" for at, rate in measured)
+    return {"points": " ".join(points), "highest": number(round(highest, 1)), "minutes": number(round(length / 60, 1))}
 
 
 def _model_and_place(name: str) -> str:

@@ -415,4 +415,8 @@ def test_where_and_at_what_cost_is_on_a_page_of_its_own(repository: Path, monkey
     assert all(
         text in run for text in ("two-audiences", "git revision", "unknown", "<td>actual: gpu hours</td><td>1.25</td>")
     )
-    assert "<script>" not in run and "pilot" not in run
+    assert "<script>" not in run and "pilot" not in run and "<svg" not in run
+    curve = "seconds,tokens_per_second,endpoints\n0.0,0.0,1\n30.0,1500.0,1\n120.0,750.0,1\n"
+    write_text(repository / ".store/runs/generate.throughput.csv", curve)
+    run = render_run("tiny")
+    assert 'points="0.0,100.0 150.0,0.0 600.0,50.0"' in run and "at most 1,500, over 2 minutes" in run
