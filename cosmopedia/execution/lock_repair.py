@@ -1,7 +1,9 @@
-"""dvc.lock after a kill. DVC writes it in place: a SIGKILL in that moment leaves it empty or cut short, and DVC then
-refuses to run."""
+"""DVC's own files after a kill: it writes dvc.lock, and its list of who reads and writes what, in place. A SIGKILL in
+that moment leaves them empty or cut short, and DVC then refuses to run."""
 
+import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from cosmopedia.core.files import write_text
 from cosmopedia.core.params import SafeLoader
 
 LOCK = Path("dvc.lock")
+RWLOCK = Path(".dvc/tmp/rwlock")  # DVC's list; one that a process of now is writing is whole a moment later
+MOMENT_SECONDS = 0.3
 
 
 def restore_lock() -> str | None:
@@ -31,6 +35,23 @@ def restore_lock() -> str | None:
         f"{LOCK} was cut short, as a kill in the moment of writing leaves it: {source}. DVC takes what has run since"
         " from its run cache"
     )
+
+
+def remove_cut_rwlock() -> str | None:
+    """Remove DVC's list of readers and writers when it is no JSON; what was done in a sentence, or None.
+
+    DVC begins another. A stage that runs at this moment keeps its own lock (stage_process.py).
+    """
+    for wait in (MOMENT_SECONDS, 0):
+        try:
+            json.loads(RWLOCK.read_bytes())
+            return None
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            time.sleep(wait)
+    RWLOCK.unlink(missing_ok=True)
+    return f"{RWLOCK} was cut short, as a kill in the moment of writing leaves it: removed"
 
 
 def is_whole(text: str) -> bool:

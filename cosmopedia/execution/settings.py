@@ -17,13 +17,14 @@ from cosmopedia.core.rng import content_hash
 from cosmopedia.execution.comment_edits import accept_comment_edits
 from cosmopedia.execution.compute import compute_path, load_compute
 from cosmopedia.execution.local_pins import pin_problems
-from cosmopedia.execution.lock_repair import restore_lock
+from cosmopedia.execution.lock_repair import remove_cut_rwlock, restore_lock
 
 
 def repairs() -> Iterator[str]:
-    """Repair dvc.lock before a run (lock_repair.py, comment_edits.py); a sentence for each thing that was done."""
-    if done := restore_lock():
-        yield done
+    """Repair DVC's files before a run (lock_repair.py, comment_edits.py); a sentence for each thing that was done."""
+    for repair in (remove_cut_rwlock, restore_lock):
+        if done := repair():
+            yield done
     if edited := accept_comment_edits():
         yield f"only comments and docstrings were edited in {', '.join(edited)}: nothing reruns for them"
 

@@ -138,7 +138,7 @@ def test_a_stage_ends_with_a_dvc_that_is_killed_and_a_second_one_waits_its_turn(
 
 
 @pytest.mark.slow
-def test_a_lock_that_a_kill_has_cut_short_is_restored_and_nothing_runs_twice(empty_folder: Path) -> None:
+def test_what_a_kill_has_cut_short_of_dvcs_files_is_restored_and_nothing_runs_twice(empty_folder: Path) -> None:
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run([DVC[0], "init", "-q"], check=True)
@@ -151,8 +151,10 @@ def test_a_lock_that_a_kill_has_cut_short_is_restored_and_nothing_runs_twice(emp
     (empty_folder / "pid").unlink()
     for cut in ("", whole[: whole.index("- path") + 6]):
         Path("dvc.lock").write_text(cut)
+        Path(".dvc/tmp/rwlock").write_text(cut and '{"write": {"')
         assert not is_whole(cut)
-        assert "dvc.lock was cut short" in cosmo(app, "check")
+        printed = cosmo(app, "check")
+        assert "dvc.lock was cut short" in printed and ".dvc/tmp/rwlock was cut short" in printed
         done = subprocess.run(DVC, capture_output=True, text=True, check=True)
         assert "is cached - skipping run" in done.stdout and Path("dvc.lock").read_text() == whole
     assert not (empty_folder / "pid").exists()
