@@ -72,9 +72,10 @@ def write_lock(checkout: Path, version: str) -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Makefile with a lock of three tiny packages, and a .venv that a failed `python -m venv` left half-made."""
     folder = tmp_path_factory.mktemp("set up") / "checkout"
-    (folder / "cosmopedia/cli").mkdir(parents=True)
-    (folder / "wheels").mkdir()
-    for name in ("Makefile", "cosmopedia/__init__.py", "cosmopedia/cli/__init__.py", "cosmopedia/cli/installed.py"):
+    (folder / "wheels").mkdir(parents=True)
+    package = ("__init__.py", "cli/__init__.py", "cli/installed.py", "execution/dvc_params.py")
+    for name in ("Makefile", *(f"cosmopedia/{file}" for file in package)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "backend.py").write_text(BACKEND)
     (folder / "pyproject.toml").write_text(PROJECT)
