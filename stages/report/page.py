@@ -13,7 +13,7 @@ HERE, DASH = Path(__file__).parent, "–"
 RULES = ("plain", "window")  # decontamination's two ratios
 TOPICS = {"clusters": Path("metrics/plots/topics.png"), "topic_scores": Path("metrics/plots/topic_scores.png")}
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
-SVG_SIZE, PIXELS = re.compile(rb' (?:width|height)="([\d.]+)pt"'), 4 / 3  # pixels of a point
+SVG_SIZE, PIXELS = re.compile(r' (?:width|height)="([\d.]+)pt"'), 4 / 3  # pixels of a point
 
 
 def render(facts: Facts, profile: str, figures: dict[str, Path], excerpt: int) -> str:
@@ -88,7 +88,7 @@ def image(path: Path) -> dict[str, Any]:
     """An image as a data: address, and its size in pixels, without which the page moves while images are decoded."""
     content = path.read_bytes()
     if path.suffix == ".svg":
-        size = [float(side) * PIXELS for side in SVG_SIZE.findall(content[:2000])[:2]]
+        size = [float(side) * PIXELS for side in SVG_SIZE.findall(content[:2000].decode("latin-1"))[:2]]
     else:
         size = [int.from_bytes(content[place : place + 4], "big") for place in (16, 20)]
     address = f"data:{KINDS[path.suffix]};base64,{base64.b64encode(content).decode()}"
