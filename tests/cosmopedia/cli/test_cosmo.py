@@ -97,6 +97,7 @@ def test_outside_a_checkout_it_says_what_to_do(empty_folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_in_a_subfolder_it_works_on_the_checkout(checkout: Path) -> None:
     folder = checkout / "docs/decisions"
     done = start("store", "show", "--json", cwd=folder)

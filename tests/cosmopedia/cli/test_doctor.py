@@ -108,6 +108,7 @@ def test_the_doctor_passes_a_wrong_setting_on(checked: Path) -> None:
     assert "train.learning_rate: input should be greater than 0" in findings("settings missing")["settings"][1]
 
 
+@pytest.mark.slow
 def test_scripts_read_it_as_json(checked: Path) -> None:
     (checked / "requirements.lock").write_text("")
     entries = json.loads(cosmo(app, "--json"))

@@ -62,6 +62,7 @@ def test_a_plan_says_what_the_run_then_costs(folder: Path) -> None:
     assert cost["money"] == pytest.approx(cost["gpu_hours"] * PRICE)
 
 
+@pytest.mark.slow
 def test_what_was_spent_is_the_sum_over_attempts_of_the_same_requests(folder: Path) -> None:
     with FakeTgi(lambda prompt, n: 422 if broken and re.search("[13579]\\.", prompt) else "ok") as server:
         settings(folder, server.url)

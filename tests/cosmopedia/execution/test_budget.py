@@ -132,6 +132,7 @@ def test_a_budget_in_money_ends_a_run_before_it_is_exceeded_and_counts_earlier_a
         assert max(server.asked.values()) == 1, "nothing is paid for twice"
 
 
+@pytest.mark.slow
 def test_forecast_and_actual_are_metrics_of_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTgi(delay=0.02) as server:
         write_settings(folder, [server.url], **{"serving.gpus": 4})

@@ -85,6 +85,7 @@ def test_a_folder_on_another_disk_holds_this_run_alone(folder: Path) -> None:
     assert files_of(scratch) == ["failed/failed.parquet", *(f"{cell}.parquet" for cell in CELLS)]
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_where_a_person_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTgi() as server:
         write_settings(folder, [server.url])
@@ -101,6 +102,7 @@ def test_nothing_is_sent_where_a_person_says_so(folder: Path, monkeypatch: pytes
         assert "0 sent, 10 from the store" in generate.main()
 
 
+@pytest.mark.slow
 def test_only_prompts_whose_text_changed_are_sent(folder: Path) -> None:
     with FakeTgi() as server:
         write_settings(folder, [server.url])
@@ -121,6 +123,7 @@ def test_only_prompts_whose_text_changed_are_sent(folder: Path) -> None:
             assert row == before[row["prompt_id"]]
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_order_of_completion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = set()
     for number, delays in enumerate(([0.0, 0.05], [0.05, 0.0])):
@@ -132,6 +135,7 @@ def test_the_bytes_do_not_depend_on_the_order_of_completion(folder: Path, monkey
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_failures_are_rows_with_a_reason_and_are_asked_again(folder: Path) -> None:
     actions = {"web fact 1.": 422, "web fact 2.": "empty", "wikihow fact 0.": 500}
 
@@ -176,6 +180,7 @@ def test_several_samples_of_a_prompt_are_different_and_in_order(folder: Path) ->
     assert sorted(row["sample_index"] for row in rows[:12]) == list(range(12))
 
 
+@pytest.mark.slow
 def test_a_clone_without_the_store_takes_pulled_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTgi() as server:
         write_settings(folder, [server.url])
@@ -220,6 +225,7 @@ def test_a_thought_is_kept_apart_from_its_document_and_a_thought_that_was_cut_is
     )
 
 
+@pytest.mark.slow
 def test_a_clone_without_the_store_takes_thoughts_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hashes() -> list[str]:
         return [hash_files([path]) for path in sorted(OUT.rglob("*.parquet")) if path.parent.name != "failed"]

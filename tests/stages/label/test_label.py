@@ -78,6 +78,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, about_moons: str, about_sauce: str) 
     )
 
 
+@pytest.mark.slow
 def test_an_answer_names_the_cluster_and_keywords_stand_in_for_one_that_does_not_parse(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,7 @@ def test_an_answer_names_the_cluster_and_keywords_stand_in_for_one_that_does_not
     assert hash_files([LABELS]) == first
 
 
+@pytest.mark.slow
 def test_examples_do_not_depend_on_the_other_clusters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, expected_answer("Astronomy", 9), expected_answer("Cooking", 6))
     with FakeTgi() as server:
@@ -119,6 +121,7 @@ def test_examples_do_not_depend_on_the_other_clusters(folder: Path, monkeypatch:
     assert after[0]["examples"] == before and len(after[1]["examples"]) == 10
 
 
+@pytest.mark.slow
 def test_a_cluster_without_a_usable_answer_is_shown_again_with_other_examples(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

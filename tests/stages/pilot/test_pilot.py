@@ -123,6 +123,7 @@ def test_a_gate_that_stops_names_the_cell_and_the_opening(folder: Path, capsys: 
     assert "web-blogpost     opening_share" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_gate_that_warns_lets_through_with_the_same_bytes(folder: Path) -> None:
     write_prompts(folder, {"web-blogpost": 12, "wikihow-wikihow": 0})
     gates = []

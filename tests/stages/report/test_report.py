@@ -311,6 +311,7 @@ def test_a_prompt_that_was_not_drawn_is_no_duplicate(repository: Path):
     assert {name: note for name, _, _, note in funnel(facts)}["prompts"] == "2,000 not drawn, 1 duplicates"
 
 
+@pytest.mark.slow
 def test_natural_text_is_in_the_mix_and_in_nothing_that_is_published(repository: Path):
     page_text = "A page of somebody else about bread."
     before = headline(collect(1, 2))

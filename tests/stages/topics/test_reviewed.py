@@ -162,6 +162,7 @@ def test_splits_merges_losses_and_new_clusters_are_named_and_no_row_changes_side
     assert {row["detail"].partition(":")[0] for row in removed if row["reason"] == "dropped_topic"} == {"Sales"}
 
 
+@pytest.mark.slow
 def test_decisions_of_at_most_two_rows_in_a_hundred_change_with_the_clustering(folder: Path) -> None:
     from sklearn.cluster import KMeans
 
