@@ -31,8 +31,8 @@ LONGEST_ASIDE = 300  # characters of a quotation, an emphasis or the like that a
 MARKS = frozenset(".!?…。！？؟।")
 CLOSERS = frozenset("\"'”’»)]*_」』")
 GOES_ON = regex.compile(r"\S|\s+[\p{Ll}\d]")  # what follows no end: "Is it far?" he; No. 5
-# What the text's very last full stop may not end: "$3." of $3.50, and words without vowels ("sq.", "hr.")
-UNSURE_END = re.compile(r"(?:\d\.|(?<![^\W\d_])[b-df-hj-np-tv-xz]{2,4}\.\s*)\Z", re.IGNORECASE)
+# What the text's very last full stop may not end: "$3." of $3.50, and words without vowels ("sq.", "Hr."; not "TV.")
+UNSURE_END = re.compile(r"(?:\d\.|(?<![^\W\d_])[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ][b-df-hj-np-tv-xz]{1,3}\.\s*)\Z")
 NUMBER_ALONE = re.compile(r"(?:\A|\n)[ \t]{0,20}\(?(?:\d{1,3}|[a-zA-Z])[.)]\Z")
 # What spaCy's English has no exception for; a full stop behind these ends no sentence.
 ABBREVIATIONS = """\
