@@ -15,9 +15,7 @@ DVC = """# a pipeline
 stages:
   one:
     cmd: python -m stages.one
-    deps:
-      - data/in
-      - stages/gone
+    deps: [data/in, stages/gone]
 """
 
 
@@ -38,9 +36,9 @@ def folder(empty_folder: Path) -> Path:
 
 def test_it_writes_what_the_code_imports(folder: Path) -> None:
     changed = json.loads(cosmo(app, "--json"))["changed"]
-    assert changed == ["-       - stages/gone", "+       - stages/one", "+       - cosmopedia/shared.py"]
-    wanted = DVC.replace("      - stages/gone\n", "      - stages/one\n      - cosmopedia/shared.py\n")
-    assert (folder / "dvc.yaml").read_text() == wanted
+    wanted = "    deps: [data/in, stages/one, cosmopedia/shared.py]"
+    assert changed == ["-     deps: [data/in, stages/gone]", f"+ {wanted}"]
+    assert (folder / "dvc.yaml").read_text() == DVC.replace("    deps: [data/in, stages/gone]", wanted)
     assert cosmo(app) == cosmo(app, "--check") == "dvc.yaml is up to date"
 
 
@@ -52,6 +50,28 @@ def test_a_folder_that_stages_share_is_one_dep(folder: Path) -> None:
     cosmo(app)
     after = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
     assert after["one"]["deps"] == ["data/in", "stages/one", "cosmopedia/core", "cosmopedia/shared.py"]
+
+
+def test_a_long_list_has_a_line_for_the_inputs_one_for_the_stage_and_one_for_each_room(folder: Path) -> None:
+    for room in ("core", "corpus"):
+        (folder / f"cosmopedia/{room}").mkdir()
+        for name in "abcd":
+            (folder / f"cosmopedia/{room}/a_module_of_a_long_name_{name}.py").touch()
+    modules = [f"cosmopedia.{room}.a_module_of_a_long_name_{name}" for room in ("core", "corpus") for name in "abcd"]
+    text = "".join(f"import {module}\n" for module in ["cosmopedia.shared", *modules])
+    (folder / "stages/one/__main__.py").write_text(text)
+    cosmo(app)
+    long = "cosmopedia/corpus/a_module_of_a_long_name"
+    assert (folder / "dvc.yaml").read_text() == DVC.replace(
+        " [data/in, stages/gone]",
+        f"""
+      [data/in,
+       stages/one,
+       cosmopedia/core, cosmopedia/shared.py,
+       {long}_a.py, {long}_b.py,
+       {long}_c.py, {long}_d.py]""",
+    )
+    assert cosmo(app) == "dvc.yaml is up to date"
 
 
 def test_a_check_writes_nothing(folder: Path) -> None:
