@@ -15,6 +15,7 @@ import numpy as np
 from cosmopedia.core.errors import ConfigError
 from cosmopedia.cpu_features import quick_in_bf16
 from cosmopedia.cpu_server.llama import LlamaDecoder, LlamaWeights
+from cosmopedia.lean_transformers import import_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +124,8 @@ def load_model(folder: str, model_id: str, revision: str) -> tuple[Any, Any, set
     `ConfigError` when they cannot be loaded.
     """
     import torch
+
+    import_transformers()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = Path(folder).is_dir()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmopedia.core.errors import DataError
 from cosmopedia.evaluation.encoding import Sequence
 from cosmopedia.execution.progress import Progress
+from cosmopedia.lean_transformers import import_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +102,8 @@ class Scorer:
         stage: str = "evaluate",
     ):
         import torch
+
+        import_transformers()
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self._torch, self.batch_tokens, self.stage = torch, batch_tokens, stage

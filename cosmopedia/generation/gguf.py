@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from cosmopedia.core.errors import ConfigError
 from cosmopedia.core.files import write_text
+from cosmopedia.lean_transformers import import_transformers
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -74,6 +75,8 @@ def write_model(path: Path, out: Path) -> None:
     template. `ConfigError` when the file cannot be read."""
     import torch
     from tqdm import tqdm
+
+    import_transformers()
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, modeling_gguf_pytorch_utils
 
     fields = fields_of(path)

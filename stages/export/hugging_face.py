@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmopedia.core.errors import DataError
+from cosmopedia.lean_transformers import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 def read_tokenizer(folder: Path, vocabulary: int) -> "PreTrainedTokenizerBase":
     """The tokenizer that made the corpus, without a chat template: the model is no chat model."""
+    import_transformers()
     from transformers import AutoTokenizer
 
     try:

@@ -23,6 +23,7 @@ from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.generation.gguf import write_model
 from cosmopedia.generation.local_model import find_local, is_here, locate
+from cosmopedia.lean_transformers import import_transformers
 from cosmopedia.records.reading import resolve_revision
 from stages.generator.tiny_llama import TinyLlama, train
 
@@ -43,6 +44,7 @@ class GeneratorParams(Params):
 
 def save_tokenizer(model: str, out: Path, **pinned: str) -> None:
     """Write the tokenizer and configuration of a hub id (at a `revision`) or folder into `out`, no weights."""
+    import_transformers()
     from transformers import AutoConfig, AutoTokenizer
 
     try:

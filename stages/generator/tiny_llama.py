@@ -19,6 +19,7 @@ from cosmopedia.core.lineage import hash_files
 from cosmopedia.core.params import Params
 from cosmopedia.cpu_features import quick_in_bf16
 from cosmopedia.execution.progress import Progress
+from cosmopedia.lean_transformers import import_transformers
 from stages.generator.demonstrations import Example, encode, plan_batches, read_demonstrations, train_tokenizer
 from stages.generator.muon import Muon
 
@@ -148,6 +149,8 @@ def train_model(
     not depend on the number of cores.
     """
     import torch
+
+    import_transformers()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     keep_freed_memory()

@@ -11,6 +11,7 @@ from pydantic import Field
 from cosmopedia.core.errors import ConfigError
 from cosmopedia.core.lineage import content_revision
 from cosmopedia.core.params import Params
+from cosmopedia.lean_transformers import import_transformers
 from cosmopedia.records.pins import all_files, check_pin, is_local
 from cosmopedia.records.reading import resolve_revision
 
@@ -29,6 +30,7 @@ class Nli:
     """A loaded model."""
 
     def __init__(self, params: NliParams):
+        import_transformers()
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.params, revision = params, None
