@@ -20,6 +20,7 @@ import io
 import re
 from collections.abc import Iterator
 from difflib import ndiff
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,15 +48,22 @@ def module_file(name: str, root: Path = Path()) -> Path | None:
 
 def imports_of(file: Path, root: Path = Path()) -> set[str]:
     """Modules of this repository that a file imports anywhere, also inside functions, or starts as a process."""
+    names = modules_named(file.read_text(encoding="utf-8"))
+    return {name for name in names if module_file(name, root)}
+
+
+@cache
+def modules_named(text: str) -> frozenset[str]:
+    """The names in a Python text that look like modules of this repository. Most files belong to many stages."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names.add(node.value)  # python -m stages.train.nanotron.worker
-    return {name for name in names if MODULE.fullmatch(name) and module_file(name, root)}
+    return frozenset(filter(MODULE.fullmatch, names))
 
 
 def stage_files(stage: str, root: Path = Path()) -> list[Path]:
