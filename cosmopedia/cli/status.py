@@ -50,14 +50,15 @@ def status(
 
 
 def print_runs(count: int, as_json: bool) -> None:
-    """The last runs of stages: when, how long, with which code, where. JSON has versions, engines and flags too."""
+    """The last runs of stages: when, time, memory, code, machine. JSON has versions, engines and flags too."""
     from cosmopedia.execution.environment import read_runs
 
     last = read_runs()[-count:]
     if as_json:
         print_json(last)
         return
-    head = ["began", "stage", "seconds", "outcome", "revision", "experiment", "host", "compute", "python", "torch"]
+    head = ["began", "stage", "seconds", "CPU s", "peak MB", "outcome"]
+    head += ["revision", "experiment", "host", "compute", "python", "torch"]
     rows = []
     for run in last:
         seconds = f"{run['ended'] - run['began']:,.1f}" if "ended" in run else None
@@ -67,13 +68,15 @@ def print_runs(count: int, as_json: bool) -> None:
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["began"])),
                 run["stage"],
                 seconds,
+                run.get("cpu_seconds"),
+                run.get("peak_mb"),
                 run.get("outcome", "killed, or still running"),
                 commit[:9] + (f"-{dirty}" if dirty else ""),
                 *(run.get(name) for name in ("experiment", "host", "compute", "python")),
                 run["packages"].get("torch"),
             ]
         )
-    print_table(head, rows, right=(2,))
+    print_table(head, rows, right=(2, 3, 4))
 
 
 def read() -> dict[str, Any]:

@@ -7,6 +7,7 @@ them). A thread collects the first one, so that no stage waits for it.
 import json
 import os
 import platform
+import resource
 import sys
 import threading
 import time
@@ -89,7 +90,14 @@ def recorded(stage: str) -> Iterator[None]:
         raise
     finally:
         thread.join(END_SECONDS)
-        _keep({"run": run, "ended": time.time(), "outcome": outcome}, False)
+        _keep({"run": run, "ended": time.time(), "outcome": outcome, **used()}, False)
+
+
+def used() -> dict[str, Any]:
+    """CPU seconds of this process and of those that it started and that have ended; the largest one's memory in MB."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return {"cpu_seconds": round(seconds, 1), "peak_mb": max(usage.ru_maxrss for usage in usages) * 1024 // 1_000_000}
 
 
 def read_runs() -> list[dict[str, Any]]:

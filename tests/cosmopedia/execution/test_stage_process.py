@@ -217,6 +217,10 @@ def test_each_run_of_a_stage_is_kept_with_what_it_ran_in_and_delays_nothing(
     entered = time.thread_time()
     with environment.recorded("prompts"):
         entered = time.thread_time() - entered
+        child = (
+            "x = b'x' * 300_000_000; import time; t = time.process_time() + 0.3\nwhile time.process_time() < t: pass"
+        )
+        subprocess.run([sys.executable, "-c", child], check=True)
     with pytest.raises(ZeroDivisionError), environment.recorded("train"):
         raise ZeroDivisionError
     first, second = environment.read_runs()
@@ -225,6 +229,7 @@ def test_each_run_of_a_stage_is_kept_with_what_it_ran_in_and_delays_nothing(
     assert "--max-batch-prefill-tokens=16384" in first["arguments"] and first["profile"] == "smoke"
     assert first["packages"]["polars"] and first["git_revision"] and first["python"] and first["processor"]
     assert entered < 0.01
+    assert first["cpu_seconds"] > 0.3 and first["peak_mb"] > 300
     shown = cosmo(app, "status", "--runs", 5)
     assert "prompts" in shown and "done" in shown and "failed" in shown
     (checkout / ".store/runs/stages.jsonl").unlink()
