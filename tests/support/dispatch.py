@@ -1,6 +1,7 @@
 """A dispatch in one call, with waits that suit a test."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -57,7 +58,10 @@ def jobs(count: int, word: str = "prompt") -> list[PendingRequest]:
 
 
 class Run:
-    """One dispatch; `committed` is what reached the store, `urls` the servers that are up, also while it runs."""
+    """One dispatch; `committed` is what reached the store, `urls` the servers that are up, also while it runs.
+
+    It begins when all servers have joined: on a busy machine one could otherwise be done before another is there.
+    """
 
     def __init__(self, urls: Iterable[str], concurrency: int = 8, before: int = 0, **changes: object):
         self.committed: list[Completion] = []
@@ -73,7 +77,15 @@ class Run:
         self.pool = Pool(members, self.settings, SAMPLING, Identity("fake-1b", "r1", 400))
         reader = AnswerReader(Words(), SAMPLING.max_new_tokens)
         store = self.committed.extend
-        return Dispatcher("test", self.pool, self.settings, reader, commit=store, before=self.before).run(work)
+        return Dispatcher("test", self.pool, self.settings, reader, commit=store, before=self.before).run(
+            self._once_all_have_joined(work, len(members()))
+        )
+
+    def _once_all_have_joined(self, work: Iterable[PendingRequest], count: int) -> Iterator[PendingRequest]:
+        deadline = time.monotonic() + 10
+        while len(self.pool.endpoints) < count > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield from work
 
     def assert_all_once(self, work: list[PendingRequest]) -> None:
         wanted = {job.key: text_of(job.request.prompt, job.request.seed) for job in work}

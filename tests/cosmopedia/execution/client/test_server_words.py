@@ -22,11 +22,6 @@ def some(action: object) -> Script:
     return lambda prompt, n: action if prompt[-1] in "05" else "ok"
 
 
-def some_beside(other: FakeTgi, action: object) -> Script:
-    """The same, once the other server has joined: before that, these prompts are given back."""
-    return lambda prompt, n: (action if other.answered else 503) if prompt[-1] in "05" else "ok"
-
-
 def with_token(server: FakeTgi, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Run:
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     run = Run([], **changes)
@@ -78,7 +73,7 @@ def test_an_answer_is_not_read_to_its_end_when_it_has_none(monkeypatch: pytest.M
 
 def test_retry_after_for_a_day_sends_the_prompt_elsewhere() -> None:
     work, later = jobs(50), {"status": 429, "headers": {"Retry-After": "86400"}}
-    with FakeTgi(delay=0.01) as other, FakeTgi(some_beside(other, later), delay=0.01) as server:
+    with FakeTgi(some(later), delay=0.01) as server, FakeTgi(delay=0.01) as other:
         run = Run([server.url, other.url])
         began = time.monotonic()
         run(work)
@@ -156,7 +151,7 @@ def test_a_firewall_that_refuses_some_prompts_costs_these_alone(status: int) -> 
 
 def test_a_prompt_that_one_endpoint_refuses_is_completed_by_another() -> None:
     work = jobs(40)
-    with FakeTgi(delay=0.01) as other, FakeTgi(some_beside(other, 403), delay=0.01) as picky:
+    with FakeTgi(some(403), delay=0.01) as picky, FakeTgi(delay=0.01) as other:
         run = Run([picky.url, other.url])
         outcome = run(work)
         run.assert_all_once(work)
