@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cosmopedia.core.lineage import store_root
-from cosmopedia.execution.environment import PACKAGES, processor, version_of
+from cosmopedia.execution.environment import PACKAGES, processor, read_runs, version_of
 from cosmopedia.execution.mlflow_params import all_params, changed_params
 from cosmopedia.execution.rates import read_rates
 from cosmopedia.execution.revision import git_revision
@@ -32,6 +32,7 @@ def render_run(profile: str) -> str:
         throughput=throughput_rows(),
         curve=throughput_curve(),
         generation=generation_rows(),
+        stages=stage_rows(profile),
     )
 
 
@@ -53,6 +54,20 @@ def environment_rows(profile: str) -> list[list[str]]:
 def generation_rows() -> dict[str, list[list[str]]]:
     """What each stage that sends requests sent, reused and cost the last time it ran, by stage."""
     return {stage: rows for stage in GENERATION if (rows := _flat(_record(stage)))}
+
+
+def stage_rows(profile: str) -> list[list[str]]:
+    """(stage, its time, CPU seconds, peak MB) of each stage's last run with a profile that came to its end, in their
+    order; what DVC took from its cache ran earlier, or elsewhere."""
+    last = {run["stage"]: run for run in read_runs() if run.get("profile") == profile and run.get("outcome") == "done"}
+    rows: list[tuple[str, float, float | None, int | None]] = [
+        (run["stage"], run["ended"] - run["began"], run.get("cpu_seconds"), run.get("peak_mb"))
+        for run in sorted(last.values(), key=lambda run: run["began"])
+    ]
+    if len(rows) > 1:
+        seconds, cpu, peak = ([row[i] or 0 for row in rows] for i in (1, 2, 3))
+        rows.append(("all of them", sum(seconds), sum(cpu), int(max(peak))))
+    return [[name, *("-" if value is None else f"{value:,.0f}" for value in values)] for name, *values in rows]
 
 
 def changed_rows() -> list[list[str]]:

@@ -35,7 +35,7 @@ from stages.report.page import (
     render,
     score_rows,
 )
-from stages.report.run_record import render_run
+from stages.report.run_record import render_run, stage_rows
 from tests.support.documents import document, natural_document, write_documents
 
 HOSTILE = '<script>alert("x")</script> | {{ 7 * 7 }} <img src=http://example.com/x.png> & so on'
@@ -393,6 +393,30 @@ def test_what_each_source_and_style_lost_is_in_a_table(repository: Path):
     assert by_cell(facts) == [["web-blogpost", "10", "10.0%", "33.3%", "0.0%", "6"]]
     bars = [bar for stage in removals(facts).axes[0].containers for bar in stage]
     assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 10), (10, 30), (40, 0)]  # % of the completions
+
+
+def test_the_run_page_says_what_each_stages_last_run_took(repository: Path):
+    def lines(run: str, stage: str, began: float, profile: str = "tiny", **ended: object) -> list[dict]:
+        first = {"run": run, "stage": stage, "began": began, "profile": profile}
+        return [first, {"run": run, "ended": began + 1500, **ended}] if ended else [first]
+
+    done = {"outcome": "done"}
+    entries = [
+        *lines("a", "clean", 1000.0, cpu_seconds=7.0, peak_mb=9000, **done),  # an earlier run
+        *lines("b", "prompts", 2000.0, **done),  # of a version that did not measure
+        *lines("c", "clean", 4000.0, cpu_seconds=1234.5, peak_mb=321, **done),
+        *lines("d", "clean", 6000.0, cpu_seconds=1.0, peak_mb=1, outcome="failed"),
+        *lines("e", "train", 7000.0),  # still running
+        *lines("f", "train", 8000.0, profile="other", cpu_seconds=5.0, peak_mb=5, **done),
+    ]
+    write_text(repository / ".store/runs/stages.jsonl", "\n".join(map(json.dumps, entries)))
+    assert stage_rows("tiny") == [
+        ["prompts", "1,500", "-", "-"],
+        ["clean", "1,500", "1,234", "321"],
+        ["all of them", "3,000", "1,234", "321"],
+    ]
+    assert '<td>clean</td><td class="n">1,500</td><td class="n">1,234</td><td class="n">321</td>' in render_run("tiny")
+    assert "What each stage took" not in render_run("unknown")
 
 
 def test_where_and_at_what_cost_is_on_a_page_of_its_own(repository: Path, monkeypatch: pytest.MonkeyPatch):
