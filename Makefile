@@ -81,10 +81,11 @@ explore: setup ## open embedding-atlas on the embedded web pages, on 127.0.0.1; 
 	  'import site; print(site.getsitepackages()[0])')/cosmopedia.pth"
 	@touch $@ && echo "$(subst .,,$(@D)): done"
 
+# -P names all stages; without it DVC loads each of them twice, half a CPU second of a run with nothing to do.
 repro: setup ## check the settings, then run what is out of date of the whole pipeline (dvc repro)
 	@git ls-files --error-unmatch dvc.yaml >/dev/null 2>&1 || { echo "repro: this folder is no clone (a ZIP?), and DVC" \
 	  "needs git: clone the repository, or run git init && git add -A && git commit -m 'from a ZIP'"; exit 2; }
-	@cosmo check && dvc repro
+	@cosmo check && dvc repro -P
 
 # The whole pipeline, ten CPU minutes, is `make repro` at its real size and `make smoke` at a reduced one; CI runs both this
 # and `make smoke`.

@@ -33,7 +33,7 @@ def plan(name: Name, as_json: Json = False) -> None:
     arms = outlooks(content, stages)
     costs = arm_costs(content, stages, arms)
     trainings = sum(arm.trainings for arm in arms)
-    power = power_sentences(content)
+    power = power_sentences(content, [(cost.parameters, cost.training_tokens) for cost in costs])
     if as_json:
         print_json(
             {
@@ -94,17 +94,20 @@ def stages_in_words(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{names[0]} ... {names[-1]} ({len(names)})"
 
 
-def power_sentences(content: Any) -> list[str]:
-    """Which differences the seeds can see, by the noise floors of metrics/noise/."""
+def power_sentences(content: Any, scales: list[tuple[int, int]]) -> list[str]:
+    """Which differences the seeds can see, by the noise floors of metrics/noise/ that are of the arms' scale."""
     from cosmopedia.evaluation import noise, wording
 
     seeds = len(content.seeds)
     if seeds < 2:
         return ["one seed says nothing about training noise: no arm will be called better or worse"]
     floors = [noise.read(path) for path in sorted(noise.NOISE.glob("*.json"))]
+    floors = [floor for floor in floors if all(noise.same_scale(floor, *scale) for scale in scales)]
     if not floors:
+        sizes = " and ".join(sorted({f"{model:,} parameters, {tokens:,} tokens" for model, tokens in scales}))
         return [
-            f"what {seeds} seeds can see is not known: `cosmo calibrate` measures the noise once, docs/ablations.md"
+            f"what {seeds} seeds can see is not known: no noise floor of metrics/noise/ is for {sizes};"
+            " `cosmo calibrate` measures one, docs/ablations.md"
         ]
     return [
         f"{floor.name}: {wording.power_sentence(spread, seeds, None)}"

@@ -125,7 +125,7 @@ def fitting(arms: list[Arm], name: str | None) -> Noise | None:
                     f"{path} is for scores of {noise.checkpoints} checkpoint(s) per seed, {arm.name} has"
                     f" {max(_checkpoints(arm))}; calibrate with that train.keep_last"
                 )
-            if None not in scale(arm) and not _same_scale(noise, arm):
+            if None not in scale(arm) and not same_scale(noise, *scale(arm)):
                 raise ConfigError(
                     f"{path} is for {noise.parameters} parameters and {noise.tokens} tokens, {arm.name} has"
                     f" {scale(arm)}; calibrate at that scale"
@@ -135,7 +135,7 @@ def fitting(arms: list[Arm], name: str | None) -> Noise | None:
     noises = [
         noise
         for noise in noises
-        if all(_same_scale(noise, arm) and _checkpoints(arm) == {noise.checkpoints} for arm in arms)
+        if all(same_scale(noise, *scale(arm)) and _checkpoints(arm) == {noise.checkpoints} for arm in arms)
     ]
     return max(noises, key=lambda noise: len(noise.seeds), default=None)
 
@@ -144,11 +144,11 @@ def _checkpoints(arm: Arm) -> set[int]:
     return {len(paths) for paths in arm.answers.values()}
 
 
-def _same_scale(noise: Noise, arm: Arm) -> bool:
-    ours, theirs = (noise.parameters, noise.tokens), scale(arm)
+def same_scale(noise: Noise, parameters: int | None, tokens: int | None) -> bool:
+    """Whether models of so many parameters, each trained on so many tokens, are of the noise's scale."""
     return all(
         one is not None and two is not None and abs(one - two) <= SAME_SCALE * one
-        for one, two in zip(ours, theirs, strict=True)
+        for one, two in ((noise.parameters, parameters), (noise.tokens, tokens))
     )
 
 

@@ -30,6 +30,8 @@ class ArmCost:
     gpu_hours: float | None
     money: float | None
     estimated: bool  # whether another stage that would run may change the numbers
+    parameters: int  # of the arm's models
+    training_tokens: int  # of one seed
 
 
 def arm_costs(sweep: Sweep, stages: Sequence[Stage], arms: Sequence[ArmOutlook]) -> list[ArmCost]:
@@ -93,6 +95,8 @@ def _cost(one: ArmOutlook, plan: dict[str, Any]) -> ArmCost:
         gpu_hours=total["gpu_hours"],
         money=total["money"],
         estimated=any(stage["known"] != "counted" for stage in plan["stages"] if stage["stage"] != "train"),
+        parameters=plan["model"]["parameters"],
+        training_tokens=plan["model"]["tokens"],
     )
 
 

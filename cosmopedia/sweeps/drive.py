@@ -33,11 +33,14 @@ def submit(arguments: list[str]) -> str:
 
 
 def plan() -> str:
-    """`cosmo plan --json` of the stages that standard input names."""
+    """`cosmo plan --json` of the stages that standard input names, and the scale of the arm's models."""
     from cosmopedia.cli.pending import Pending, make_plan
+    from cosmopedia.cli.stages import stage_module
 
+    model = stage_module("train", "plan").training_forecast(False)
     stages = [Pending(one["stage"], one["why"], frozenset(one["after"])) for one in json.load(sys.stdin)]
-    return json.dumps(make_plan(stages).as_dict())
+    scale = {"parameters": model.parameters, "tokens": model.tokens}
+    return json.dumps(make_plan(stages).as_dict() | {"model": scale})
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What a sweep takes and what it can show, before it is run."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,12 @@ def changes_in_words(sweep: Sweep, arm: Arm) -> str:
         for key, value in arm.changes.items()
         if not all(key in other and other[key] == value for other in common)
     }
-    return ", ".join(f"{key}={value}" for key, value in own.items()) or "-"
+    words = [f"{key}={_as_yaml(value)}" for key, value in own.items()]
+    return ", ".join(words if len(words) < 3 else [words[0], f"... ({len(words)})"]) or "-"
+
+
+def _as_yaml(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def check_budget(sweep: Sweep, trainings: int, gpu_hours: float | None, money: float | None) -> None:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cosmopedia.core.errors import DataError
+from cosmopedia.core.errors import ConfigError, DataError
 from cosmopedia.core.params import check, load, section
 from cosmopedia.core.row_counts import RowCounts, write_metrics
 from cosmopedia.execution.stage_process import run_stage
@@ -34,6 +34,11 @@ DAMAGE = ("malformed", "unreadable")  # reasons that are about the file, not abo
 def source_settings(source: str) -> tuple[SourceParams, Any]:
     """A source's params, and those of its own filter."""
     params = check(section(f"sources.{source}"), SourceParams, f"sources.{source}")
+    if source == "web" and params.dataset is None:
+        raise ConfigError(
+            "sources.web.dataset is null, and topics are made from web rows; for a corpus without web prompts set"
+            " prompts.styles.<preset>.web.<style>.share to 0, as sweeps/leave_one_out.yaml does"
+        )
     return params, check(params.keep, reader_of(source).keep, f"sources.{source}.keep")
 
 

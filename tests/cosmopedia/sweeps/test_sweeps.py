@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from cosmopedia.cli.sweep import power_sentences
 from cosmopedia.core.errors import ConfigError
+from cosmopedia.core.params import profile_path
+from cosmopedia.evaluation.noise import Noise, Spread
+from cosmopedia.evaluation.noise import write as write_noise
+from cosmopedia.evaluation.readings import HELD_OUT
+from cosmopedia.execution.settings import problems
 from cosmopedia.sweeps.costs import link_results, pending
 from cosmopedia.sweeps.definition import Sweep, read_sweep
 from cosmopedia.sweeps.outlook import check_budget, outlooks
 from cosmopedia.sweeps.sharing import Stage, stages_of, waits
 from cosmopedia.sweeps.worktrees import set_params
 from tests.support.sweep_repository import PARAMS, SWEEP, commit_repository, git, write_files
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -94,6 +103,12 @@ def test_an_arm_waits_for_what_an_earlier_one_does_for_it(repository: Path) -> N
     }
     own = {one.arm: one.own for one in outlooks(sweep, stages)}
     assert own["more"] == ["train"] and own["wording"] == ["prompts", "train"]
+    arms = (
+        "arms:\n  unset: {set: {train.steps: null}}\n"
+        "  many: {set: {train.steps: 3, prompts.extract_chars: 1, prompts.topic_probability: 1}}\n"
+    )
+    changes = {one.arm: one.changes for one in outlooks(sweep_of(SWEEP.replace("arms:\n", arms)), stages)}
+    assert changes["unset"] == "train.steps=null" and changes["many"] == "train.steps=3, ... (3)"
     with pytest.raises(ConfigError, match=r"takes 8, its budget\.trainings is 4"):
         check_budget(sweep_of(SWEEP + "budget: {trainings: 4}\n"), 8, None, None)
     with pytest.raises(ConfigError, match="no forecast"):
@@ -134,6 +149,45 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_stage(repository: Path) 
     assert git(repository, "status", "--short").split() == ["M", "params.yaml"]
     again = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert again.stdout.count("done already") == 3 and Counter(notes.read_text().split())["train"] == ran["train"] + 1
+
+
+def test_only_a_noise_floor_of_the_arms_scale_says_what_the_seeds_can_see(repository: Path) -> None:
+    def spread(kind: str) -> Spread:
+        return Spread(
+            kind=kind, name="all", measure=HELD_OUT, mean=3, sd=0.05, sd_low=0, sd_high=1, item_noise=0, items="x"
+        )
+
+    floor = Noise(name="small", source="a", seeds=[1, 2, 3], parameters=100, tokens=1000, spreads=[spread("held-out")])
+    write_noise(floor)
+    sweep = read_sweep("steps")
+    assert power_sentences(sweep, [(100, 1000), (100, 1050)])[0].startswith("small: held-out all,")
+    assert power_sentences(sweep, [(100, 1000), (100, 500)]) == [
+        "what 2 seeds can see is not known: no noise floor of metrics/noise/ is for 100 parameters, 1,000 tokens and"
+        " 100 parameters, 500 tokens; `cosmo calibrate` measures one, docs/ablations.md"
+    ]
+
+
+@pytest.mark.slow
+def test_the_settings_of_every_arm_of_this_repository_are_right(empty_folder: Path) -> None:
+    """And a corpus without the web's rows, from which topics are made, is refused before a stage works."""
+    for name in ("compute", "curation", "data", "dvc.yaml", "prompts", "stages", "sweeps"):
+        Path(name).symlink_to(ROOT / name)
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    shutil.copytree(ROOT / "profiles", "profiles")
+    assert list(problems()) == []
+    own = {path: path.read_text(encoding="utf-8") for path in (Path("params.yaml"), profile_path())}
+    for file in sorted(Path("sweeps").glob("*.yaml")):
+        sweep = read_sweep(file.stem)
+        for name, arm in sweep.arms.items():
+            for path, values in arm.params.items():
+                if own_values := {key: value for key, value in values.items() if key != "train.seeds"}:
+                    set_params(Path(path), own_values)
+            found = list(problems())
+            for path, text in own.items():
+                path.write_text(text, encoding="utf-8")
+            assert found == [], f"{file}, {name}"
+    set_params(profile_path(), {"sources.web.dataset": None})
+    assert [sentence[:28] for sentence in problems()] == ["sources.web.dataset is null,"]
 
 
 def test_an_arm_is_planned_with_the_stages_that_it_runs_itself(repository: Path) -> None:
