@@ -1,7 +1,8 @@
-"""Whether retrieve finds what was planted, and how fast: recall at 3, and queries per CPU second.
+"""Whether retrieve finds what was planted, how fast, and what its scores are worth at any size of corpus.
 
-    python -m perf.retrieve                                  # 1,000, 10,000 and 100,000 passages: 3 CPU minutes
+    python -m perf.retrieve                                  # 1,000, 10,000 and 100,000 passages: 1-3 CPU minutes
     python -m perf.retrieve --sizes 1000 --runs 1            # seconds
+    python -m perf.retrieve --texts FILE.parquet --away law,medicine     # real documents (text, group)
     python -m perf.retrieve --peers /tmp/peers               # also rank_bm25, installed there (pip install --target)
     python -m perf.retrieve --passages data/knowledge/passages.parquet   # real passages; a query is half of a sentence
 
@@ -10,6 +11,14 @@ which four other passages have too. A planted query is another text about the sa
 one has a single name), five of the passage's topic words and seven others of the topic, 40 general words. As many
 queries have no passage: their names are nowhere. Every side gets the same words. `search` is the stage's own code;
 bm25s is used as its README does, rank_bm25 is BM25Okapi. CPU seconds are this process's, medians of the runs.
+
+With `--texts` a passage is 100 words of a document, and a query the first 400 characters of one: of documents whose
+other passages are in the corpus, and of the groups `--away`, which are kept out of it whole. No test of recall, since
+other documents may fit better.
+
+The last table has, by three scores, the shares of queries above a threshold, of those with a passage and without.
+The threshold is the one that 5% of the queries without a passage exceed at the first size; a score is of use where
+that share stays, and the other is great.
 """
 
 import stages  # noqa: F401, I001 - before numpy: it lets threads sleep, as they do in the stage
@@ -28,13 +37,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cosmopedia.core.params import section
-from stages.retrieve.index import Block, Statistics, compiled_scorer, save_block, search
+from stages.retrieve.index import Block, Scale, Statistics, compiled_scorer, rarity, save_block, search
 from stages.retrieve.passages import BLOCK
 from stages.retrieve.words import Vocabulary, terms_of, vocabulary_of
 
 QUERIES = 200  # planted; as many without a passage
 SLOW = 20  # queries that a peer without an index is asked
 TOP = 3
+SCORES = ("the stage's", "BM25 over the root of the query's words", "BM25 over the sum of their weights")
 GENERAL, TOPICS, TOPIC_WORDS, SHARED = 30_000, 50, 400, 5
 
 
@@ -87,6 +97,26 @@ def real(path: Path) -> Planted:
     return Planted(passages, queries, wanted)
 
 
+def documents(path: Path, away: set[str], count: int) -> Planted:
+    """About `count` passages of real documents, queries about some of them, and queries of the groups `away`."""
+    table = pq.read_table(path, columns=["text", "group"])
+    rng = np.random.default_rng(count)
+    table = table.take(rng.permutation(table.num_rows))
+    passages: list[str] = []
+    queries: tuple[list[str], list[str]] = [], []  # with a passage, without
+    for text, group in zip(table["text"].to_pylist(), table["group"].to_pylist(), strict=True):
+        words = text.split()
+        own = [" ".join(words[at : at + 100]) for at in range(0, max(len(words) - 40, 1), 100)]
+        if group in away:
+            queries[1].append(own[0][:400])
+        elif len(own) > 1 and len(passages) < count:
+            asked = len(queries[0]) < QUERIES and rng.random() < 0.5
+            queries[0].extend([own[0][:400]] if asked else [])
+            passages.extend(own[1:] if asked else own)
+    without = queries[1][:QUERIES]
+    return Planted(passages, [*queries[0], *without], [0] * len(queries[0]) + [-1] * len(without))
+
+
 class Side(NamedTuple):
     """One way to search: what it took to index, and what answers queries with the numbers of passages, best first."""
 
@@ -96,8 +126,8 @@ class Side(NamedTuple):
     slow: bool = False
 
 
-def ours(planted: Planted, folder: Path, common: float) -> tuple[Side, Callable[[list[str]], Any]]:
-    """The stage's way, and its answers with their scores."""
+def ours(planted: Planted, folder: Path, common: float) -> tuple[Side, Callable[[str], dict[str, float]]]:
+    """The stage's way, and the best scores of a query: the stage's and two others."""
     terms_of(planted.passages[:2])  # compilers
     begin = time.process_time()
     starts = range(0, len(planted.passages), BLOCK)
@@ -111,10 +141,21 @@ def ours(planted: Planted, folder: Path, common: float) -> tuple[Side, Callable[
     scorer = compiled_scorer()
     blocks = [Block(folder / f"{at:09d}", at, scorer) for at in starts]
 
-    def scored(queries: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [*search(blocks, kept.queries(queries), TOP, 1e-9)]
+    scale = Scale(kept, whole)
 
-    return Side("search", took, lambda queries: [p.tolist() for p, _ in scored(queries)]), scored
+    def answer(queries: list[str]) -> list[list[int]]:
+        return [numbers.tolist() for numbers, _ in search(blocks, kept.queries(queries), scale, TOP, 1e-9)]
+
+    def best_scores(text: str) -> dict[str, float]:
+        (query,) = kept.queries([text])
+        if not len(query.words):
+            return dict.fromkeys(SCORES, 0.0)
+        bm25 = max(float(block.scores(query.words).max()) for block in blocks)
+        weights = float(rarity(kept.passages[query.words], whole).sum())
+        divisors = (float(scale.divisor(query)), len(query.words) ** 0.5, weights)
+        return {name: bm25 / divisor for name, divisor in zip(SCORES, divisors, strict=True)}
+
+    return Side("search", took, answer), best_scores
 
 
 def peers(planted: Planted) -> Iterator[Side]:
@@ -165,11 +206,33 @@ def measured(side: Side, planted: Planted, runs: int) -> tuple[float, float]:
     return len(queries) / statistics.median(times), recall(answers, wanted)
 
 
-def kept_above(answers: list[tuple[np.ndarray, np.ndarray]], wanted: list[int], least: float) -> tuple[float, float]:
-    """Shares of the queries with and without a passage whose best score is at least `least`."""
-    best = np.array([scores[0] if len(scores) else 0.0 for _, scores in answers])
-    planted = np.array(wanted) >= 0
-    return float((best[planted] >= least).mean()), float((best[~planted] >= least).mean()) if (~planted).any() else 0.0
+class Above(NamedTuple):
+    """The best scores of the queries with a passage, and of those without, by one score at one size."""
+
+    planted: np.ndarray
+    chance: np.ndarray
+
+    def shares(self, least: float) -> str:
+        return f"{(self.planted >= least).mean():.0%}, {(self.chance >= least).mean():.1%}"
+
+
+def best_of(planted: Planted, best_scores: Callable[[str], dict[str, float]]) -> dict[str, Above]:
+    """By each score, the best scores of all queries."""
+    rows = [best_scores(query) for query in planted.queries]
+    about = np.array(planted.wanted) >= 0
+    columns = {name: np.array([row[name] for row in rows]) for name in SCORES}
+    return {name: Above(values[about], values[~about]) for name, values in columns.items()}
+
+
+def print_scores(sizes: dict[int, dict[str, Above]], min_score: float) -> None:
+    """The table of shares above a threshold that was set at the first size."""
+    print("\nqueries above the threshold, of those with a passage and of those without")
+    print(f"{'':<42} {'threshold':>9} " + "".join(f"{size:>16,}" for size in sizes))
+    first = next(iter(sizes.values()))
+    thresholds = [(name, float(np.quantile(first[name].chance, 0.95))) for name in SCORES]
+    for name, least in [(SCORES[0], min_score), *thresholds]:
+        shares = "".join(f"{measured[name].shares(least):>16}" for measured in sizes.values())
+        print(f"{name:<42} {least:>9.3f} {shares}")
 
 
 def main() -> None:
@@ -178,29 +241,38 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of which the median is taken")
     parser.add_argument("--peers", type=Path, help="a folder with packages to compare with")
     parser.add_argument("--passages", type=Path, help="a table of passages, instead of made-up ones")
+    parser.add_argument("--texts", type=Path, help="a table of documents, instead of made-up ones; only the scores")
+    parser.add_argument("--away", default="", help="groups of --texts that are kept out of the corpus, by commas")
     options = parser.parse_args()
     if options.peers:
         sys.path.append(str(options.peers))
     params = section("retrieve")
-    least = float(params["min_score"])
-    lines = []
-    print(f"{'passages':>9} {'':<10} {'index CPU s':>11} {'queries/CPU s':>13} {'ratio':>6} {'recall at 3':>11}")
+    common, lines = float(params["common_words"]), []
+    scores: dict[int, dict[str, Above]] = {}
+    if not options.texts:
+        print(f"{'passages':>9} {'':<10} {'index CPU s':>11} {'queries/CPU s':>13} {'ratio':>6} {'recall at 3':>11}")
     for size in [0] if options.passages else options.sizes:
-        planted = real(options.passages) if options.passages else made(size, seed=size)
+        if options.texts:
+            planted = documents(options.texts, set(options.away.split(",")), size)
+        else:
+            planted = real(options.passages) if options.passages else made(size, seed=size)
         count = len(planted.passages)
         with tempfile.TemporaryDirectory() as folder:
-            own, scored = ours(planted, Path(folder) / "index", float(params["common_words"]))
-            rate, found = measured(own, planted, options.runs)
-            print(f"{count:>9,} {own.name:<10} {own.index_s:>11.2f} {rate:>13,.0f} {'1.0':>6} {found:>11.3f}")
-            for side in peers(planted):
-                other, share = measured(side, planted, options.runs)
-                figures = f"{side.index_s:>11.2f} {other:>13,.0f} {rate / other:>6.1f} {share:>11.3f}"
-                print(f"{'':>9} {side.name:<10} {figures}", flush=True)
-            with_one, without = kept_above(scored(planted.queries), planted.wanted, least)
-        shares = f"{with_one:.1%} of queries with a passage are above it, {without:.1%} of those without"
-        print(f"{'':>9} min_score {least:g}: {shares}", flush=True)
-        lines.append(f"{count:,}: {found:.3f}, {rate:,.0f}/s")
-    print(f"retrieve: recall at 3 and queries per CPU second by passages: {'; '.join(lines)}")
+            own, best_scores = ours(planted, Path(folder) / "index", common)
+            if not options.texts:
+                rate, found = measured(own, planted, options.runs)
+                print(f"{count:>9,} {own.name:<10} {own.index_s:>11.2f} {rate:>13,.0f} {'1.0':>6} {found:>11.3f}")
+                for side in peers(planted):
+                    other, share = measured(side, planted, options.runs)
+                    figures = f"{side.index_s:>11.2f} {other:>13,.0f} {rate / other:>6.1f} {share:>11.3f}"
+                    print(f"{'':>9} {side.name:<10} {figures}", flush=True)
+                lines.append(f"{count:,}: {found:.3f}, {rate:,.0f}/s")
+            if not options.passages:
+                scores[count] = best_of(planted, best_scores)
+    if scores:
+        print_scores(scores, float(params["min_score"]))
+    if lines:
+        print(f"\nretrieve: recall at 3 and queries per CPU second by passages: {'; '.join(lines)}")
 
 
 if __name__ == "__main__":

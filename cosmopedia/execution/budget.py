@@ -160,7 +160,7 @@ def forecast(
     `prompt_tokens`: of all requests to send; `price`: of a GPU hour; `token_price`: of hosted endpoints."""
     rate = read_rate(identity)
     mean = cached_tokens or (rate.tokens_per_completion if rate else None)
-    tokens = round(requests * (mean or max_tokens))
+    tokens = round(requests * min(mean or max_tokens, max_tokens))
     speed, gpus, basis = _speed(rate, serving)
     hours = tokens / speed / 3600 if speed else None
     return Forecast(requests, cached, tokens, mean is not None, hours, gpus, basis, prompt_tokens, price, token_price)

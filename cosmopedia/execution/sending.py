@@ -26,6 +26,7 @@ class Send:
     """Completes what is missing through the servers of the compute file.
 
     With `track`, MLflow records the run; with `keep`, servers that took long to start may wait for the next stage.
+    Without `texts` short answers are asked for (a label, Yes or No), whose rate is kept from the forecasts of texts.
     Raises `ConfigError` when the forecast is above the budget or $COSMO_SEND is "never", `ClusterError` when servers
     or too many requests fail, and `KeyboardInterrupt` after SIGINT or SIGTERM.
     """
@@ -33,6 +34,7 @@ class Send:
     budget: Budget = NO_BUDGET
     track: bool = False
     keep: bool = True
+    texts: bool = True
 
     def __call__(self, run: CompletionRun, lookup: LookUp) -> None:
         from cosmopedia.execution.servers import release
@@ -129,7 +131,8 @@ def _send(run: CompletionRun, lookup: LookUp, plan: Forecast, serving: Serving, 
                 run.figures, run.throughput = status.figures(), status.throughput()
                 run.failures.update((failure.key, failure) for failure in outcome.failures)
                 seconds = pool.instance_seconds(time.monotonic())
-                write_rate(model.identity, outcome.new, outcome.tokens, seconds, serving.gpus, status.utilisation)
+                if how.texts:
+                    write_rate(model.identity, outcome.new, outcome.tokens, seconds, serving.gpus, status.utilisation)
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ class Labelling:
         wanted = [(cluster, draw) for cluster in results for draw in range(self.params.draws)]
         while wanted:
             requests = self.requests(wanted)
-            run = complete("label", requests, self.model, self.sampling, store, Send(), earlier_completions)
+            run = complete("label", requests, self.model, self.sampling, store, Send(texts=False), earlier_completions)
             new = [result for _, result in run.results]
             check_results(new, self.params.grammar)
             for (cluster, _), result in zip(wanted, new, strict=True):

@@ -105,7 +105,9 @@ def judged(pairs: pa.Table, items: dict[str, dict[str, Any]], params: Paraphrase
     requests = PromptRequests(Prompts(), model, params.seed, samples=1)
     sampling = judge_sampling(params.sampling, model)
     with CompletionStore() as store:
-        run = complete("paraphrases", requests, model, sampling, store, Send(keep=False), earlier_completions)
+        run = complete(
+            "paraphrases", requests, model, sampling, store, Send(keep=False, texts=False), earlier_completions
+        )
         run.write_record()
         results = [result for _, result in run.results]
     for result in results:

@@ -54,7 +54,7 @@ class RetrieveParams(Params):
 
     passages: int = Field(ge=1, le=20)  # of a row, at most
     words: int = Field(ge=20)  # of a row's passages together; the first one may have more
-    min_score: float = Field(gt=0)  # BM25 over the square root of the query's words; passages below it are none
+    min_score: float = Field(gt=0, lt=1)  # on the scale of stages/retrieve/index.py; passages below it are none
     query: list[Part] = Field(min_length=1)  # the parts of a row that it is looked up by
     query_chars: int = Field(ge=1)  # of its text
     common_words: float = Field(gt=0, le=1)  # words in more than this share of the passages do not count
@@ -90,7 +90,7 @@ def main() -> str:
         found, notes = arrays.workdir / "found", arrays.notes("search")
         wanted = (params.passages * (1 if params.max_uses is None else SPARE), params.min_score)
         query = (params.query, params.query_chars)
-        step = SearchRows(sources, index, vocabulary, query, wanted, found, notes)
+        step = SearchRows(sources, index, vocabulary, whole, query, wanted, found, notes)
         arrays.run("search", [step], max(1, -(-rows // TASK_ROWS)), total=rows, unit="rows")
         arrays.check()
         lengths = np.concatenate([np.load(block / "lengths.npy") for block in sorted(counted.iterdir())])

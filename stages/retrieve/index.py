@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from bm25s import BM25
 
-from stages.retrieve.words import Terms, Vocabulary
+from stages.retrieve.words import Query, Terms, Vocabulary
 
 ARRAYS = ("words", "data", "indices", "indptr")
+# What Scale divides by: measured, docs/decisions/2026-11-30-grounding.md
+EXTRA_WORDS = 2  # that a query counts as having, and no passage; else a title of two words is found by one of them
+SIZE_POWER = 0.75  # of the logarithm of its size; at 0.5 chance matches pass in a large corpus, at 1 good ones fail
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ def save_block(folder: Path, terms: Terms, lengths: np.ndarray, vocabulary: Voca
     numbers, known = vocabulary.numbers(terms.words)
     passage, times = terms.texts[known], terms.times[known].astype(np.float64)
     model = BM25()
-    rare = np.log1p((whole.passages - vocabulary.passages + 0.5) / (vocabulary.passages + 0.5))[numbers]
+    rare = rarity(vocabulary.passages, whole)[numbers]
     length = model.k1 * (1 - model.b + model.b * lengths[passage] / whole.mean_length)
     words, column = np.unique(numbers, return_inverse=True)
     scores = (rare * times / (length + times)).astype(np.float32)
@@ -42,6 +45,30 @@ def save_block(folder: Path, terms: Terms, lengths: np.ndarray, vocabulary: Voca
     for name, array in zip(ARRAYS, (words, data, indices, indptr), strict=True):
         np.save(folder / f"{name}.npy", array)
     np.save(folder / "passages.npy", np.array(len(lengths)))
+
+
+def rarity(passages: Any, whole: Statistics) -> Any:
+    """The weight (Lucene's idf, nats) of words that are in so many passages."""
+    return np.log1p((whole.passages - passages + 0.5) / (passages + 0.5))
+
+
+class Scale:
+    """Brings BM25 to a scale on which scores of queries of any length, in corpora of any size, can be compared.
+
+    BM25 is divided by the length of the query's vector of weights, its unknown words and EXTRA_WORDS included, and by
+    a power of the logarithm of the number of passages. Chance matches add up as that length does, and their greatest
+    sum grows with the corpus; a query of which most words are in no passage is about something else.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, whole: Statistics):
+        self._passages, self._whole = vocabulary.passages, whole
+        self._unknown, self._size = rarity(0, whole) ** 2, np.log1p(whole.passages) ** SIZE_POWER
+
+    def divisor(self, query: Query) -> np.float32:
+        """What a query's BM25 is divided by."""
+        known = rarity(self._passages[query.words], self._whole) ** 2
+        squares = known.sum() + (query.unknown + EXTRA_WORDS) * self._unknown
+        return np.float32(np.sqrt(squares) * self._size)
 
 
 class Block:
@@ -81,17 +108,15 @@ def best(scores: np.ndarray, count: int, least: float) -> np.ndarray:
     return places[np.lexsort((places, -scores[places]))][:count]
 
 
-def search(blocks: Sequence[Block], queries: Sequence[np.ndarray], count: int, least: float) -> Iterator[Any]:
-    """(passages, scores) of each query's `count` best passages, best first; of equal scores the first passages.
-
-    A score is BM25 over the square root of the query's words: what chance matches add up to grows with that root, so
-    that one `least` serves titles and whole texts.
-    """
+def search(
+    blocks: Sequence[Block], queries: Sequence[Query], scale: Scale, count: int, least: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(passages, scores) of each query's `count` best passages, best first; of equal scores the first passages."""
     found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
     for block in blocks:
-        for several, words in zip(found, queries, strict=True):
-            if len(words):
-                scores = block.scores(words) / np.float32(np.sqrt(len(words)))
+        for several, query in zip(found, queries, strict=True):
+            if len(query.words):
+                scores = block.scores(query.words) / scale.divisor(query)
                 places = best(scores, count, least)
                 several.append((places + block.first, scores[places]))
     for several in found:

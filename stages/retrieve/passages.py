@@ -17,7 +17,7 @@ from cosmopedia.contamination.index import Index
 from cosmopedia.corpus.row_ranges import read_range
 from cosmopedia.tables.contracts import PASSAGE, REJECTED, SOURCE
 from cosmopedia.tables.parquet import TableWriter, count_rows
-from stages.retrieve.index import Block, Statistics, compiled_scorer, save_block, search
+from stages.retrieve.index import Block, Scale, Statistics, compiled_scorer, save_block, search
 from stages.retrieve.queries import Part, query_of
 from stages.retrieve.words import Terms, Vocabulary, terms_of, vocabulary_of
 
@@ -26,6 +26,7 @@ BLOCK = 50_000  # passages of a block: an index of 30 MB where they have 100 wor
 READ = 2048  # passages or rows at once
 TASK_ROWS = 4096  # source rows of a task: a minute at 70 queries per second
 COMPILED = 200  # queries, passages in thousands: below so many of both together bm25s's plain scorer is quicker
+VOCABULARY = ("hashes", "passages", "common")  # its arrays
 COLUMNS = ("passage_id", "title", "text", "licence")
 PAIR = np.dtype([("loss", "<f4"), ("row", "<i8"), ("passage", "<i4")])  # loss: minus the score
 
@@ -136,24 +137,26 @@ class SearchRows(PipelineStep):
         sources: list[Rows],
         index: Path,
         vocabulary: Path,
+        whole: Statistics,
         query: tuple[list[Part], int],
         wanted: tuple[int, float],
         folder: Path,
         notes: Path,
     ):
         super().__init__()
-        self.sources, self.index, self.vocabulary, self.query = sources, index, vocabulary, query
-        self.wanted, self.folder, self.notes = wanted, folder, notes
+        self.sources, self.index, self.vocabulary, self.whole = sources, index, vocabulary, whole
+        self.query, self.wanted, self.folder, self.notes = query, wanted, folder, notes
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
         vocabulary = read_vocabulary(self.vocabulary)
+        scale = Scale(vocabulary, self.whole)
         total = self.sources[-1].first + self.sources[-1].rows
         begin, end = (total * n // world_size for n in (rank, rank + 1))
         blocks = read_blocks(self.index, end - begin)
         pairs, done = [np.empty(0, PAIR)], 0
         for first, texts in self._queries(begin, end):
             queries = vocabulary.queries(texts)
-            for row, (passages, scores) in enumerate(search(blocks, queries, *self.wanted), start=first):
+            for row, (passages, scores) in enumerate(search(blocks, queries, scale, *self.wanted), start=first):
                 own = np.empty(len(passages), PAIR)
                 own["loss"], own["row"], own["passage"] = -scores, row, passages
                 pairs.append(own)
@@ -189,11 +192,11 @@ def save_vocabulary(counted: Path, common: float, folder: Path) -> Statistics:
     whole = vocabulary_of(np.load(block / "words.npy") for block in blocks)
     kept = whole.without_common(max(1, int(common * passages)))
     folder.mkdir(parents=True)
-    np.save(folder / "hashes.npy", kept.hashes)
-    np.save(folder / "passages.npy", kept.passages)
+    for name in VOCABULARY:
+        np.save(folder / f"{name}.npy", getattr(kept, name))
     return Statistics(passages, max(words, 1) / max(passages, 1))
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """What `save_vocabulary` wrote, mapped."""
-    return Vocabulary(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("hashes", "passages")))
+    return Vocabulary(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in VOCABULARY))

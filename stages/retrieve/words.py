@@ -34,12 +34,25 @@ def terms_of(texts: Texts) -> tuple[Terms, np.ndarray]:
     return Terms(text[first], words[first], np.diff(np.append(first, len(text))).astype(np.int32)), lengths
 
 
+class Query(NamedTuple):
+    """What a text is looked up by."""
+
+    words: np.ndarray  # the different ones that the vocabulary has, ascending numbers
+    unknown: int  # different words that no passage has
+
+
 class Vocabulary:
     """The different words of a corpus, and in how many passages each one is. Memory: 12 bytes per word."""
 
-    def __init__(self, hashes: np.ndarray | None = None, passages: np.ndarray | None = None):
+    def __init__(
+        self,
+        hashes: np.ndarray | None = None,
+        passages: np.ndarray | None = None,
+        common: np.ndarray | None = None,
+    ):
         self.hashes = np.empty(0, np.uint64) if hashes is None else hashes  # ascending
         self.passages = np.empty(0, np.int32) if passages is None else passages
+        self.common = np.empty(0, np.uint64) if common is None else common  # words that were left out; ascending
 
     def add(self, words: np.ndarray) -> None:
         """Count the words of a block of passages, each word once per passage."""
@@ -52,7 +65,7 @@ class Vocabulary:
     def without_common(self, most: int) -> "Vocabulary":
         """Without the words that are in more than `most` passages."""
         kept = self.passages <= most
-        return Vocabulary(self.hashes[kept], self.passages[kept])
+        return Vocabulary(self.hashes[kept], self.passages[kept], self.hashes[~kept])
 
     def numbers(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(the numbers of the words that the vocabulary has, which of `words` these are)."""
@@ -62,12 +75,14 @@ class Vocabulary:
         known = self.hashes[places] == words
         return places[known], known
 
-    def queries(self, texts: Texts) -> list[np.ndarray]:
-        """The different words of each text that the vocabulary has, ascending numbers."""
+    def queries(self, texts: Texts) -> list[Query]:
+        """What each text is looked up by; words that were left out are neither known nor unknown."""
         terms, lengths = terms_of(texts)
         numbers, known = self.numbers(terms.words)
+        unknown = terms.texts[~known & ~np.isin(terms.words, self.common)]
+        missing = np.bincount(unknown, minlength=len(lengths)).tolist()
         bounds = np.searchsorted(terms.texts[known], np.arange(len(lengths) + 1))
-        return [numbers[bounds[n] : bounds[n + 1]] for n in range(len(lengths))]
+        return [Query(numbers[bounds[n] : bounds[n + 1]], missing[n]) for n in range(len(lengths))]
 
 
 def vocabulary_of(blocks: Iterable[np.ndarray]) -> Vocabulary:

@@ -140,7 +140,7 @@ def asked(checked: list[Checked], params: SelfcheckParams, model: GenerationMode
     """The model's answers about each sentence and sample."""
     requests = PromptRequests(Questions(checked, read_question()), model, params.seed, samples=1)
     sampling = judge_sampling(params.answer, model)
-    run = complete("selfcheck", requests, model, sampling, store, Send(keep=False), earlier_completions)
+    run = complete("selfcheck", requests, model, sampling, store, Send(keep=False, texts=False), earlier_completions)
     run.write_record()
     return checked_results(run.results)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
-from cosmopedia.core.rng import draw_sample
+from cosmopedia.core.rng import draw_u64
 from cosmopedia.corpus.sentence_spans import Span, sentences
 from cosmopedia.generation.complete import PromptRequests
 from cosmopedia.generation.requests import Request
@@ -34,13 +34,19 @@ class Checked(NamedTuple):
 
 
 def draw_documents(files: list[Path], seed: int, per_cell: int) -> list[dict[str, Any]]:
-    """`per_cell` documents of each cell, of those that are their prompts' first samples; by completion id."""
+    """`per_cell` documents of each cell, of those that are their prompts' first samples; by completion id.
+
+    The draw is of source rows: two styles that have the same rows, such as a grounded one and its plain one, are
+    compared on the same ones.
+    """
     drawn = []
     for _, group in groupby(files, key=cell_of):
-        cell, ids = list(group), list[str]()
-        for table in read_batches(cell, DOCUMENT, ["completion_id", "sample_index"], batch_rows=20_000):
-            first = table.filter(pc.field("sample_index") == 0)["completion_id"].to_pylist()
-            ids = draw_sample(seed, "selfcheck", [*ids, *first], per_cell)
+        cell, best = list(group), list[tuple[int, str]]()
+        for table in read_batches(cell, DOCUMENT, ["completion_id", "seed_id", "sample_index"], batch_rows=20_000):
+            first = table.filter(pc.field("sample_index") == 0)
+            pairs = zip(first["seed_id"].to_pylist(), first["completion_id"].to_pylist(), strict=True)
+            best = sorted([*best, *((draw_u64(seed, "selfcheck", row), name) for row, name in pairs)])[:per_cell]
+        ids = [name for _, name in best]
         for table in read_batches(cell, DOCUMENT, COLUMNS):
             drawn += table.filter(pc.field("completion_id").isin(ids)).to_pylist()
     return sorted(drawn, key=lambda row: row["completion_id"])

@@ -15,7 +15,7 @@ from cosmopedia.core.errors import ClusterError, ConfigError
 from cosmopedia.execution import sending
 from cosmopedia.execution.budget import Budget, forecast, read_rate, refuse, spent, write_rate
 from cosmopedia.execution.status import status_files
-from cosmopedia.generation.complete import StageRequests
+from cosmopedia.generation.complete import PromptRequests, StageRequests, complete
 from cosmopedia.generation.model import GenerationModel
 from cosmopedia.generation.requests import Sampling
 from cosmopedia.store.store import CompletionStore
@@ -55,6 +55,7 @@ def test_a_forecast_multiplies_what_is_missing_by_the_measured_length_and_rate(f
     )
     own = forecast(80_000, 1_200_000, 400.0, 2500, "m", machines)  # this run's own completions are the better estimate
     assert own.tokens == 32_000_000
+    assert forecast(100, 0, None, 16, "m", machines).tokens == 1600  # answers end there, however long texts are
     assert forecast(10, 0, None, 500, "another model", machines).instance_hours is None
 
 
@@ -68,6 +69,16 @@ def test_a_run_that_did_not_fill_the_servers_says_so_and_never_replaces_one_that
     write_rate("m", 3, 10_000, 1.0, 1, utilisation=1.0)  # too few to mean anything
     rate = read_rate("m")
     assert rate is not None and rate.tokens_per_second == 1500
+
+
+def test_short_answers_leave_the_rate_of_texts_alone(folder: Path) -> None:
+    model = GenerationModel.read()
+    with FakeTgi() as server, CompletionStore() as store:
+        write_settings(folder, [server.url])
+        for seed, texts in ((1, False), (2, True)):
+            requests = PromptRequests([(str(n), f"prompt {n}") for n in range(30)], model, seed, samples=1)
+            complete("label", requests, model, NAMING, store, sending.Send(texts=texts))
+            assert (read_rate(model.identity) is not None) == texts
 
 
 def test_a_bill_above_the_budget_is_refused(folder: Path) -> None:

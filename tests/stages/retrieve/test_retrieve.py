@@ -18,7 +18,7 @@ from cosmopedia.tables.parquet import read_rows, write_table
 from stages.retrieve import __main__ as retrieve
 from stages.retrieve import passages as steps
 from stages.retrieve.assignment import assign
-from stages.retrieve.index import Block, Statistics, best, compiled_scorer, save_block, search
+from stages.retrieve.index import Block, Scale, Statistics, best, compiled_scorer, save_block, search
 from stages.retrieve.passages import PAIR
 from stages.retrieve.queries import query_of
 from stages.retrieve.words import Vocabulary, terms_of, vocabulary_of
@@ -35,7 +35,9 @@ def text_about(number: int, words: int = 40) -> str:
     return " ".join([*filler, *(f"{subject}{n}" for n in range(number % 7, number % 7 + 4)), subject])
 
 
-def index_of(texts: list[str], folder: Path, cuts: list[int], scorer: Any = None) -> tuple[list[Block], Vocabulary]:
+def index_of(
+    texts: list[str], folder: Path, cuts: list[int], scorer: Any = None
+) -> tuple[list[Block], Vocabulary, Scale]:
     """Blocks of texts that begin at `cuts`."""
     counted = [terms_of(texts[a:b]) for a, b in zip(cuts, [*cuts[1:], len(texts)], strict=True)]
     vocabulary = vocabulary_of(terms.words for terms, _ in counted)
@@ -43,27 +45,41 @@ def index_of(texts: list[str], folder: Path, cuts: list[int], scorer: Any = None
     whole = Statistics(len(texts), float(lengths.mean()))
     for at, (terms, sizes) in zip(cuts, counted, strict=True):
         save_block(folder / f"{at:05d}", terms, sizes, vocabulary, whole)
-    return [Block(folder / f"{at:05d}", at, scorer) for at in cuts], vocabulary
+    return [Block(folder / f"{at:05d}", at, scorer) for at in cuts], vocabulary, Scale(vocabulary, whole)
 
 
 def test_scores_are_those_of_bm25s(tmp_path: Path) -> None:
     texts = [text_about(n) for n in range(60)]
     theirs = bm25s.BM25()
     theirs.index([text.split() for text in texts], show_progress=False)
-    (block,), vocabulary = index_of(texts, tmp_path, [0])
+    (block,), vocabulary, _ = index_of(texts, tmp_path, [0])
     for query in ("basalt basalt1 w7 unknown", "comet w3 w12 w99 osmosis"):
-        (words,) = vocabulary.queries([query])
-        np.testing.assert_allclose(block.scores(words), theirs.get_scores(query.split()), rtol=1e-5)
+        (looked_up,) = vocabulary.queries([query])
+        np.testing.assert_allclose(block.scores(looked_up.words), theirs.get_scores(query.split()), rtol=1e-5)
 
 
 def test_neither_blocks_nor_the_compiled_scorer_change_a_score(tmp_path: Path) -> None:
     texts = [text_about(n) for n in range(60)]
     made = []
     for name, cuts, scorer in (("a", [0], None), ("b", [0, 7, 31], compiled_scorer())):
-        blocks, vocabulary = index_of(texts, tmp_path / name, cuts, scorer)
+        blocks, vocabulary, scale = index_of(texts, tmp_path / name, cuts, scorer)
         queries = vocabulary.queries([*texts[:20], "", "no word of these"])
-        made.append([(p.tolist(), s.tobytes()) for p, s in search(blocks, queries, 5, 0.1)])
+        made.append([(p.tolist(), s.tobytes()) for p, s in search(blocks, queries, scale, 5, 0.01)])
     assert made[0] == made[1] and all(len(p) == 5 for p, _ in made[0][:20]) and made[0][20][0] == []
+
+
+def test_a_score_is_bm25_over_the_length_of_the_querys_weights_and_the_size_of_the_corpus() -> None:
+    texts = [f"a{n} b{n % 2} everywhere" for n in range(8)]
+    whole = Statistics(8, 3.0)
+    vocabulary = vocabulary_of(terms_of([text])[0].words for text in texts).without_common(4)
+    scale = Scale(vocabulary, whole)
+    alone, asked, foreign = vocabulary.queries(["a3", "a3 b1 nowhere everywhere", "no word of these"])
+    assert (asked.unknown, foreign.unknown) == (1, 4) and len(
+        foreign.words
+    ) == 0  # "everywhere" is too common to count
+    once, half, never = (np.log1p((8 - n + 0.5) / (n + 0.5)) for n in (1, 4, 0))
+    assert scale.divisor(asked) == pytest.approx(np.sqrt(once**2 + half**2 + 3 * never**2) * np.log(9) ** 0.75)
+    assert scale.divisor(alone) == pytest.approx(np.sqrt(once**2 + 2 * never**2) * np.log(9) ** 0.75)
 
 
 def test_equal_scores_go_to_the_first_passages() -> None:
@@ -122,7 +138,7 @@ def folder(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_settings(**changes: Any) -> None:
     recipe = own_params("params.yaml")
-    section = recipe["retrieve"] | {"min_score": 1.0, "common_words": 0.5} | changes
+    section = recipe["retrieve"] | {"min_score": 0.04, "common_words": 0.5} | changes
     sources = {"reading": {}, "web": {}, "wikihow": {}}
     content = {"profile": "smoke", "sources": sources, "retrieve": section, "decontaminate": recipe["decontaminate"]}
     write_params(content, {})
@@ -151,7 +167,7 @@ def test_rows_get_passages_of_their_subject_and_none_with_a_benchmarks_words(fol
     assert [row["row_id"] for row in rows] == [f"web/{n:03d}" for n in range(20)]
     for row in rows:
         subject = TOPICS[int(row["row_id"][-3:]) % 5]
-        assert row["scores"] == sorted(row["scores"], reverse=True) and min(row["scores"]) >= 1.0
+        assert row["scores"] == sorted(row["scores"], reverse=True) and min(row["scores"]) >= 0.04
         assert row["references"].startswith("[1] T: ") and subject in row["references"]
         assert row["references"].count("] T: ") == len(row["passages"]) <= 3
     (left_out,) = read_rows(["data/retrieve/rejected/passages.parquet"], REJECTED)

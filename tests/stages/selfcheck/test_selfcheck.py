@@ -19,7 +19,7 @@ from cosmopedia.tables.contracts import COMPLETION, DOCUMENT, SELFCHECK
 from cosmopedia.tables.parquet import read_table
 from stages.selfcheck import __main__ as selfcheck
 from stages.selfcheck.nli import Nli, NliParams
-from stages.selfcheck.requests import Checked, Questions, checked_sentences, read_question
+from stages.selfcheck.requests import Checked, Questions, checked_sentences, draw_documents, read_question
 from stages.selfcheck.scores import Unigram, UnigramModel, asked_score
 from tests.support.documents import ROOT, document, write_documents
 from tests.support.fake_tgi import FakeTgi
@@ -71,6 +71,23 @@ def test_generators_that_contradict_themselves_more_have_higher_scores(monkeypat
         low, high = scores[1][method]["interval"]
         assert values[0] < low < values[1] < high < values[3], method
     assert scores[0]["asked"]["value"] == 0 and "nli" not in scores[0]
+
+
+def test_a_grounded_style_is_checked_on_the_rows_of_its_plain_one(empty_folder: Path):
+    for style in ("blogpost", "grounded_blogpost"):
+        rows = [
+            document(completion_id=f"{style}{n}-0", prompt_id=f"{style}{n}", seed_id=f"web/{n}", style=style)
+            for n in range(9)
+        ]
+        write_documents(empty_folder / f"data/generate/web-{style}.parquet", rows)
+    plain, grounded = (
+        {
+            row["prompt_id"].removeprefix(style)
+            for row in draw_documents([Path(f"data/generate/web-{style}.parquet")], 47, 3)
+        }
+        for style in ("blogpost", "grounded_blogpost")
+    )
+    assert plain == grounded and len(plain) == 3
 
 
 def write_repository(folder: Path, endpoints: list[str], **changes: object) -> None:
