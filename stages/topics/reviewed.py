@@ -100,19 +100,29 @@ def overlap_with(reviewed: list[ReviewedCluster], clusters: int) -> Overlap:
     tables = list(read_batches([ASSIGNMENTS], ASSIGNMENT, columns))
     own = np.concatenate([table["cluster"].to_numpy() for table in tables])
     similarity = np.concatenate([table["similarity"].to_numpy() for table in tables])
-    parts = [_nearest(vectors_of(table), centroids) for table in read_batches([VECTORS], EMBEDDING)]
+    parts = [nearest_reviewed(vectors_of(table), centroids) for table in read_batches([VECTORS], EMBEDDING)]
     best = np.concatenate([part for part, _ in parts]) if parts else np.empty(0, np.int32)
     if len(best) != len(own):
         raise DataError(f"{VECTORS} has {len(best)} rows and {ASSIGNMENTS} {len(own)}; run cluster again (dvc repro)")
     cosine = np.concatenate([part for _, part in parts]) if parts else np.empty(0)
+    return count_overlap([cluster.id for cluster in reviewed], own, similarity, best, cosine, clusters)
+
+
+def count_overlap(
+    ids: list[str], own: np.ndarray, similarity: np.ndarray, best: np.ndarray, cosine: np.ndarray, clusters: int
+) -> Overlap:
+    """How rows lie to the reviewed clusters `ids`.
+
+    A row has its own cluster with the similarity to it, and the nearest reviewed one with its cosine.
+    """
     nearest = np.where((own >= 0) & (cosine >= similarity - SLACK), best, -1).astype(np.int32)
-    counts = np.zeros((clusters, len(reviewed)), np.int64)
+    counts = np.zeros((clusters, len(ids)), np.int64)
     np.add.at(counts, (own[nearest >= 0], nearest[nearest >= 0]), 1)
     sizes = np.bincount(own[own >= 0], minlength=clusters)
-    return Overlap([cluster.id for cluster in reviewed], nearest, counts, sizes)
+    return Overlap(ids, nearest, counts, sizes)
 
 
-def _nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_reviewed(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(position of the nearest centroid, its cosine) of each vector."""
     if vectors.shape[1] != centroids.shape[1]:
         raise ConfigError(
