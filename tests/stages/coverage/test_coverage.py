@@ -154,6 +154,18 @@ def test_gaps_are_listed_and_written_by_what_they_lack(empty_folder: Path) -> No
     assert Path("again.jsonl").read_bytes() == Path("gaps.jsonl").read_bytes()
 
 
+def test_a_topic_that_its_rows_have_filled_keeps_them_in_the_next_list(empty_folder: Path) -> None:
+    topics = taxonomy(Path("t.jsonl"), FIELD, LAVA, KITCHEN, TEA)
+    rows = [row(n, "lava", "lava") for n in range(3)] + [row(9, "tea", "tea")]
+    write_table("data/coverage/topics.parquet", covered(topics, rows, 4, wanted=3), COVERAGE)
+    same = {"source": "taxonomy", "original_id": "", "title": "", "text": "", "context": "{}", "url": None}
+    earlier = [{"row_id": f"taxonomy/{name}", **same, "licence": "", "revision": ""} for name in ("lava", "lava/ash")]
+    write_table("data/sources/taxonomy.parquet", earlier, SOURCE)
+    assert [gap["id"] for gap in gaps()] == ["tea"]
+    assert CliRunner().invoke(app, ["gaps", "--write", "gaps.jsonl"]).exit_code == 0
+    assert {gap.id: gap.missing for gap in read_taxonomy("gaps.jsonl", None)[0]} == {"tea": 2, "lava": 2}
+
+
 def test_without_a_run_of_coverage_gaps_say_how_to_have_one(empty_folder: Path) -> None:
     write_own_params(TAXONOMY)
     write_table("data/coverage/topics.parquet", [], COVERAGE)
