@@ -25,6 +25,7 @@ from stages.coverage.measures import covered, measures
 from stages.topics.cosmo_topics import app
 from tests.support.documents import ROOT, document, natural_document, write_documents
 from tests.support.own_params import OWN_PARAMS, own_params, write_params
+from tests.support.prompt_rows import prompt_row, write_prompts
 
 TAXONOMY = "data/samples/taxonomy"
 PLANTED = [json.loads(line) for line in (Path(__file__).parent / "planted.jsonl").read_text("utf-8").splitlines()]
@@ -159,11 +160,14 @@ def test_a_topic_that_its_rows_have_filled_keeps_them_in_the_next_list(empty_fol
     rows = [row(n, "lava", "lava") for n in range(3)] + [row(9, "tea", "tea")]
     write_table("data/coverage/topics.parquet", covered(topics, rows, 4, wanted=3), COVERAGE)
     same = {"source": "taxonomy", "original_id": "", "title": "", "text": "", "context": "{}", "url": None}
-    earlier = [{"row_id": f"taxonomy/{name}", **same, "licence": "", "revision": ""} for name in ("lava", "lava/ash")]
+    names = ("lava", "lava/ash", "tea", "tea/leaves", "rain")
+    earlier = [{"row_id": f"taxonomy/{name}", **same, "licence": "", "revision": ""} for name in names]
     write_table("data/sources/taxonomy.parquet", earlier, SOURCE)
+    asked = [prompt_row("taxonomy", "blogpost", n) | {"seed_id": f"taxonomy/{names[n]}"} for n in (1, 2)]
+    write_prompts(empty_folder, {"taxonomy-blogpost": sorted(asked, key=lambda row: row["prompt_id"])})
     assert [gap["id"] for gap in gaps()] == ["tea"]
     assert CliRunner().invoke(app, ["gaps", "--write", "gaps.jsonl"]).exit_code == 0
-    assert {gap.id: gap.missing for gap in read_taxonomy("gaps.jsonl", None)[0]} == {"tea": 2, "lava": 2}
+    assert {gap.id: gap.missing for gap in read_taxonomy("gaps.jsonl", None)[0]} == {"tea": 3, "lava": 2}
 
 
 def test_without_a_run_of_coverage_gaps_say_how_to_have_one(empty_folder: Path) -> None:
