@@ -44,7 +44,7 @@ def run(
     from cosmopedia.core.rng import content_hash
     from cosmopedia.execution.compute import compute_path, load_compute
     from cosmopedia.execution.sending import refuse_to_spend
-    from cosmopedia.execution.tuning.knobs import QUANTISATION, current, knobs, write
+    from cosmopedia.execution.tuning.knobs import QUANTISATION, current, fillable, knobs, write
     from cosmopedia.execution.tuning.search import Journal, Search
     from cosmopedia.execution.tuning.trial import Trials
     from cosmopedia.generation.model import GenerationModel
@@ -54,6 +54,9 @@ def run(
     path, serving, model = compute_path(), load_compute().serving, GenerationModel.read()
     tried = [knob for knob in knobs(serving) if other_texts or not knob.changes_text]
     sampling, pending, own = wanted(model, count, tokens)
+    tried, too_large = fillable(tried, len(pending))
+    for sentence in too_large:
+        said(sentence)
     start = {knob.name: value for knob in tried if (value := current(serving, knob)) is not None}
     keys = content_hash(*(one.key for one in pending))
     what = content_hash(serving.model_dump_json(), model.identity, sampling.canonical, keys, str(tried), size=6)

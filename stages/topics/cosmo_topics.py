@@ -67,13 +67,13 @@ def gaps(
     as_json: Json = False,
 ) -> None:
     """List the taxonomy's topics with too few documents, those that lack most first: what to write next. `source rows`
-    are the documents whose source row is of the topic."""
+    are the documents whose source row is of the topic. What is written has the rows of earlier lists too."""
     from stages.coverage.gaps import gaps as find_gaps
-    from stages.coverage.gaps import write_gaps
+    from stages.coverage.gaps import rows_to_write, write_gaps
 
     rows = find_gaps()
     if write is not None:
-        write_gaps(write, rows)
+        write_gaps(write, rows_to_write())
     if as_json:
         print_json(rows)
         return

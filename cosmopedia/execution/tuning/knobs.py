@@ -7,7 +7,7 @@ marked.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from cosmopedia.execution.compute import CpuJobs, ExternalServing, GpuJobs, Loca
 
 Settings = Mapping[str, Any]
 BATCHES = ("batch_size", "--max-batch-size")  # sequences that a server decodes together
+SLOTS = (*BATCHES, "concurrency")  # what a trial must fill with requests
 QUANTISATION = "quantisation"  # no key of the compute file: a param, generator.quantisation
 NGRAMS = (
     '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}'  # copied from the prompt: no 2nd model
@@ -59,6 +60,21 @@ def knobs(serving: Serving) -> list[Knob]:
         Knob("--speculate", (2,), 2, changes_text=True),
         Knob(QUANTISATION, ("fp8",), 2, changes_text=True),
     ]
+
+
+def fillable(tried: Sequence[Knob], requests: int) -> tuple[list[Knob], list[str]]:
+    """The knobs with the values that so many requests can tell apart; sentences about the others.
+
+    A batch of 64 is one of 32 where there are 32 requests: what it wins by would be noise.
+    """
+    kept, sentences = [], []
+    for knob in tried:
+        beyond = [value for value in knob.values if knob.name in SLOTS and value > requests]
+        kept.append(knob._replace(values=tuple(value for value in knob.values if value not in beyond)))
+        if beyond:
+            values = ", ".join(map(str, beyond))
+            sentences.append(f"{knob.name} {values}: not tried with {requests} requests; --requests takes more")
+    return kept, sentences
 
 
 def current(serving: Serving, knob: Knob) -> Any:

@@ -25,6 +25,7 @@ from stages.coverage.measures import covered, measures
 from stages.topics.cosmo_topics import app
 from tests.support.documents import ROOT, document, natural_document, write_documents
 from tests.support.own_params import OWN_PARAMS, own_params, write_params
+from tests.support.prompt_rows import prompt_row, write_prompts
 
 TAXONOMY = "data/samples/taxonomy"
 PLANTED = [json.loads(line) for line in (Path(__file__).parent / "planted.jsonl").read_text("utf-8").splitlines()]
@@ -86,7 +87,7 @@ def test_a_missing_taxonomy_and_one_too_small_are_named(empty_folder: Path) -> N
     with pytest.raises(ConfigError, match=r"topics\.jsonl does not exist"):
         coverage.settings()
     taxonomy(Path("topics.jsonl"), FIELD, LAVA, KITCHEN, TEA)
-    with pytest.raises(ConfigError, match=r"no text can reach among the 2 topics of topics\.jsonl: .* of 9 or more"):
+    with pytest.raises(ConfigError, match=r"no text can reach among the 2 topics of topics\.jsonl: .* of 11 or more"):
         coverage.settings()
 
 
@@ -152,6 +153,21 @@ def test_gaps_are_listed_and_written_by_what_they_lack(empty_folder: Path) -> No
     assert (gap.id, gap.path, gap.missing) == ("tea", ["Kitchen"], 3)
     write_gaps(Path("again.jsonl"), json.loads(CliRunner().invoke(app, ["gaps", "--json"]).output))
     assert Path("again.jsonl").read_bytes() == Path("gaps.jsonl").read_bytes()
+
+
+def test_a_topic_that_its_rows_have_filled_keeps_them_in_the_next_list(empty_folder: Path) -> None:
+    topics = taxonomy(Path("t.jsonl"), FIELD, LAVA, KITCHEN, TEA)
+    rows = [row(n, "lava", "lava") for n in range(3)] + [row(9, "tea", "tea")]
+    write_table("data/coverage/topics.parquet", covered(topics, rows, 4, wanted=3), COVERAGE)
+    same = {"source": "taxonomy", "original_id": "", "title": "", "text": "", "context": "{}", "url": None}
+    names = ("lava", "lava/ash", "tea", "tea/leaves", "rain")
+    earlier = [{"row_id": f"taxonomy/{name}", **same, "licence": "", "revision": ""} for name in names]
+    write_table("data/sources/taxonomy.parquet", earlier, SOURCE)
+    asked = [prompt_row("taxonomy", "blogpost", n) | {"seed_id": f"taxonomy/{names[n]}"} for n in (1, 2)]
+    write_prompts(empty_folder, {"taxonomy-blogpost": sorted(asked, key=lambda row: row["prompt_id"])})
+    assert [gap["id"] for gap in gaps()] == ["tea"]
+    assert CliRunner().invoke(app, ["gaps", "--write", "gaps.jsonl"]).exit_code == 0
+    assert {gap.id: gap.missing for gap in read_taxonomy("gaps.jsonl", None)[0]} == {"tea": 3, "lava": 2}
 
 
 def test_without_a_run_of_coverage_gaps_say_how_to_have_one(empty_folder: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 from cosmopedia.core.errors import ConfigError
 from cosmopedia.execution import servers
 from cosmopedia.execution.compute import Compute, load_compute
-from cosmopedia.execution.tuning.knobs import Knob, current, knobs, option, with_settings, write
+from cosmopedia.execution.tuning.knobs import Knob, current, fillable, knobs, option, with_settings, write
 from cosmopedia.execution.tuning.search import Journal, Search, Trial
 from cosmopedia.store.store import CompletionStore
 from tests.support.command_line import cosmo
@@ -74,6 +74,13 @@ def test_what_wins_once_and_loses_the_second_time_is_not_kept(tmp_path: Path) ->
 
     one = Search(Journal(tmp_path / "j.json"), measure, 100.0, lambda _: None)
     assert one.best([Knob("batch_size", (16,), 1)], {"batch_size": 32}) == {"batch_size": 32}
+
+
+def test_a_batch_that_the_requests_of_a_trial_cannot_fill_is_not_tried() -> None:
+    kept, (sentence,) = fillable([BATCH, INSTANCES], 16)
+    assert [knob.values for knob in kept] == [(8, 16), (1, 2)]
+    assert sentence == "batch_size 32: not tried with 16 requests; --requests takes more"
+    assert fillable([BATCH, CACHING], 32) == ([BATCH, CACHING], [])
 
 
 def test_settings_get_into_the_compute_file_with_its_comments(tmp_path: Path) -> None:
