@@ -85,7 +85,12 @@ def read_sweep(name: str) -> Sweep:
         raise ConfigError(f"{path} is missing; there are: {known}")
     if not ARM_NAME.fullmatch(path.stem):
         raise ConfigError(f"{path}: the name of a sweep has letters, digits, and . _ + - between them")
-    file = check(read_yaml(path), SweepFile, str(path))
+    content = read_yaml(path)
+    if any(isinstance(key, bool) for key in _keys(content)):
+        raise ConfigError(
+            f"{path}: YAML takes on, off, yes and no for truth values; put an arm or label of that name in quotes"
+        )
+    file = check(content, SweepFile, str(path))
     where = Where(path)
     arms = {name: where.arm(name, changes) for name, changes in combinations(file, path)}
     if file.control not in arms:
@@ -97,6 +102,13 @@ def read_sweep(name: str) -> Sweep:
         if other != arm:
             raise ConfigError(f"{path}: {other} and {arm} are the same arm; take one out")
     return Sweep(path.stem, file.question, file.control, file.seeds, ordered, file.budget)
+
+
+def _keys(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        yield from node
+        for inner in node.values():
+            yield from _keys(inner)
 
 
 def combinations(file: SweepFile, path: Path) -> Iterator[tuple[str, ArmChanges]]:

@@ -99,7 +99,7 @@ def warn_of_damage(source: str, counts: RowCounts, causes: dict[str, str]) -> No
 
 def summary(counts: RowCounts, dataset: str | None, with_controls: int, control_characters: str) -> str:
     """The stage's line: rows kept, rows left out by reason, records with control characters."""
-    line = f"{counts.kept} rows from {dataset}"
+    line = "left out, no rows" if dataset is None else f"{counts.kept} rows from {dataset}"
     if counts.removed:
         line += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(counts.removed.items()))
     if with_controls:

@@ -69,6 +69,8 @@ def test_axes_and_arms_combine_and_each_param_goes_into_its_file(repository: Pat
         ("question: q\ncontrol: a\nseeds: [1]\narms: {a: {replace: {template.txt: /etc/hosts}}}", "/hosts is no file"),
         ("question: q\ncontrol: a\nseeds: [1]\narms: {'a b': {}}", "'a b' cannot be an arm's name"),
         ("question: q\ncontrol: a\nseeds: [1]\naxes: {prompts: [{a: 1}]}", "cannot be an arm's name.*labels"),
+        ("question: q\ncontrol: a\nseeds: [1]\narms: {a: {}, off: {}}", "put an arm or label of that name in quotes"),
+        ("question: q\ncontrol: a\nseeds: [1]\naxes: {train.steps: {on: 1, off: 2}}", "on, off, yes and no"),
         ("question: q\ncontrol: a\nseeds: [1]\nfoo: 1\narms: {a: {}}", "foo is not a parameter"),
     ],
 )  # fmt: skip
