@@ -60,14 +60,15 @@ def stage_rows(profile: str) -> list[list[str]]:
     """(stage, its time, CPU seconds, peak MB) of each stage's last run with a profile that came to its end, in their
     order; what DVC took from its cache ran earlier, or elsewhere."""
     last = {run["stage"]: run for run in read_runs() if run.get("profile") == profile and run.get("outcome") == "done"}
-    rows: list[tuple[str, float, float | None, int | None]] = [
-        (run["stage"], run["ended"] - run["began"], run.get("cpu_seconds"), run.get("peak_mb"))
-        for run in sorted(last.values(), key=lambda run: run["began"])
-    ]
+    runs = sorted(last.values(), key=lambda run: run["began"])
+    rows = [[run["ended"] - run["began"], run.get("cpu_seconds"), run.get("peak_mb")] for run in runs]
+    names = [run["stage"] for run in runs]
     if len(rows) > 1:
-        seconds, cpu, peak = ([row[i] or 0 for row in rows] for i in (1, 2, 3))
-        rows.append(("all of them", sum(seconds), sum(cpu), int(max(peak))))
-    return [[name, *("-" if value is None else f"{value:,.0f}" for value in values)] for name, *values in rows]
+        seconds, cpu, peak = ([value or 0 for value in column] for column in zip(*rows, strict=True))
+        rows.append([sum(seconds), sum(cpu), max(peak)])
+        names.append("all of them")
+    words = [["-" if value is None else f"{value:,.0f}" for value in row] for row in rows]
+    return [[name, *row] for name, row in zip(names, words, strict=True)]
 
 
 def changed_rows() -> list[list[str]]:
