@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cosmopedia.corpus.words import folded
 from cosmopedia.faithfulness.dates import MONTHS
 
-WORD = re.compile(r"[^\W_]+(?:['’.-](?=[^\W_])[^\W_]+)*+")
+WORD = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
 # Between two words: where a sentence, an item, a quotation or an emphasis begins, so that a capital says nothing.
 BREAK = re.compile(r"[.!?:;…\n\"“”‘«»*_#|(\[{>–—=]|(?:^|\s)['‘]|\s[-•]\s")
 HEADING_WORDS = 12  # of a line without a full stop; such lines have capitals of their own

@@ -16,7 +16,7 @@ from cosmopedia.faithfulness.units import CURRENCY, FRACTION, POUND, STERLING, U
 # Digits with separators of thousands or without, decimals; no part of a word, a version number or an address.
 NUMBER = re.compile(
     r"(?<![\w.,])(?:(?P<sign>[$€£¥]|(?<![\w)])[-−])[ ]?)?"
-    r"(?P<digits>\d{1,3}(?:[,\u00a0\u202f ]\d{3})++(?!\d)|\d++)(?P<decimals>\.\d++)?"
+    r"(?P<digits>\d{1,3}(?:[,\u00a0\u202f ]\d{3})+(?!\d|[,\u00a0\u202f ]\d{3})|\d++)(?P<decimals>\.\d++)?"
     r"(?P<fraction>[½⅓⅔¼¾])?(?:(?P<ordinal>st|nd|rd|th)\b)?(?![\w]*+\.\d)"
 )
 GLYPH = re.compile(r"(?<![\w])[½⅓⅔¼¾]")

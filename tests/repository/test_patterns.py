@@ -129,6 +129,15 @@ def test_the_patterns_are_found() -> None:
     assert {"chat.openings.hello.pattern", "chat.refusals.refusal"} <= PATTERNS.keys()
 
 
+def test_no_group_of_re_gives_nothing_back() -> None:
+    """Python before 3.11.5 matches `(...)*+` and `(?>...)` wrongly (gh-106052), and Debian 12 has 3.11.2."""
+    patterns = {place: apply.__self__ for place, apply in PATTERNS.items()}
+    theirs = {place: one.pattern for place, one in patterns.items() if isinstance(one, re.Pattern)}
+    possessive = re.compile(r"(?<!\\)\)(?:[*+?]|\{[\d,]+\})\+|\(\?>")
+    assert len(theirs) > 50
+    assert [place for place, pattern in theirs.items() if possessive.search(pattern)] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PATTERNS)
 def test_a_pattern_is_linear(place: str) -> None:
