@@ -18,11 +18,11 @@ not lost among thirty files of code, and an edit changes a line or two.
 import ast
 import io
 import re
-from collections.abc import Iterator
 from difflib import ndiff
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
@@ -156,8 +156,9 @@ def flow(deps: list[str]) -> str:
     names = [f'"{dep}"' if set(dep) & set("{}[],") else dep for dep in deps]
     if len("    deps: []" + ", ".join(names)) <= WIDTH:
         return f" [{', '.join(names)}]"
-    rooms = [",\n       ".join(lines(list(room))) for _, room in groupby(names, key=room_of)]
-    return "\n      [" + ",\n       ".join(rooms) + "]"
+    rooms = (", ".join(room) + "," for _, room in groupby(names, key=room_of))
+    lines = [line for room in rooms for line in wrap(room, WIDTH - 7, break_long_words=False, break_on_hyphens=False)]
+    return "\n      [" + "\n       ".join(lines).removesuffix(",") + "]"
 
 
 def room_of(dep: str) -> str:
@@ -166,18 +167,6 @@ def room_of(dep: str) -> str:
     if parts[0] not in PACKAGES:
         return ""
     return "/".join(parts[:2]) if parts[0] == "cosmopedia" and len(parts) > 2 else parts[0]
-
-
-def lines(names: list[str]) -> Iterator[str]:
-    """Names separated by commas, as many on a line as there is room for."""
-    line = names[0]
-    for name in names[1:]:
-        if len(f"       {line}, {name},") > WIDTH:
-            yield line
-            line = name
-        else:
-            line += f", {name}"
-    yield line
 
 
 def differences(before: str, after: str) -> list[str]:
