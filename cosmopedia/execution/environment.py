@@ -28,6 +28,7 @@ from cosmopedia.execution.revision import git_revision
 PACKAGES = ("dvc", "torch", "transformers", "datatrove", "tokenizers", "polars", "pyarrow")
 FURTHER = ("numpy", "numba", "scikit-learn", "umap-learn", "sentence-transformers", "lighteval", "mlflow", "nanotron")
 GPUS = Path("/proc/driver/nvidia/gpus")
+STATUS = Path("/proc/self/status")
 END_SECONDS = 2.0  # at most so long does a stage's end wait for the line of its beginning
 
 
@@ -95,9 +96,13 @@ def recorded(stage: str) -> Iterator[None]:
 
 def used() -> dict[str, Any]:
     """CPU seconds of this process and of those that it started and that have ended; the largest one's memory in MB."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
-    return {"cpu_seconds": round(seconds, 1), "peak_mb": max(usage.ru_maxrss for usage in usages) * 1024 // 1_000_000}
+    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    seconds = sum(usage.ru_utime + usage.ru_stime for usage in (own, others))
+    unit = 1 if sys.platform == "darwin" else 1024
+    # Not ru_maxrss on Linux: it begins with what DVC had when it started this process.
+    status = dict(line.split(":", 1) for line in _lines(STATUS))
+    peak = int(status["VmHWM"].split()[0]) * 1024 if "VmHWM" in status else own.ru_maxrss * unit
+    return {"cpu_seconds": round(seconds, 1), "peak_mb": max(peak, others.ru_maxrss * unit) // 1_000_000}
 
 
 def read_runs() -> list[dict[str, Any]]:

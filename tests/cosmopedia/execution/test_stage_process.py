@@ -230,6 +230,11 @@ def test_each_run_of_a_stage_is_kept_with_what_it_ran_in_and_delays_nothing(
     assert first["packages"]["polars"] and first["git_revision"] and first["python"] and first["processor"]
     assert entered < 0.01
     assert first["cpu_seconds"] > 0.3 and first["peak_mb"] > 300
+    large = "import sys, subprocess; x = b'x' * 300_000_000; print(subprocess.check_output(sys.argv[1:], text=True))"
+    small = "from cosmopedia.execution.environment import used; print(used()['peak_mb'])"
+    paths = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", large, sys.executable, "-c", small]  # what a large process starts is small
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True, env=paths).stdout) < 200
     shown = cosmo(app, "status", "--runs", 5)
     assert "prompts" in shown and "done" in shown and "failed" in shown
     (checkout / ".store/runs/stages.jsonl").unlink()
