@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cosmopedia.cpu_server import kernels
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -38,22 +40,26 @@ class Linear:
         if self._packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
 
-    def __call__(self, rows: "torch.Tensor") -> "torch.Tensor":
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Both float32, [rows, width in] and [rows, width out]."""
         import torch
 
+        given = torch.from_numpy(rows).to(self.weight.dtype)
         if self._packed:
-            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-        return torch.nn.functional.linear(rows, self.weight, self.bias)
+            found = torch.ops.mkldnn._linear_pointwise(given, self.weight, self.bias, "none", [], "")
+        else:
+            found = torch.nn.functional.linear(given, self.weight, self.bias)
+        return found.float().numpy()
 
 
 @dataclass
 class Layer:
     """The weights of one layer, projections of the same input joined."""
 
-    first_norm: "torch.Tensor"
+    first_norm: np.ndarray  # float32, like all that is no product of matrices
     query_key_value: Linear
     output: Linear
-    second_norm: "torch.Tensor"
+    second_norm: np.ndarray
     gate_up: Linear
     down: Linear
 
@@ -66,14 +72,15 @@ class LlamaWeights:
 
         config: Any = model.config
         body: Any = model.model
-        self.vocabulary, self.epsilon = config.vocab_size, config.rms_norm_eps
+        self.vocabulary, self.epsilon = config.vocab_size, np.float32(config.rms_norm_eps)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         with torch.no_grad():
             cos, sin = body.rotary_emb(body.embed_tokens.weight, torch.arange(config.max_position_embeddings)[None])
             half = self.head_size // 2
-            self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-            self.embed, self.norm = body.embed_tokens.weight.detach(), body.norm.weight.detach()
+            sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+            self.cos, self.sin = _plain(cos[0]), _plain(sin)
+            self.embed, self.norm = body.embed_tokens.weight.detach(), _plain(body.norm.weight)
             self.out = Linear(model.lm_head.weight.detach())  # type: ignore[union-attr]
             self.layers = [_take_layer(layer) for layer in body.layers]
 
@@ -82,10 +89,10 @@ def _take_layer(layer: Any) -> Layer:
     """A layer's weights, taken out of the transformers model so that there is only one copy at a time."""
     attention, mlp = layer.self_attn, layer.mlp
     taken = Layer(
-        layer.input_layernorm.weight.detach(),
+        _plain(layer.input_layernorm.weight),
         _joined(attention.q_proj, attention.k_proj, attention.v_proj),
         _joined(attention.o_proj),
-        layer.post_attention_layernorm.weight.detach(),
+        _plain(layer.post_attention_layernorm.weight),
         _joined(mlp.gate_proj, mlp.up_proj),
         _joined(mlp.down_proj),
     )
@@ -93,6 +100,10 @@ def _take_layer(layer: Any) -> Layer:
         if hasattr(part, "weight"):
             del part.weight
     return taken
+
+
+def _plain(weight: "torch.Tensor") -> np.ndarray:
+    return weight.detach().float().numpy()
 
 
 def _joined(*parts: Any) -> Linear:
@@ -104,17 +115,19 @@ def _joined(*parts: Any) -> Linear:
 
 @dataclass(eq=False)
 class _Sequence:
-    """A sequence, or a free cache, which still has the keys and values of its last prompt."""
+    """A sequence, or a free slot of the caches, which still has the keys and values of its last prompt."""
 
-    caches: list["torch.Tensor"] = field(
-        default_factory=list
-    )  # per layer, [heads of keys, then of values; room; size]
-    read: list[int] = field(
-        default_factory=list
-    )  # tokens of a prompt, from the first, whose keys and values are there
+    slot: int
+    # tokens of a prompt, from the first, whose keys and values are there
+    read: list[int] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)
     started: bool = False  # `read` belongs to `prompt`, and not to the one before
     length: int = 0  # positions that are filled
+
+    @property
+    def filled(self) -> int:
+        """Positions whose keys and values somebody may want."""
+        return max(self.length, len(self.read))
 
     @property
     def unread(self) -> int:
@@ -148,11 +161,14 @@ class LlamaDecoder:
         self.weights, self.slots, self.vocabulary = weights, slots, weights.vocabulary
         self._live: list[_Sequence] = []
         self._free: list[_Sequence] = []
+        # By layer, float32 [slots, heads of keys, then of values; room; size]; what is not filled takes no memory.
+        shape = (slots, 2 * weights.kv_heads, 0, weights.head_size)
+        self._caches = [np.empty(shape, np.float32) for _ in weights.layers]
         # Which positions a block sees: all before it, and in it those up to its own. The queries that share a head of
         # keys follow each other.
         group, positions = weights.heads // weights.kv_heads, len(weights.cos)
-        in_block = torch.full((BLOCK, BLOCK), -torch.inf, dtype=weights.cos.dtype).triu(1)
-        before = torch.zeros(BLOCK * group, positions, dtype=weights.cos.dtype)
+        in_block = torch.full((BLOCK, BLOCK), -torch.inf).triu(1)
+        before = torch.zeros(BLOCK * group, positions)
         self._mask, self._positions = torch.cat([before, in_block.repeat_interleave(group, 0)], dim=1), positions
 
     @property
@@ -164,7 +180,7 @@ class LlamaDecoder:
 
     def admit(self, prompts: list[list[int]]) -> None:
         for prompt in prompts:
-            sequence = self._free.pop() if self._free else _Sequence()
+            sequence = self._free.pop() if self._free else _Sequence(self.count)
             sequence.prompt, sequence.started, sequence.length = prompt, False, 0
             self._live.append(sequence)
 
@@ -173,14 +189,13 @@ class LlamaDecoder:
 
         with torch.inference_mode():
             pieces = self._pieces(tokens)
-            hidden = self._forward(pieces)
+            normed = self._forward(pieces)
             for piece in pieces:
                 piece.sequence.keep(piece)
             complete = [piece for piece in pieces if not piece.sequence.unread]
             if not complete:
                 return [], np.zeros((0, self.vocabulary), dtype=np.float32)
-            last = hidden[[piece.row + len(piece.ids) - 1 for piece in complete]]
-            logits = self.weights.out(self._normed(last, self.weights.norm)).float().numpy()
+            logits = self.weights.out(normed[[piece.row + len(piece.ids) - 1 for piece in complete]])
         return [piece.number for piece in complete], logits
 
     def drop(self, number: int) -> None:
@@ -203,7 +218,7 @@ class LlamaDecoder:
             if ids:
                 pieces.append(_Piece(number, sequence, sequence.length, ids, row))
                 row += len(ids)
-                self._make_room(sequence, sequence.length + len(ids))
+        self._make_room(max((piece.start + len(piece.ids) for piece in pieces), default=0))
         return pieces
 
     def _begin(self, sequence: _Sequence, pieces: list[_Piece]) -> bool:
@@ -220,78 +235,66 @@ class LlamaDecoder:
         best, length = others[blocks.index(most)], most * BLOCK
         sequence.started, sequence.length, sequence.read = True, length, prompt[:length]
         if length and best is not sequence:
-            self._make_room(sequence, length)
-            for ours, theirs in zip(sequence.caches, best.caches, strict=True):
-                ours[:, :length] = theirs[:, :length]
+            for cache in self._caches:
+                cache[sequence.slot, :, :length] = cache[best.slot, :, :length]
         return True
 
-    def _make_room(self, sequence: _Sequence, length: int) -> None:
-        import torch
-
-        have = sequence.caches[0].shape[1] if sequence.caches else 0
-        if length <= have:
+    def _make_room(self, length: int) -> None:
+        """Let each slot have room for so many positions, in steps of `GROWTH`."""
+        slots, heads, room, size = self._caches[0].shape
+        if length <= room:
             return
-        size, heads = -(-length // GROWTH) * GROWTH, 2 * self.weights.kv_heads
-        for number in range(len(self.weights.layers)):
-            new = torch.empty(heads, size, self.weights.head_size, dtype=self.weights.embed.dtype)
-            if have:
-                new[:, :have] = sequence.caches[number]
-                sequence.caches[number] = new
-            else:
-                sequence.caches.append(new)
+        room = -(-length // GROWTH) * GROWTH
+        for number, cache in enumerate(self._caches):
+            self._caches[number] = np.empty((slots, heads, room, size), np.float32)
+            for sequence in (*self._live, *self._free):
+                self._caches[number][sequence.slot, :, : sequence.filled] = cache[sequence.slot, :, : sequence.filled]
 
-    def _forward(self, pieces: list[_Piece]) -> "torch.Tensor":
-        """The last hidden states of all tokens, [tokens, hidden size]."""
-        import torch
-        import torch.nn.functional as F
-
+    def _forward(self, pieces: list[_Piece]) -> np.ndarray:
+        """The last hidden states of all tokens, after the last norm: float32 [tokens, hidden size]."""
         weights = self.weights
-        positions = torch.cat([torch.arange(piece.start, piece.start + len(piece.ids)) for piece in pieces])
-        cos, sin = weights.cos[positions][:, None], weights.sin[positions][:, None]
-        hidden = F.embedding(torch.tensor([token for piece in pieces for token in piece.ids]), weights.embed)
-        for number, layer in enumerate(weights.layers):
-            joint = layer.query_key_value(self._normed(hidden, layer.first_norm))
-            joint = joint.view(len(hidden), weights.heads + 2 * weights.kv_heads, weights.head_size)
-            rotary = joint[:, : weights.heads + weights.kv_heads]
-            rotary.copy_(rotary * cos + rotary.roll(weights.head_size // 2, dims=-1) * sin)
-            mixed = torch.empty(len(hidden), weights.heads, weights.head_size, dtype=hidden.dtype)
-            for piece in pieces:
-                self._attend(piece, joint, mixed, number)
-            hidden = hidden + layer.output(mixed.view(len(hidden), -1))
-            gate, up = layer.gate_up(self._normed(hidden, layer.second_norm)).chunk(2, dim=-1)
-            hidden = hidden + layer.down(F.silu(gate) * up)
-        return hidden
+        hidden = weights.embed[[token for piece in pieces for token in piece.ids]].float().numpy()
+        places = [(piece.start + i, piece.sequence.slot) for piece in pieces for i in range(len(piece.ids))]
+        positions, slots = np.array(places).T.copy()
+        single = np.array([piece.row for piece in pieces if len(piece.ids) == 1], dtype=np.int64)
+        longer = [piece for piece in pieces if len(piece.ids) > 1]
+        normed, more = np.empty_like(hidden), np.zeros_like(hidden)
+        mixed = np.empty((len(hidden), weights.heads, weights.head_size), np.float32)
+        for layer, cache in zip(weights.layers, self._caches, strict=True):
+            kernels.add_and_norm(hidden, more, layer.first_norm, weights.epsilon, normed)
+            joint = layer.query_key_value(normed).reshape(len(hidden), -1, weights.head_size)
+            kernels.place(joint, weights.cos, weights.sin, positions, slots, cache)
+            kernels.attend(joint, cache, single, positions, slots, mixed)
+            for piece in longer:
+                self._attend(piece, joint, cache, mixed)
+            more = layer.output(mixed.reshape(len(hidden), -1))
+            kernels.add_and_norm(hidden, more, layer.second_norm, weights.epsilon, normed)
+            gate_up = layer.gate_up(normed)
+            inner = np.empty((len(hidden), gate_up.shape[1] // 2), np.float32)
+            kernels.swiglu(gate_up, inner)
+            more = layer.down(inner)
+        kernels.add_and_norm(hidden, more, weights.norm, weights.epsilon, normed)
+        return normed
 
-    def _attend(self, piece: _Piece, joint: "torch.Tensor", mixed: "torch.Tensor", number: int) -> None:
-        """Keep a piece's keys and values, and attend to those of its sequence, a block at a time."""
+    def _attend(self, piece: _Piece, joint: np.ndarray, cache: np.ndarray, mixed: np.ndarray) -> None:
+        """A prompt's tokens attend to those of its sequence, a block at a time."""
+        import torch
         import torch.nn.functional as F
 
         heads, kv_heads, size = self.weights.heads, self.weights.kv_heads, self.weights.head_size
-        cache, row, count = piece.sequence.caches[number], piece.row, len(piece.ids)
-        if count == 1:  # most pieces; the same as below with fewer views, which cost a small model more than its sums
-            cache[:, piece.start] = joint[row, heads:]
-            seen = cache[None, :, : piece.start + 1]
-            query = joint[row, :heads].view(1, kv_heads, heads // kv_heads, size)
-            mixed[row] = F.scaled_dot_product_attention(query, seen[:, :kv_heads], seen[:, kv_heads:]).view(
-                heads, size
-            )
-            return
-        cache[:, piece.start : piece.start + count] = joint[row : row + count, heads:].transpose(0, 1)
-        for first in range(0, count, BLOCK):
-            some, before = min(BLOCK, count - first), piece.start + first
-            rows, group = slice(row + first, row + first + some), heads // kv_heads
-            query = joint[rows, :heads].view(some, kv_heads, group, size).transpose(0, 1).reshape(kv_heads, -1, size)
-            seen = cache[None, :, : before + some]
+        group = heads // kv_heads
+        stored, queries = torch.from_numpy(cache[None, piece.sequence.slot]), torch.from_numpy(joint[:, :heads])
+        for first in range(0, len(piece.ids), BLOCK):
+            some, before = min(BLOCK, len(piece.ids) - first), piece.start + first
+            rows = slice(piece.row + first, piece.row + first + some)
+            query = queries[rows].view(some, kv_heads, group, size).transpose(0, 1).reshape(kv_heads, -1, size)
+            seen = stored[:, :, : before + some]
             mask = self._mask[: some * group, self._positions - before : self._positions + some]
             answer = F.scaled_dot_product_attention(
                 query[None], seen[:, :kv_heads], seen[:, kv_heads:], attn_mask=None if some == 1 else mask
             )
-            mixed[rows] = answer[0].view(kv_heads, some, group, size).transpose(0, 1).reshape(some, heads, size)
-
-    def _normed(self, hidden: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
-        import torch.nn.functional as F
-
-        return F.rms_norm(hidden, weight.shape, weight, self.weights.epsilon)
+            answer = answer[0].view(kv_heads, some, group, size).transpose(0, 1).reshape(some, heads, size)
+            mixed[rows] = answer.numpy()
 
 
 def _shared_blocks(prompt: list[int], other: list[int]) -> int:

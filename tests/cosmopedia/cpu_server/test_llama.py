@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmopedia.cpu_server import llama
+from cosmopedia.cpu_server import kernels, llama
 from cosmopedia.cpu_server.llama import BLOCK, STEP_TOKENS, Linear, LlamaDecoder, LlamaWeights
 from tests.support.tiny_llama import tiny_llama
 
@@ -106,19 +106,13 @@ def test_a_long_prompt_does_not_hold_up_those_that_are_written(weights: LlamaWei
 @pytest.mark.parametrize(("rows_in", "rows_out"), [(576, 960), (576, 3072), (1536, 576), (576, 5000)])
 def test_a_product_of_a_row_is_the_same_in_every_batch(rows_in: int, rows_out: int) -> None:
     torch.manual_seed(1)
-    rows = torch.randn(300, rows_in)
-    linear = Linear(torch.randn(rows_out, rows_in) / 30)
+    rows, weight = torch.randn(300, rows_in).numpy(), torch.randn(rows_out, rows_in) / 30
+    linear = Linear(weight.clone())
     with torch.inference_mode():
         whole = linear(rows)
         for first, last in [*pairwise((0, 1, 3, 7, 15, 31, 64, 129, 300)), (0, 144), (3, 19), (250, 251)]:
-            assert torch.equal(linear(rows[first:last]), whole[first:last]), (first, last)
-    torch.testing.assert_close(whole, rows @ linear_weight(rows_in, rows_out).T, atol=1e-3, rtol=1e-4)
-
-
-def linear_weight(rows_in: int, rows_out: int) -> torch.Tensor:
-    torch.manual_seed(1)
-    torch.randn(300, rows_in)
-    return torch.randn(rows_out, rows_in) / 30
+            assert linear(rows[first:last]).tobytes() == whole[first:last].tobytes(), (first, last)
+    np.testing.assert_allclose(whole, rows @ weight.numpy().T, atol=1e-3, rtol=1e-4)
 
 
 def test_in_bf16_the_logits_are_those_of_transformers_in_bf16() -> None:
@@ -141,4 +135,51 @@ def test_free_memory_is_used_again(weights: LlamaWeights) -> None:
         written(decoder, [prompt], 2)
         decoder.drop(0)
     assert decoder.count == 0 and len(decoder._free) <= 2
-    assert sum(cache.shape[1] for one in decoder._free for cache in one.caches) <= 2 * 3 * 3 * llama.GROWTH
+    assert [cache.shape for cache in decoder._caches] == [(2, 2 * 2, 2 * llama.GROWTH, 64)] * 3
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 4, 16), (8, 1, 40)])
+def test_the_kernels_are_the_models_operators(heads: int, kv_heads: int, size: int) -> None:
+    functional, rng = torch.nn.functional, np.random.default_rng(heads)
+
+    def some(*shape: int) -> np.ndarray:
+        return (rng.normal(size=shape) * 3).astype(np.float32)
+
+    hidden, more, weight, normed = some(5, 48), some(5, 48), some(48), some(5, 48)
+    wanted = torch.from_numpy(hidden + more)
+    kernels.add_and_norm(hidden, more, weight, np.float32(1e-5), normed)
+    np.testing.assert_array_equal(hidden, wanted.numpy())
+    np.testing.assert_allclose(normed, functional.rms_norm(wanted, (48,), torch.from_numpy(weight), 1e-5), rtol=2e-6)
+
+    gate_up, inner = some(5, 96) * 20, some(5, 48)
+    kernels.swiglu(gate_up, inner)
+    gate, up = torch.from_numpy(gate_up.astype(np.float64)).chunk(2, dim=-1)
+    np.testing.assert_allclose(inner, functional.silu(gate) * up, rtol=1e-5, atol=1e-12)
+
+    # Row 0 is the 201st token of slot 2, row 1 the first of slot 0; row 2 is placed and does not attend.
+    joint, cache, mixed = some(3, heads + 2 * kv_heads, size), some(3, 2 * kv_heads, 256, size), some(3, heads, size)
+    cos, sin = some(256, size), some(256, size)
+    given, kept, rows = joint.copy(), mixed.copy(), torch.from_numpy(joint.copy())
+    positions, slots = np.array([200, 0, 7]), np.array([2, 0, 1])
+    turn = [torch.from_numpy(table[positions])[:, None] for table in (cos, sin)]
+    rotated = (rows * turn[0] + rows.roll(size // 2, dims=-1) * turn[1]).numpy()
+    kernels.place(joint, cos, sin, positions, slots, cache)
+    np.testing.assert_allclose(joint[:, :heads], rotated[:, :heads], rtol=1e-5, atol=1e-5)
+    for row, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        placed = cache[slot, :, position]
+        np.testing.assert_allclose(placed[:kv_heads], rotated[row, heads : heads + kv_heads], rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(placed[kv_heads:], given[row, heads + kv_heads :])
+    kernels.attend(joint, cache, np.array([0, 1]), positions, slots, mixed)
+    np.testing.assert_array_equal(mixed[2], kept[2])
+    for row in range(2):
+        seen = torch.from_numpy(cache[slots[row], :, : positions[row] + 1].astype(np.float64))
+        keys, values = (part.repeat_interleave(heads // kv_heads, 0) for part in seen.chunk(2))
+        query = torch.from_numpy(joint[row, :heads, None].astype(np.float64))
+        answer = functional.scaled_dot_product_attention(query, keys, values)[:, 0]
+        np.testing.assert_allclose(mixed[row], answer, rtol=2e-4, atol=2e-4)
+
+
+def test_a_softmax_of_extreme_scores_is_finite() -> None:
+    scores = np.array([3e38, -3e38, 0, 3e38], np.float32)
+    kernels.softmax(scores, np.empty(4, np.int32), 4)
+    np.testing.assert_allclose(scores, [0.5, 0, 0, 0.5], atol=1e-30)
