@@ -17,6 +17,7 @@ from cosmopedia.hashing import GOLDEN, mix64
 
 LARGEST = np.float32(1e30)  # of a score: a penalty of any size and a temperature of LOWEST keep it a number
 LOWEST = 1e-6  # temperature; colder ones choose the same token
+COLUMNS = 8  # as many as scores are sought, times this; their maxima say which scores cannot be among the largest
 CANDIDATES = 1024  # tokens among which top-p looks first
 KEPT_GRAMMARS = 64  # compiled ones; a run has few, and sends them often
 # as outlines has it, with which TGI compiles schemas; a small model would write free white space forever
@@ -166,13 +167,14 @@ def _lowest(scores: np.ndarray, p: SamplingParams) -> float | None:
     vocabulary = len(scores)
     most = min(p.top_k or vocabulary, vocabulary)
     if p.top_p >= 1.0:
-        return None if most == vocabulary else float(_largest(scores, most)[0])
-    weights = np.exp(scores - scores.max())
+        return None if most == vocabulary else float(largest(scores, most)[0])
     # The set is nearly always small, and sorting the vocabulary is what takes long.
     for count in (CANDIDATES, vocabulary):
-        best = np.sort(_largest(scores, min(most, count)))
+        best = np.sort(largest(scores, min(most, count)))
         likely = np.exp(best - best[-1])
-        rest = weights.sum(dtype=np.float64) - likely.sum(dtype=np.float64) if count < most == vocabulary else 0.0
+        rest = 0.0
+        if count < most == vocabulary:
+            rest = np.exp(scores - best[-1]).sum(dtype=np.float64) - likely.sum(dtype=np.float64)
         below = max(rest, 0.0) + np.cumsum(likely, dtype=np.float64)
         share = (1.0 - p.top_p) * below[-1]
         if most <= count or (most == vocabulary and rest <= share):
@@ -180,7 +182,15 @@ def _lowest(scores: np.ndarray, p: SamplingParams) -> float | None:
     return float(best[(below > share).argmax()])
 
 
-def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+def largest(scores: np.ndarray, count: int) -> np.ndarray:
     """The `count` largest, the lowest of them first."""
+    if count == len(scores):
+        return scores
+    # A few of them are candidates: `count` scores are as large as the count-th largest of the columns' maxima.
+    columns = min(COLUMNS * count, len(scores))
+    highest = scores[: len(scores) // columns * columns].reshape(-1, columns).max(axis=0)
+    candidates = scores[scores >= np.partition(highest, columns - count)[columns - count]]
+    if len(candidates) >= count:  # fewer when a model's scores are no numbers
+        scores = candidates
     border = len(scores) - count
-    return np.partition(scores, border)[border:] if border else scores
+    return np.partition(scores, border)[border:]

@@ -30,7 +30,7 @@ from cosmopedia.cpu_server.app import Server
 from cosmopedia.cpu_server.batching import Batcher, DecodeRequest
 from cosmopedia.cpu_server.decoding import Decoder, StaticDecoder
 from cosmopedia.cpu_server.llama import LlamaDecoder, LlamaWeights
-from cosmopedia.cpu_server.sampling import Grammars, SamplingParams, choose
+from cosmopedia.cpu_server.sampling import Grammars, SamplingParams, choose, largest
 from stages.generator.demonstrations import Demonstration, train_tokenizer
 from tests.support.tiny_llama import tiny_llama
 
@@ -274,6 +274,20 @@ def test_sampling_parameters_take_effect() -> None:
     assert drawn(temperature=0.1).max() > drawn().max() and drawn(temperature=9.0).max() < drawn().max()
     greedy = choose(logits[:1], [SamplingParams(repetition_penalty=50.0)], [0], logits[:1] == logits[0].max())
     assert greedy[0][0] == order[1]
+
+
+def test_the_largest_scores_are_those_of_a_sort_also_with_ties() -> None:
+    rng = np.random.default_rng(4)
+    for size, count in [(49_152, 50), (49_152, 1024), (400, 50), (60, 59), (9, 1), (2, 2)]:
+        for scores in (
+            rng.normal(size=size) * 3,
+            rng.integers(0, 9, size),
+            np.where(rng.random(size) < 0.4, -np.inf, 1),
+        ):
+            found = largest(scores.astype(np.float32), count)
+            np.testing.assert_array_equal(np.sort(found), np.sort(scores)[size - count :].astype(np.float32))
+            assert count == size or found[0] == found.min()
+    assert len(largest(np.full(400, np.nan, np.float32), 50)) == 50
 
 
 def test_end_of_text_and_length_are_told_apart(server: Running, folder: Path) -> None:
