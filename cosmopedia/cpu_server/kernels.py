@@ -4,7 +4,7 @@ With few rows of a small model, torch needs as long for these as for the product
 for each sequence, where one call here does all tokens of a step. Nothing depends on a row's neighbours: the loops over
 one row run in one order, whatever else the arrays hold.
 
-They are compiled when this is imported, and kept on disk: 8 CPU seconds once, and 0.7 afterwards (Zen 3, shared).
+They are compiled when this is imported, and kept on disk: 4 CPU seconds once, and 0.7 afterwards (Zen 3).
 """
 
 import math
@@ -71,7 +71,7 @@ def softmax(scores: np.ndarray, powers: np.ndarray, count: int) -> None:
 def place(
     joint: np.ndarray, cos: np.ndarray, sin: np.ndarray, positions: np.ndarray, slots: np.ndarray, cache: np.ndarray
 ) -> None:
-    """Rotate the queries of `joint` where they are; put its keys, rotated, and its values into the cache.
+    """Rotate the queries and keys of `joint` where they are; put keys and values into the cache.
 
     joint: float32 [rows, heads of queries, then of keys, then of values; size]. cos, sin: float32 [positions, size],
     the first half of sin negated. positions, slots: int64 [rows]. cache: float32 [slots, heads of keys, then of
@@ -82,16 +82,14 @@ def place(
     heads = all_heads - 2 * kv_heads
     for row in range(rows):
         position, slot = positions[row], slots[row]
-        c, s = cos[position], sin[position]
         for head in range(heads + kv_heads):
-            source = joint[row, head]
-            target = source if head < heads else cache[slot, head - heads, position]
             for i in range(half):
-                first, second = source[i], source[half + i]
-                target[i] = first * c[i] + second * s[i]
-                target[half + i] = second * c[half + i] + first * s[half + i]
-        for head in range(heads + kv_heads, all_heads):
-            cache[slot, head - heads, position] = joint[row, head]
+                first, second = joint[row, head, i], joint[row, head, half + i]
+                joint[row, head, i] = first * cos[position, i] + second * sin[position, i]
+                joint[row, head, half + i] = second * cos[position, half + i] + first * sin[position, half + i]
+        for head in range(2 * kv_heads):
+            for i in range(size):
+                cache[slot, head, position, i] = joint[row, heads + head, i]
 
 
 @compiled(CUBE, CACHE, NUMBERS, NUMBERS, NUMBERS, CUBE)
