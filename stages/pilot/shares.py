@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from cosmopedia.core.params import Params
 from cosmopedia.corpus.chat import Chat
 from cosmopedia.corpus.sentences import HEADING, is_finished
+from cosmopedia.faithfulness.names import FUNCTION
 from cosmopedia.patterns import Pattern, compiled
 
 RUN = 5  # words in a row by which repetition and copies are counted
@@ -203,7 +204,7 @@ def names(texts: Sequence[Written]) -> Finding:
     """The name that most texts have, of those that their prompts did not give them.
 
     A name is a word that more texts have with a capital (within a sentence, or as its subject) than in lower case or
-    behind an article.
+    behind an article, and no function word: short texts may have "This is" and no "this".
     """
     named, common = Counter[str](), Counter[str]()
     for one in texts:
@@ -212,7 +213,7 @@ def names(texts: Sequence[Written]) -> Finding:
             capitals[before in ARTICLES].update(CAPITAL.findall(some))
         named.update(capitals[False])
         common.update(capitals[True].union(map(str.capitalize, LOWER.findall(one.text))))
-    found = {name for name, count in named.items() if count > common[name]} - TITLES
+    found = {name for name, count in named.items() if count > common[name] and name.lower() not in FUNCTION} - TITLES
     return recurring(texts, lambda text: found.intersection(CAPITAL.findall(text)))
 
 

@@ -132,12 +132,13 @@ def test_openings_and_closings_that_one_text_has_do_not_count(gate: Gate) -> Non
         ("{} was the first.", "Elara"),
         ("They asked Dr. {} Chen about it.", "Elara"),
         ("Every {} was sold.", ""),
+        ("This is rain. There was snow. Everyone has seen it.", ""),
         ("Then {} fell, as rain does; elara is a word here.", ""),
     ],
 )
 def test_a_name_has_a_capital_and_no_article(text: str, name: str) -> None:
     found = names(written(text.format("Elara"), text.format("Elara")))
-    assert (found.example in ("Elara", "Chen")) is bool(name) and found.share == bool(name)
+    assert found.share == bool(name) and (found.example in ("Elara", "Chen") if name else not found.example)
 
 
 def test_names_and_numbers_of_the_prompts_are_theirs() -> None:
