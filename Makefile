@@ -54,14 +54,14 @@ setup: .venv/installed .venv/dvc-site-cache ## create .venv with the locked depe
 	@touch .venv/installed && echo "setup: done"
 
 # DVC loads pickles from its site cache, which by default is a folder in /var/tmp that everybody can write to. The .pth
-# file names another one to every process of .venv, in whatever folder it runs. To `dvc` alone it also lends a loader that
-# parses each params file once; the copy in .venv is the same in every worktree.
-.venv/dvc-site-cache: cosmopedia/execution/dvc_params.py | .venv/installed
+# file names another one to every process of .venv, in whatever folder it runs. To `dvc` alone it also lends what parses
+# each params file once and writes dvc.lock stage by stage; the copy in .venv is the same in every worktree.
+.venv/dvc-site-cache: cosmopedia/execution/dvc_yaml.py | .venv/installed
 	@install -d -m 700 $@
 	@packages="$$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')"; \
-	  cp $< "$$packages/cosmopedia_dvc_params.py" && printf '%s\n' \
+	  cp $< "$$packages/cosmopedia_dvc_yaml.py" && printf '%s\n' \
 	  'import os, sys; os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.join(sys.prefix, "dvc-site-cache"))' \
-	  'import os, sys; "dvc" in map(os.path.basename, sys.orig_argv[1:3]) and __import__("cosmopedia_dvc_params")' \
+	  'import os, sys; "dvc" in map(os.path.basename, sys.orig_argv[1:3]) and __import__("cosmopedia_dvc_yaml")' \
 	  > "$$packages/dvc_site_cache.pth"
 	@touch $@
 

@@ -135,7 +135,8 @@ def _hash_words(
     """
     found = bounds[start]
     simple = np.full(256, UNSEEN, np.uint32)
-    simple[:128] = table[:128]
+    for code in range(128):  # of slices, numba would compile 2 s longer: for a message
+        simple[code] = table[code]
     for text in range(start, len(ends) - 1):
         value, inside, alone, place, end = np.uint64(0), False, False, ends[text], ends[text + 1]
         last = np.uint32(0)

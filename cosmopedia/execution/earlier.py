@@ -44,7 +44,7 @@ def earlier_completions() -> Iterator[Table]:
             absent.add(out)
         else:
             yield from (table for table in tables if has_completions(table.path))
-    if absent and _dvc("remote", "list"):
+    if absent and _dvc_config(Path.cwd())[1].get("remote"):
         print(
             f"warning: {', '.join(sorted(absent))} of an earlier run is not in DVC's cache; if a remote has it,"
             f" stop here and run `dvc fetch {' '.join(sorted(absent))}`, so that nothing is generated again",
@@ -64,24 +64,33 @@ def cache_folders() -> list[Path]:
     """DVC's cache of this checkout and, in a git worktree, that of the main checkout."""
     folders = []
     for checkout in dict.fromkeys((Path.cwd().resolve(), main_checkout())):
-        cache = _dvc("cache", "dir", checkout=checkout)
-        if cache:
-            folders.append(checkout / cache)
+        folder, config = _dvc_config(checkout)
+        if folder:
+            folders.append(Path(config["cache"].get("dir") or folder / "cache"))
     return list(dict.fromkeys(folders))
 
 
-def _dvc(*command: str, checkout: Path | None = None) -> str:
-    """What a DVC command prints; "" when it fails, as it does outside a DVC repository."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *command], cwd=checkout, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else ""
+def _dvc_config(checkout: Path) -> tuple[Path | None, dict[str, Any]]:
+    """DVC's folder of a checkout, and its settings of all levels; (None, {}) outside a DVC repository.
+
+    Read here, since a `dvc` command takes a second, and a stage that asks its model again looks again.
+    """
+    from dvc.config import Config
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        folder = Repo.find_dvc_dir(str(checkout))
+        return Path(folder), Config(folder, validate=False)
+    except DvcException:
+        return None, {}
 
 
 def _locked_outs() -> Iterator[tuple[str, str]]:
     """(out, hash) in dvc.lock and in the committed one, which is whole when a kill has cut the other short."""
     committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, text=True, check=False).stdout
-    for text in (Path(LOCK).read_text(encoding="utf-8") if Path(LOCK).is_file() else "", committed):
+    here = Path(LOCK).read_text(encoding="utf-8") if Path(LOCK).is_file() else ""
+    for text in dict.fromkeys((here, committed)):
         content = lock_content(text)
         for stage in (content.get("stages") or {}).values():
             yield from _paid_outs(stage)

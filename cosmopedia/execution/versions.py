@@ -117,7 +117,7 @@ def find(name: str, folder: Path, outs: Iterable[str], fits: Callable[[str], boo
 
 @cache
 def _caches_of(checkout: Path) -> list[Path]:
-    """DVC's caches, asked for once: DVC takes a second to say where they are."""
+    """DVC's caches, looked for once per checkout."""
     return cache_folders()
 
 

@@ -23,6 +23,7 @@ from cosmopedia.corpus.vectors import vectors_of
 from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
 from stages.cluster.consensus import agree, agreement
 from stages.cluster.earlier import Earlier
+from stages.cluster.lean_umap import import_umap, nearest_neighbours
 
 DIGITS = 6  # of similarities
 POSITION_DIGITS = 4  # of map positions
@@ -201,15 +202,15 @@ class AssignRows(RowRangeStep):
 
 def neighbour_graph(vectors: np.ndarray, n_neighbors: int, seed: int) -> Any:
     """UMAP's fuzzy graph of the nearest neighbours by cosine, sparse [rows, rows]."""
-    from umap.umap_ import fuzzy_simplicial_set, nearest_neighbors
+    import_umap()
+    from umap.umap_ import fuzzy_simplicial_set
 
     n_neighbors = min(n_neighbors, len(vectors) - 1)
-    _keep_compiled()
     state = np.random.RandomState(draw_u64(seed, "neighbours") % 2**32)
     if len(vectors) <= EXACT_ROWS:
         indices, distances = nearest(vectors, n_neighbors)
     else:
-        indices, distances, _ = nearest_neighbors(vectors, n_neighbors, "cosine", {}, True, state, n_jobs=1)
+        indices, distances = nearest_neighbours(vectors, n_neighbors, state)
     return fuzzy_simplicial_set(vectors, n_neighbors, state, "cosine", {}, indices, distances)[0]
 
 
@@ -232,6 +233,7 @@ class Layouts:
     """UMAP layouts of one graph from one start, its spectral layout."""
 
     def __init__(self, vectors: np.ndarray, graph: Any, dimensions: int, min_dist: float, seed: int):
+        import_umap()
         from umap.spectral import spectral_layout
         from umap.umap_ import find_ab_params
 
@@ -277,19 +279,6 @@ def _one_thread() -> Iterator[None]:
 
     with threadpool_limits(1):
         yield
-
-
-def _keep_compiled() -> None:
-    """Let numba keep UMAP's compiled functions on disk, where it keeps pynndescent's: saves 20 CPU s per process."""
-    from numba.core.dispatcher import Dispatcher
-    from umap import distances, layouts, sparse, umap_, utils
-
-    for module in (distances, layouts, sparse, umap_, utils):
-        for name, function in vars(module).items():
-            own = isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__
-            # numba's cache takes a function and its parallel twin for one; a seeded UMAP never calls the twin
-            if own and not name.endswith("_parallel"):
-                function.enable_caching()
 
 
 def _density_clusters(positions: np.ndarray, min_cluster_size: int, min_samples: int) -> np.ndarray:

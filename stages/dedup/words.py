@@ -110,9 +110,12 @@ def shares(hashes: Any, bounds: Any, others: Any, other_bounds: Any) -> Any:
 
     An open hash table of at least twice as many places as n-grams; `owners` tells what other texts left in it.
     """
-    longest = np.max(np.diff(bounds)) + np.max(np.diff(other_bounds)) if len(bounds) > 1 else 0
+    longest, others_longest = 0, 0  # np.diff takes numba 2 s to compile
+    for text in range(len(bounds) - 1):
+        longest = max(longest, bounds[text + 1] - bounds[text])
+        others_longest = max(others_longest, other_bounds[text + 1] - other_bounds[text])
     size = 2
-    while size < 2 * longest:
+    while size < 2 * (longest + others_longest):
         size *= 2
     table, owners = np.empty(size, np.uint64), np.full(size, -1, np.int64)
     found = np.full(len(bounds) - 1, np.nan)

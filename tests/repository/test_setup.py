@@ -73,7 +73,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Makefile with a lock of three tiny packages, and a .venv that a failed `python -m venv` left half-made."""
     folder = tmp_path_factory.mktemp("set up") / "checkout"
     (folder / "wheels").mkdir(parents=True)
-    package = ("__init__.py", "cli/__init__.py", "cli/installed.py", "execution/dvc_params.py")
+    package = ("__init__.py", "cli/__init__.py", "cli/installed.py", "execution/dvc_yaml.py")
     for name in ("Makefile", *(f"cosmopedia/{file}" for file in package)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -204,7 +204,7 @@ def test_dvc_writes_to_no_folder_that_others_can_write_to(tmp_path: Path) -> Non
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     (checkout / "cosmopedia/execution").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "requirements.lock", "cosmopedia/execution/dvc_params.py"):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "cosmopedia/execution/dvc_yaml.py"):
         shutil.copy(ROOT / name, checkout / name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
     (checkout / ".venv/installed").touch()
@@ -239,7 +239,7 @@ def test_dvc_writes_to_no_folder_that_others_can_write_to(tmp_path: Path) -> Non
     written = {Path(line) for line in (tmp_path / "written").read_text().splitlines()}
     elsewhere = {path for path in written if not path.is_relative_to(tmp_path) and path != Path(os.devnull)}
     compiled = {path.name.split(".")[0] for path in written if path.suffix != ".py"}
-    assert "cosmopedia_dvc_params" in compiled, "the loader of params did not come with dvc"
+    assert "cosmopedia_dvc_yaml" in compiled, "what lightens DVC did not come with dvc"
     private = {path for path in elsewhere if not stat.S_IWOTH & path.parent.stat().st_mode}
     assert any(path.is_relative_to(cache) for path in written) and elsewhere <= private, elsewhere - private
 

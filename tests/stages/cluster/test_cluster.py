@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from cosmopedia.execution.local_pins import local_references
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table
 from stages.cluster import __main__ as cluster
+from stages.cluster.lean_umap import import_umap, nearest_neighbours
 from stages.cluster.umap_hdbscan import assign, find_groups
 from tests.support.documents import ROOT
 
@@ -244,3 +247,27 @@ def test_earlier_clusters_that_cannot_be_had_are_named(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"before is sha256:\w{16}, but the profile pins sha256:0123456789abcdef"):
         cluster.settings()
     assert [reference.path for reference in local_references({"cluster": {"continue_from": "before"}})] == ["before"]
+
+
+def test_neighbours_of_many_rows_are_those_that_umap_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_umap()
+    import pynndescent
+    from umap import umap_
+
+    monkeypatch.setattr(umap_, "NNDescent", pynndescent.NNDescent)
+    vectors = unit(np.random.default_rng(4).normal(size=(600, DIMENSIONS)).astype(np.float32))
+    ours = nearest_neighbours(vectors, 10, np.random.RandomState(7))
+    theirs = umap_.nearest_neighbors(vectors, 10, "cosine", {}, True, np.random.RandomState(7), n_jobs=1)
+    assert all(np.array_equal(one, other) for one, other in zip(ours, theirs[:2], strict=True))
+
+
+def test_a_sample_is_clustered_without_pynndescent() -> None:
+    code = (
+        "import sys, numpy as np; from stages.cluster.umap_hdbscan import find_groups;"
+        " vectors = np.repeat(np.eye(4, dtype=np.float32), 20, axis=0);"
+        " vectors += np.random.default_rng(1).normal(scale=0.1, size=vectors.shape).astype(np.float32);"
+        " vectors /= np.linalg.norm(vectors, axis=1, keepdims=True);"
+        f" find_groups([f'{{i:03}}' for i in range(80)], vectors, **{SETTINGS!r});"
+        " assert 'umap' in sys.modules and 'pynndescent' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

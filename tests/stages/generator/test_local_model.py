@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cosmopedia.core.errors import ConfigError
-from cosmopedia.generation.gguf import CUTS, fields_of, tokenizer_of
+from cosmopedia.generation.gguf import CUTS, fields_of, read_gguf, tokenizer_of
 from cosmopedia.generation.local_model import find_local, is_here, locate
 from cosmopedia.generation.model import GenerationModel
 from stages.generator import __main__ as generator
@@ -98,13 +98,29 @@ def ids_by_hand(text: str, fields: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize("pre", CUTS)
 def test_ids_are_those_of_the_files_vocabulary_and_merges(tmp_path: Path, pre: str) -> None:
-    fields = fields_of(write_gguf(tmp_path / "m.gguf", pre))
+    fields = fields_of(read_gguf(write_gguf(tmp_path / "m.gguf", pre)))
     tokenizer = tokenizer_of(fields)
     plain, end = TEXT[: -len(SPECIAL[2])], [2]
     assert tokenizer.encode(TEXT).ids == ids_by_hand(plain, fields) + end
     assert tokenizer.decode(tokenizer.encode(plain).ids) == plain
     if pre == "smollm":
         assert tokenizer.encode("2024").tokens == ["2", "0", "2", "4"]  # digits one by one, though "20" is a merge
+
+
+def test_a_file_says_what_ggufs_own_reader_reads_and_ends_where_it_does(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    path = write_gguf(tmp_path / "m.gguf")
+    ours, theirs = read_gguf(path), GGUFReader(path)
+    assert fields_of(ours) == {name: field.contents() for name, field in theirs.fields.items()}
+    assert [field.types for field in ours.fields.values()] == [field.types for field in theirs.fields.values()]
+    for one, other in zip(ours.tensors, theirs.tensors, strict=True):
+        assert one.name == other.name and np.array_equal(one.data, other.data)
+    whole, merges = path.read_bytes(), theirs.fields["tokenizer.ggml.merges"]
+    for end in (1, 20, merges.offset + 60, merges.offset + 70, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ConfigError, match="is no GGUF file, or is cut short"):
+            read_gguf(path)
 
 
 def make(folder: Path, model: str, revision: str | None = None) -> str:
@@ -185,9 +201,9 @@ def test_what_is_no_whole_model_is_refused_by_name(tmp_path: Path, monkeypatch: 
             with pytest.raises(ConfigError, match=wanted):
                 find(model, "generator.model")
     with pytest.raises(ConfigError, match="is no GGUF file, or is cut short"):
-        fields_of(Path("two/a.gguf"))
+        read_gguf(Path("two/a.gguf"))
     with pytest.raises(ConfigError, match="kind llama / smollm; byte-level ones"):
-        fields_of(write_gguf(tmp_path / "m.gguf", model="llama"))
+        fields_of(read_gguf(write_gguf(tmp_path / "m.gguf", model="llama")))
     with pytest.raises(ConfigError, match="no chat template"):
-        fields_of(write_gguf(tmp_path / "n.gguf", template=False))
+        fields_of(read_gguf(write_gguf(tmp_path / "n.gguf", template=False)))
     assert not is_here("org/name")
