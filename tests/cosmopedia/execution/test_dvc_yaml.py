@@ -26,6 +26,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(serialize, "modify_yaml", modify)
     import cosmopedia.execution.dvc_yaml as module
 
+    serialize.LOADERS[".yaml"], serialize.modify_yaml = load, modify  # the import may have been the first
     return importlib.reload(module)
 
 
