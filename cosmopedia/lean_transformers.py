@@ -1,7 +1,7 @@
 """transformers, without the packages that it imports for what nobody here uses.
 
 With a model class it imports scikit-learn for assisted decoding, SciPy for the losses of object detection and, through
-accelerate, boto3 for SageMaker: 3 of 10 CPU seconds of each process that loads a model (Zen 1, two shared cores), and
+accelerate, boto3 for SageMaker: 3 of 10 CPU seconds of each process that loads a model (Zen 3, two shared cores), and
 150 of 500 MB. It looks for them when it is first imported, and does without what it does not find.
 """
 
