@@ -54,7 +54,8 @@ def _linked(tuples: np.ndarray, weights: np.ndarray) -> np.ndarray:
         weights[one] = total
         members[one] += members[other]
         members[other] = []
-        changed = np.flatnonzero((nearest == one) | (nearest == other) | (joined <= nearest_at))
+        nearer = np.isfinite(joined) & (joined <= nearest_at)  # groups that are no more are at infinity
+        changed = np.flatnonzero((nearest == one) | (nearest == other) | nearer)
         for row in {*changed.tolist(), one, other}:
             nearest[row], nearest_at[row] = distances[row].argmin(), distances[row].min()
     clusters = np.empty(count, np.int64)
