@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-GROWTH = 128  # positions by which a sequence's cache grows
+GROWTH = 128  # positions by which the caches grow
 BLOCK = 16  # tokens of a prompt that attend together, from positions that are multiples of it
 STEP_TOKENS = 128  # of prompts, read in one step; a multiple of BLOCK
 PACKED_ROWS = 64  # for which oneDNN chooses the weights' layout

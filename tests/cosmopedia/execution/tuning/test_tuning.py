@@ -131,6 +131,8 @@ def test_the_command_finds_the_fastest_flags_of_a_server_and_writes_them(
     write_model(empty_folder)
     write_prompts(empty_folder, {"web-blogpost": 40})
     write_settings(empty_folder, [], **{"pilot.per_cell": 40})
+    compute = empty_folder / "compute/local.yaml"
+    compute.write_text(compute.read_text().replace("batch_size: 64", "batch_size: 32"))
     monkeypatch.setattr(servers, "CPU_SERVER", (sys.executable, "-m", "tests.support.flag_stub"))
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     printed = cosmo(app, "--minutes", "3", "--requests", "64")
