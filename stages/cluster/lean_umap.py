@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cosmopedia.lean_transformers import hidden
+
 STAND_INS: dict[str, dict[str, Any]] = {  # what umap imports of it, for UMAP's own search of neighbours
     "pynndescent": {"NNDescent": type("NNDescent", (), {})},
     "pynndescent.distances": {"named_distances": {}},
@@ -23,16 +25,11 @@ def import_umap() -> None:
     """Import umap; to be called before anything is imported from it. Its class UMAP is of no use then."""
     if "umap" in sys.modules:
         return
-    before = {name: sys.modules[name] for name in STAND_INS if name in sys.modules}
-    for name, members in STAND_INS.items():
-        sys.modules[name] = ModuleType(name)
-        vars(sys.modules[name]).update(members)
-    try:
+    with hidden(tuple(STAND_INS)):
+        for name, members in STAND_INS.items():
+            sys.modules[name] = ModuleType(name)
+            vars(sys.modules[name]).update(members)
         importlib.import_module("umap")
-    finally:
-        for name in STAND_INS:
-            del sys.modules[name]
-        sys.modules.update(before)
     _keep_compiled()
 
 
