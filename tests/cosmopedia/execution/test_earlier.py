@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cosmopedia.core.lineage import main_checkout
+from cosmopedia.execution.earlier import cache_folders
 from tests.support.fake_tgi import FakeTgi
 from tests.support.prompt_rows import ROOT, prompt_row, write_model, write_prompts, write_settings
 from tests.support.s3_server import objects, s3_server
@@ -177,3 +178,20 @@ def test_a_git_worktree_shares_store_and_cache_of_its_main_checkout(
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tree.folder)
     assert main_checkout() == paid.folder.resolve()
+
+
+@pytest.mark.parametrize(
+    ("shared", "local", "cache"),
+    [("", "", ".dvc/cache"), ("../../c", "", "../c"), ("../../c", "sub/c", ".dvc/sub/c"), ("", "/mnt/c", "/mnt/c")],
+)
+def test_the_cache_is_where_dvc_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str, local: str, cache: str
+) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / ".dvc").mkdir(parents=True)
+    for name, folder in (("config", shared), ("config.local", local)):
+        (checkout / ".dvc" / name).write_text(f"[cache]\n    dir = {folder}\n" if folder else "")
+    monkeypatch.chdir(checkout)
+    assert cache_folders() == [Path(os.path.normpath(checkout / cache))]
+    monkeypatch.chdir(tmp_path)
+    assert cache_folders() == []
