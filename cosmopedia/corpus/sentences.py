@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import regex
 
-from cosmopedia.lean_transformers import hidden
+from cosmopedia.lean_imports import hidden
 
 if TYPE_CHECKING:
     from spacy.language import Language

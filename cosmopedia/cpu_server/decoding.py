@@ -15,7 +15,7 @@ import numpy as np
 from cosmopedia.core.errors import ConfigError
 from cosmopedia.cpu_features import quick_in_bf16
 from cosmopedia.cpu_server.llama import LlamaDecoder, LlamaWeights
-from cosmopedia.lean_transformers import import_transformers
+from cosmopedia.lean_imports import import_transformers
 
 if TYPE_CHECKING:
     import torch

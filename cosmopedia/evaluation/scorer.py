@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmopedia.core.errors import DataError
 from cosmopedia.evaluation.encoding import Sequence
 from cosmopedia.execution.progress import Progress
-from cosmopedia.lean_transformers import import_transformers
+from cosmopedia.lean_imports import import_transformers
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cosmopedia.core.errors import ConfigError
 from cosmopedia.core.files import write_text
-from cosmopedia.lean_transformers import import_transformers
+from cosmopedia.lean_imports import import_transformers
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cosmopedia.lean_transformers import hidden
+from cosmopedia.lean_imports import hidden
 
 STAND_INS: dict[str, dict[str, Any]] = {  # what umap imports of it, for UMAP's own search of neighbours
     "pynndescent": {"NNDescent": type("NNDescent", (), {})},

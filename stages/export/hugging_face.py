@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmopedia.core.errors import DataError
-from cosmopedia.lean_transformers import import_transformers
+from cosmopedia.lean_imports import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -23,7 +23,7 @@ from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution.stage_process import run_stage
 from cosmopedia.generation.gguf import write_model
 from cosmopedia.generation.local_model import find_local, is_here, locate
-from cosmopedia.lean_transformers import import_transformers
+from cosmopedia.lean_imports import import_transformers
 from cosmopedia.records.reading import resolve_revision
 from stages.generator.tiny_llama import TinyLlama, train
 

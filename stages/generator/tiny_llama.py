@@ -19,7 +19,7 @@ from cosmopedia.core.lineage import hash_files
 from cosmopedia.core.params import Params
 from cosmopedia.cpu_features import quick_in_bf16
 from cosmopedia.execution.progress import Progress
-from cosmopedia.lean_transformers import import_transformers
+from cosmopedia.lean_imports import import_transformers
 from stages.generator.demonstrations import Example, encode, plan_batches, read_demonstrations, train_tokenizer
 from stages.generator.muon import Muon
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from cosmopedia.core.errors import ConfigError
 from cosmopedia.core.lineage import content_revision
 from cosmopedia.core.params import Params
-from cosmopedia.lean_transformers import import_transformers
+from cosmopedia.lean_imports import import_transformers
 from cosmopedia.records.pins import all_files, check_pin, is_local
 from cosmopedia.records.reading import resolve_revision
 

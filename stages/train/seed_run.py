@@ -17,7 +17,7 @@ from cosmopedia.core.row_counts import write_metrics
 from cosmopedia.execution import training_forecast as forecast
 from cosmopedia.execution.mlflow_params import arm
 from cosmopedia.execution.mlflow_run import About, Dataset, Parent, Run
-from cosmopedia.lean_transformers import import_transformers
+from cosmopedia.lean_imports import import_transformers
 from stages.train.checkpoints import LOSSES
 from stages.train.metrics import MEANS, seed_metrics
 from stages.train.recipe import Recipe

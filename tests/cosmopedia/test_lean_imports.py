@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cosmopedia.lean_transformers import hidden
+from cosmopedia.lean_imports import hidden
 
 
 def test_a_package_is_hidden_in_the_block_alone() -> None:
@@ -26,7 +26,7 @@ def test_a_package_is_hidden_in_the_block_alone() -> None:
 def test_a_model_is_made_and_writes_without_them() -> None:
     program = """
 import sys
-from cosmopedia.lean_transformers import UNUSED, import_transformers
+from cosmopedia.lean_imports import UNUSED, import_transformers
 import_transformers()
 from transformers import LlamaConfig, LlamaForCausalLM
 import torch

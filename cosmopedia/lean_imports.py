@@ -1,8 +1,8 @@
-"""transformers, without the packages that it imports for what nobody here uses.
+"""Imports without what nobody here uses of them: of transformers, and with `hidden` of other packages.
 
-With a model class it imports scikit-learn for assisted decoding, SciPy for the losses of object detection and, through
-accelerate, boto3 for SageMaker: 3 of 10 CPU seconds of each process that loads a model (Zen 3, two shared cores), and
-150 of 500 MB. It looks for them when it is first imported, and does without what it does not find.
+With a model class transformers imports scikit-learn for assisted decoding, SciPy for the losses of object detection
+and, through accelerate, boto3 for SageMaker: 3 of 10 CPU seconds of each process that loads a model (Zen 3, two shared
+cores), and 150 of 500 MB. It looks for them when it is first imported, and does without what it does not find.
 """
 
 import importlib
