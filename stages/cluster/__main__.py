@@ -51,7 +51,8 @@ def sample_groups(params: ClusterParams) -> tuple[Groups, int]:
         seed=params.seed,
         n_neighbors=params.n_neighbors,
         min_dist=params.min_dist,
-        min_cluster_size=params.min_cluster_size(len(ids)),
+        min_cluster_sizes=params.min_cluster_sizes(len(ids)),
+        max_cluster_size=params.max_cluster_size(len(ids)),
         min_samples=params.min_samples,
         dimensions=params.dimensions,
         runs=params.runs,
@@ -86,7 +87,7 @@ def main() -> str:
         for number, (size, centroid) in enumerate(zip(sizes, groups.centroids, strict=True))
     ]
     write_table(OUT / "centroids.parquet", centroids, CENTROID)
-    metrics = summary(groups, sizes, counts, params.min_cluster_size(len(groups.ids)), earlier)
+    metrics = summary(groups, sizes, counts, params.min_cluster_sizes(len(groups.ids))[0], earlier)
     write_metrics("metrics/cluster.json", metrics)
     noise = counts.removed["noise"]
     return f"{metrics['clusters']} clusters hold {counts.kept} of {counts.rows_in} rows, {noise} are noise"

@@ -15,6 +15,9 @@ from cosmopedia.tables.contracts import EMBEDDING
 from cosmopedia.tables.parquet import read_batches
 from stages.cluster.umap_hdbscan import Groups
 
+CUTS = (1, 2)  # times min_cluster_fraction: each run is cut at both, so that no one size decides what is a cluster
+PARTS = 10  # times the smallest min_cluster_size: a cluster of fewer rows is never too large
+
 
 class ClusterParams(Params):
     """What is sampled, and when rows count as alike."""
@@ -25,15 +28,21 @@ class ClusterParams(Params):
     min_dist: float = Field(ge=0, lt=1)
     min_cluster_floor: int = Field(ge=2)
     min_cluster_fraction: float = Field(ge=0, le=0.5)
+    max_cluster_fraction: float = Field(gt=0, le=1)
     min_samples: int = Field(ge=1)
     min_similarity: float = Field(ge=-1, le=1)
     dimensions: int = Field(ge=2)
     runs: int = Field(ge=1)
     continue_from: str | None
 
-    def min_cluster_size(self, rows: int) -> int:
-        """HDBSCAN's min_cluster_size for a sample of `rows`."""
-        return max(self.min_cluster_floor, round(rows * self.min_cluster_fraction))
+    def min_cluster_sizes(self, rows: int) -> list[int]:
+        """HDBSCAN's min_cluster_size for a sample of `rows`: one for each cut, the smallest first."""
+        fractions = [times * self.min_cluster_fraction for times in CUTS]
+        return sorted({max(self.min_cluster_floor, round(rows * fraction)) for fraction in fractions})
+
+    def max_cluster_size(self, rows: int) -> int:
+        """Rows above which a cluster of a sample of `rows` is cut into its parts, if these are distinct."""
+        return max(PARTS * self.min_cluster_sizes(rows)[0], round(rows * self.max_cluster_fraction))
 
 
 def read_sample(path: Path, seed: int, size: int) -> tuple[list[str], np.ndarray]:

@@ -22,14 +22,14 @@ from cosmopedia.corpus.row_ranges import RowRangeStep
 from cosmopedia.corpus.vectors import vectors_of
 from cosmopedia.tables.contracts import ASSIGNMENT, EMBEDDING
 from stages.cluster.consensus import agree, agreement
+from stages.cluster.density import NOISE, POSITION_DIGITS, density_clusters
 from stages.cluster.earlier import Earlier
 from stages.cluster.lean_umap import import_umap, nearest_neighbours
 
 DIGITS = 6  # of similarities
-POSITION_DIGITS = 4  # of map positions
 EXACT_ROWS = 20_000  # up to which all pairs of rows are compared for their neighbours: 2 CPU s for 10,000
 BLOCK = 1024  # rows whose neighbours are sought at once
-EPOCHS = {"clusters": 100, "map": 200}  # of UMAP; what a run has too few of, the others make up for
+EPOCHS = {"clusters": 50, "map": 200}  # of UMAP; what a run has too few of, the others make up for
 SAME = 0.98  # cosine of two centroids from which the clusters are one: copies of a page are no topics of their own
 
 
@@ -51,7 +51,8 @@ def find_groups(
     seed: int,
     n_neighbors: int,
     min_dist: float,
-    min_cluster_size: int,
+    min_cluster_sizes: list[int],
+    max_cluster_size: int,
     min_samples: int,
     dimensions: int,
     runs: int,
@@ -59,10 +60,15 @@ def find_groups(
 ) -> Groups:
     """Cluster the rows `ids` with their `vectors` (float32 [rows, dimensions]), in any order.
 
+    UMAP (McInnes et al. 2018) and HDBSCAN run several times from one graph of neighbours, each run with a start of its
+    own and cut at each of `min_cluster_sizes`; `density.cut` says what becomes of clusters of more than
+    `max_cluster_size` rows. Rows are together that most of the labels put together.
+
     With `earlier` clusters, rows that are like these belong to them; clusters that are mostly of other rows are new,
     and numbered behind them. The map is a projection of its own. `DataError` when the rows are too few, or no cluster
     is found.
     """
+    min_cluster_size = min(min_cluster_sizes)
     if len(ids) < 2 * min_cluster_size:
         raise DataError(
             f"{len(ids)} rows cannot make clusters of at least {min_cluster_size}: at least {2 * min_cluster_size} are"
@@ -73,8 +79,12 @@ def find_groups(
     with _one_thread():
         graph = neighbour_graph(vectors, n_neighbors, seed)
         positions = Layouts(vectors, graph, 2, min_dist, seed).layout(EPOCHS["map"], "map")
-        layouts = Layouts(vectors, graph, dimensions, min_dist, seed)
-        clusters, similar = consensus(vectors, layouts, runs, min_cluster_size, min_samples)
+        found = []
+        for run in range(runs):
+            layouts = Layouts(vectors, graph, dimensions, min_dist, draw_u64(seed, "run", run))
+            dense = layouts.layout(EPOCHS["clusters"], run)
+            found += density_clusters(dense, min_cluster_sizes, max_cluster_size, min_samples)
+        clusters, similar = consensus(vectors, found, min_cluster_size)
         centroids = centroids_of(vectors, clusters)
     if earlier is not None:
         members = earlier.members(similarities(vectors, earlier.centroids))
@@ -89,24 +99,19 @@ def find_groups(
     return Groups(ids, clusters.astype(np.int32), positions, centroids, similar)
 
 
-def consensus(
-    vectors: np.ndarray, layouts: "Layouts", runs: int, min_cluster_size: int, min_samples: int
-) -> tuple[np.ndarray, float | None]:
-    """(clusters [rows], mean adjusted Rand index of two runs): `runs` times UMAP (McInnes et al. 2018), from one graph
-    of neighbours, and HDBSCAN (Campello et al. 2013); then what most of them agree on.
+def consensus(vectors: np.ndarray, found: list[np.ndarray], min_cluster_size: int) -> tuple[np.ndarray, float | None]:
+    """(clusters [rows], mean adjusted Rand index of two of `found`): what most of the labels [rows] `found` agree on.
 
-    A row that is noise in most runs is -1; all are when no run finds a cluster. Copies of one page are one cluster.
+    A row that is noise in most of those that have clusters is -1; all are when none has any. Copies of one page are
+    one cluster.
     """
     one = np.zeros(len(vectors), np.int64)
     if similarities(vectors, centroids_of(vectors, one)).min() >= SAME:  # HDBSCAN finds two clusters or none
         return one, None
-    min_samples = min(min_samples, len(vectors) - 1)
-    positions = (layouts.layout(EPOCHS["clusters"], run) for run in range(runs))
-    found = [_density_clusters(each, min_cluster_size, min_samples) for each in positions]
-    noise = np.mean([labels < 0 for labels in found], axis=0) > 0.5
     found = [labels for labels in found if labels.max() >= 0]
     if not found:
         return np.full(len(vectors), -1), None
+    noise = np.mean([labels == NOISE for labels in found], axis=0) > 0.5
     # Noise goes to the nearest centroid before runs are compared: what HDBSCAN leaves out differs from run to run.
     whole = np.stack([assign(vectors, centroids_of(vectors, labels), -1, labels)[0] for labels in found])
     clusters = _large(np.where(noise, -1, agree(whole)), min_cluster_size)
@@ -211,7 +216,8 @@ def neighbour_graph(vectors: np.ndarray, n_neighbors: int, seed: int) -> Any:
         indices, distances = nearest(vectors, n_neighbors)
     else:
         indices, distances = nearest_neighbours(vectors, n_neighbors, state)
-    return fuzzy_simplicial_set(vectors, n_neighbors, state, "cosine", {}, indices, distances)[0]
+    graph: Any = fuzzy_simplicial_set(vectors, n_neighbors, state, "cosine", {}, indices, distances)[0]
+    return graph.tocsr()
 
 
 def nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +259,7 @@ class Layouts:
         state = np.random.RandomState(draw_u64(self.seed, "layout", run) % 2**32)
         positions, _ = simplicial_set_embedding(
             self.vectors,
-            self.graph.copy(),
+            self.graph.tocoo(copy=True),
             n_components=self.dimensions,
             initial_alpha=1.0,
             a=self.spread[0],
@@ -275,19 +281,16 @@ class Layouts:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Sums in one order, whatever the machine has."""
+    import numba
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
-        yield
-
-
-def _density_clusters(positions: np.ndarray, min_cluster_size: int, min_samples: int) -> np.ndarray:
-    import hdbscan
-
-    clusterer: Any = hdbscan.HDBSCAN(
-        min_cluster_size=min_cluster_size, min_samples=min_samples, approx_min_span_tree=False, core_dist_n_jobs=1
-    )
-    return clusterer.fit_predict(positions.astype(np.float64))
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)  # UMAP's mean of all distances, a bound for those of copies, depends on it
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        numba.set_num_threads(threads)
 
 
 def _large(clusters: np.ndarray, min_cluster_size: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from cosmopedia.execution.local_pins import local_references
 from cosmopedia.tables.contracts import ASSIGNMENT, CENTROID, EMBEDDING
 from cosmopedia.tables.parquet import TableWriter, read_batches, read_table
 from stages.cluster import __main__ as cluster
+from stages.cluster import density
 from stages.cluster.lean_umap import import_umap, nearest_neighbours
 from stages.cluster.umap_hdbscan import assign, find_groups
 from tests.support.documents import ROOT
@@ -36,13 +37,20 @@ PARAMS = {
     "min_dist": 0.0,
     "min_cluster_floor": 8,
     "min_cluster_fraction": 0.0025,
+    "max_cluster_fraction": 0.2,
     "min_samples": 3,
     "min_similarity": 0.5,
     "dimensions": 5,
     "runs": 3,
     "continue_from": None,
 }
-SETTINGS: dict[str, Any] = {"seed": 5, "n_neighbors": 8, "min_dist": 0.0, "min_cluster_size": 8, "min_samples": 3} | {
+SETTINGS: dict[str, Any] = {
+    "seed": 5,
+    "n_neighbors": 8,
+    "min_dist": 0.0,
+    "min_cluster_sizes": [8, 16],
+    "max_cluster_size": 25,
+    "min_samples": 3,
     "dimensions": 5,
     "runs": 3,
 }
@@ -172,7 +180,7 @@ def test_too_few_rows_and_no_cluster_say_what_to_change(rows: tuple) -> None:
         find_groups(ids[:10], vectors[:10], **SETTINGS)
     with pytest.raises(DataError, match=r"no cluster of at least 45 among 90 rows; lower cluster.min_cluster_floor"):
         three = [n for n in range(120) if truth[n] < 3]  # 30 + 60 is no split into two clusters of 45
-        find_groups([ids[n] for n in three], vectors[three], **{**SETTINGS, "min_cluster_size": 45})
+        find_groups([ids[n] for n in three], vectors[three], **{**SETTINGS, "min_cluster_sizes": [45]})
 
 
 def test_copies_of_one_page_are_one_cluster(rows: tuple) -> None:
@@ -271,3 +279,19 @@ def test_a_sample_is_clustered_without_pynndescent() -> None:
         " assert 'umap' in sys.modules and 'pynndescent' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_topic_that_is_half_of_the_sample_is_not_cut_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = np.random.default_rng(2)
+    truth = np.repeat(np.arange(6), [500, 100, 100, 100, 100, 100])
+    vectors = dice.normal(size=(6, 64))[truth] + dice.normal(scale=1.6, size=(len(truth), 64))
+    settings = {**SETTINGS, "max_cluster_size": 150}
+
+    def together() -> list[float]:
+        """The share of each topic's rows that its commonest cluster has."""
+        found = find_groups([f"{n:04d}" for n in range(len(truth))], unit(vectors), **settings).clusters
+        return [float(np.bincount(found[truth == topic] + 1).max() / (truth == topic).sum()) for topic in range(6)]
+
+    assert min(together()) > 0.95
+    monkeypatch.setattr(density, "PARTS_MASS", 0.0)
+    assert together()[0] < 0.8
