@@ -7,7 +7,9 @@ things, such as "7-8" or two topics, is no answer: a cluster gets another try, a
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -210,9 +212,14 @@ def _topic(value: str) -> str | None:
     words = topic.casefold().split()
     if len(topic) > LONGEST_TOPIC or len(words) > MOST_WORDS or _NO_TOPIC.fullmatch(topic):
         return None
-    long = [word for word in words if len(word) > 3]
-    repeated = len(set(long)) < len(long) or (len(words) > 1 and len(set(words)) == 1)
-    return topic if re.search(r"[^\W\d_]", topic) and not repeated else None
+    return topic if re.search(r"[^\W\d_]", topic) and not _loops(words) else None
+
+
+def _loops(words: list[str]) -> bool:
+    """Whether a name goes round in circles: "Anecdotes of Anecdotes", "Music Music Theory"."""
+    long = Counter(word for word in words if len(word) > 3)
+    same = long.total() > 1 and len(long) == 1
+    return same or max(long.values(), default=0) > 2 or any(one == other for one, other in pairwise(words))
 
 
 def _score(lines: str, start: int) -> int | None:

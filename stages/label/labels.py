@@ -11,6 +11,7 @@ from stages.label.answers import Answer, parse_answer
 from stages.label.clusters import STEM, ClusterExamples, stem
 
 WORDS_IN_LABEL = 3  # keywords that stand in for a name
+DANGLING = re.compile(r"and|&|an?|the|of|in|on|for|to|by|from|with|or|its|his|her|our|their|your", re.IGNORECASE)
 
 Result = Completion | Failure
 
@@ -55,7 +56,7 @@ def without_invented_words(topic: str, stems: frozenset[str]) -> str:
         if number and letters.isalpha() and len(letters) > STEM and stem(letters) not in stems:
             words = words[:number]
             break
-    while len(words) > 1 and words[-1].casefold() in ("and", "of", "in", "for", "the", "&"):
+    while len(words) > 1 and (DANGLING.fullmatch(words[-1]) or words[-1] in words[:-1]):
         words.pop()
     return " ".join(words)
 
