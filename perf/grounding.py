@@ -1,10 +1,15 @@
 """Two presets on the same source rows: what faithful and selfcheck found, row by row, with intervals.
 
-    python -m perf.grounding PLAIN GROUNDED     # folders of two runs with data/generate, data/faithful, data/selfcheck
+    python -m perf.grounding                            # made-up texts, of which it is known what no source has
+    python -m perf.grounding --runs PLAIN GROUNDED      # folders with data/generate, data/faithful, data/selfcheck
 
 Texts are matched by source, style (`grounded_` taken off) and source row; only rows that both runs have are looked at.
 Differences are GROUNDED minus PLAIN with a 95% interval by Student's t over rows. A text loops if it has 3.2 bytes or
 more per zlib byte. Scores of self-check: higher means less supported by further samples.
+
+Made-up texts are four sentences of data/samples/faithful/cases.yaml about one of its passages, of which 40% (plain) or
+15% (grounded) say what the passage does not; further samples say what it says. They go through the stages' own
+measures, so the figures show whether a known difference is found, and that none is found between two equal sides.
 """
 
 import argparse
@@ -19,10 +24,18 @@ import numpy as np
 import polars as pl
 from scipy.stats import t as student
 
+from cosmopedia.core.params import load
+from cosmopedia.faithfulness.judge import KINDS
 from cosmopedia.faithfulness.ratios import Ratio
+from cosmopedia.faithfulness.settings import FaithfulParams
+from perf.faithful import Case, read_cases
+from stages.faithful.verdicts import verdict_row
+from stages.selfcheck.scores import UnigramModel
 
 LOOP = 3.2  # bytes per zlib byte
 SCORES = ("unigram_mean", "unigram_max", "asked")
+PLANTED = (0.40, 0.15)  # of the sentences of a made-up side
+ROWS, SENTENCES, SAMPLES = 120, 4, 4
 Row = tuple[str, str, str]  # source, style without grounded_, source row
 
 
@@ -66,6 +79,29 @@ def read_texts(folder: Path) -> dict[Row, Text]:
     return texts
 
 
+def made_texts(share: float, seed: int) -> dict[Row, Text]:
+    """Texts of which `share` of the sentences say what their source does not."""
+    dice, params = np.random.default_rng(seed), load("faithful", FaithfulParams)
+    passages: dict[str, list[Case]] = {}
+    for case in read_cases():
+        passages.setdefault(case.source.text, []).append(case)
+    texts, of_passage = {}, list(passages.values())
+    for number in range(ROWS):
+        cases = of_passage[number % len(of_passage)]
+        sides = [[case for case in cases if bool(case.planted) == planted] for planted in (False, True)]
+        chosen = [sides[int(dice.random() < share)] for _ in range(SENTENCES)]
+        sentences = [some[dice.integers(len(some))].text for some in chosen]
+        row = dict.fromkeys(("completion_id", "prompt_id", "source", "style", "topic"), "") | {
+            "text": " ".join(sentences)
+        }
+        model = UnigramModel(row["text"], [sides[0][n].text for n in dice.integers(len(sides[0]), size=SAMPLES)])
+        scores = np.mean([model.score(sentence) for sentence in sentences], axis=0)
+        verdict = verdict_row(row, cases[0].source, list(KINDS), params)
+        checked = dict(zip(SCORES, scores.tolist(), strict=False))
+        texts["made", "up", f"{number:03d}"] = Text(row["text"], verdict, checked)
+    return texts
+
+
 def difference(pairs: Iterable[tuple[float, float]]) -> str:
     """Means of both sides, and their difference with its interval."""
     values = np.array([*pairs], float).reshape(-1, 2)
@@ -93,13 +129,22 @@ def claims(texts: list[Text]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plain", type=Path)
-    parser.add_argument("grounded", type=Path)
+    parser.add_argument("--runs", type=Path, nargs=2, metavar=("PLAIN", "GROUNDED"), help="folders of two runs")
     options = parser.parse_args()
-    plain, grounded = read_texts(options.plain), read_texts(options.grounded)
+    if options.runs:
+        plain, grounded = map(read_texts, options.runs)
+        if not plain.keys() & grounded.keys():
+            sys.exit(f"{' and '.join(map(str, options.runs))} share no source row: set prompts.without_passage")
+        return compare(plain, grounded)
+    print(f"sentences that say what the source does not: {PLANTED[0]:.0%} and {PLANTED[1]:.0%}")
+    compare(made_texts(PLANTED[0], 1), made_texts(PLANTED[1], 2))
+    print(f"\n{PLANTED[0]:.0%} on both sides")
+    compare(made_texts(PLANTED[0], 1), made_texts(PLANTED[0], 3))
+
+
+def compare(plain: dict[Row, Text], grounded: dict[Row, Text]) -> None:
+    """Print what differs between the rows that both sides have, last the key figures."""
     rows = sorted(plain.keys() & grounded.keys())
-    if not rows:
-        sys.exit(f"{options.plain} and {options.grounded} share no source row: set prompts.without_passage")
     both = [(plain[row], grounded[row]) for row in rows]
     loops = [sum(pair[side].loops for pair in both) for side in (0, 1)]
     print(
@@ -122,6 +167,8 @@ def main() -> None:
                 if name in a.selfcheck and name in b.selfcheck and keep(a, b)
             ]
             print(f"{name}, {title}: {difference(pairs)}")
+    texts = [(float(a.unsupported > 0), float(b.unsupported > 0)) for a, b in judged]
+    print(f"share of texts that say what no source has, plain and grounded: {difference(texts)}")
 
 
 if __name__ == "__main__":
