@@ -5,6 +5,9 @@ a temporary folder, as safetensors for ours and transformers, and as GGUF in 16 
 Out: a table of tokens per CPU second and memory, with ratios, and one line with the key figures. A missed goal changes
 no status, since machines differ.
 Run: python -m perf.cpu_server, or smaller: python -m perf.cpu_server --batches 8 --new 20
+With texts that end by themselves, some early and some late: --lengths unequal. Then there are twice as many prompts as
+texts that are written at a time, and lengths are lognormal around `--new` (perf/stub_server.py's spread), cut at three
+times that. transformers writes a batch until its longest text is done, as it does when texts end with their end token.
 With llama.cpp: python -m venv /tmp/llama && /tmp/llama/bin/pip install xllamacpp, then --llama /tmp/llama/bin/python
 """
 
@@ -26,6 +29,7 @@ import numpy as np
 
 from cosmopedia.generation.gguf import write_model
 from cosmopedia.generation.local_model import locate
+from perf.stub_server import SIGMA
 
 GOAL = 4.0  # times transformers' tokens per CPU second at batch 32
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 50}
@@ -34,18 +38,22 @@ GENERATE = """
 import json, os, sys, time
 import torch
 from transformers import AutoModelForCausalLM
-folder, threads, new, prompts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.load(open(sys.argv[4]))
+folder, threads, slots, work = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.load(open(sys.argv[4]))
 torch.set_num_threads(threads)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.{dtype}).eval()
-longest = max(map(len, prompts))
-ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
 torch.manual_seed(1)
 began, cpu = time.perf_counter(), time.process_time()
 with torch.inference_mode():
-    length = dict(min_new_tokens=new, max_new_tokens=new)
-    out = model.generate(ids, attention_mask=mask, do_sample=True, **length, **{sampling})
-print(json.dumps([out.numel() - ids.numel(), time.process_time() - cpu, time.perf_counter() - began]))
+    for start in range(0, len(work["prompts"]), slots):
+        prompts, new = work["prompts"][start : start + slots], work["new"][start : start + slots]
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        ends = longest + torch.tensor(new)
+        length = dict(min_new_tokens=max(new), max_new_tokens=max(new))
+        length["stopping_criteria"] = [lambda ids, scores: ids.shape[1] >= ends]
+        model.generate(ids, attention_mask=mask, do_sample=True, **length, **{sampling})
+print(json.dumps([sum(work["new"]), time.process_time() - cpu, time.perf_counter() - began]))
 """
 LLAMA_CPP = """
 import sys, threading
@@ -72,16 +80,17 @@ class Cost(NamedTuple):
 
 @dataclass
 class Work:
-    """A batch of prompts that begin alike, and how much is to be written after each."""
+    """Prompts that begin alike, how many tokens are to be written after each, and how many texts at a time."""
 
     prompts: list[list[int]]
-    new: int
+    new: list[int]
+    slots: int
     folder: Path
 
     def file(self) -> Path:
-        """The prompts as a file."""
-        path = self.folder / "prompts.json"
-        path.write_text(json.dumps(self.prompts))
+        """The prompts and lengths as a file."""
+        path = self.folder / "work.json"
+        path.write_text(json.dumps({"prompts": self.prompts, "new": self.new}))
         return path
 
 
@@ -90,6 +99,14 @@ def make_prompts(count: int, length: int, head: int, vocabulary: int) -> list[li
     rng = np.random.default_rng(1)
     start = rng.integers(300, vocabulary, head).tolist()
     return [start + rng.integers(300, vocabulary, length - head).tolist() for _ in range(count)]
+
+
+def make_lengths(count: int, mean: int, kind: str) -> list[int]:
+    """How many tokens are written after each prompt."""
+    if kind == "equal":
+        return [mean] * count
+    drawn = np.random.default_rng(2).lognormal(np.log(mean) - SIGMA**2 / 2, SIGMA, count)
+    return drawn.clip(1, 3 * mean).round().astype(int).tolist()
 
 
 def process_figures(pid: int) -> tuple[float, float]:
@@ -137,9 +154,10 @@ def ours(work: Work) -> Cost:
 
     registration = work.folder / "server.json"
     registration.unlink(missing_ok=True)
-    slots = str(len(work.prompts))
+    slots = str(work.slots)
     command = [sys.executable, "-m", "cosmopedia.cpu_server.app", "--model", str(work.folder), "--model-id", "ours"]
-    command += ["--registration", str(registration), "--batch-size", slots, "--max-concurrent", slots]
+    command += ["--registration", str(registration), "--batch-size", slots]
+    command += ["--max-concurrent", str(len(work.prompts))]
     process = subprocess.Popen(command, text=True, stderr=subprocess.DEVNULL)
     while not registration.exists():
         if process.poll() is not None:
@@ -150,18 +168,18 @@ def ours(work: Work) -> Cost:
     bodies = [
         {
             "inputs": tokenizer.decode(prompt),
-            "parameters": {**SAMPLING, "seed": seed, "max_new_tokens": work.new, "details": True},
+            "parameters": {**SAMPLING, "seed": seed, "max_new_tokens": new, "details": True},
         }
-        for seed, prompt in enumerate(work.prompts)
+        for seed, (prompt, new) in enumerate(zip(work.prompts, work.new, strict=True))
     ]
     url = json.loads(registration.read_text())["url"]
     return measured(process, lambda: ask(url, "/generate", bodies, lambda a: a["details"]["generated_tokens"]))
 
 
 def generate(work: Work, dtype: str) -> Cost:
-    """transformers' generate on one left-padded batch, in a process of its own."""
+    """transformers' generate on left-padded batches, in a process of its own."""
     script = GENERATE.format(dtype=dtype, sampling=SAMPLING)
-    command = [sys.executable, "-c", script, str(work.folder), str(THREADS), str(work.new), str(work.file())]
+    command = [sys.executable, "-c", script, str(work.folder), str(THREADS), str(work.slots), str(work.file())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     memory = 0.0
     while process.poll() is None:
@@ -177,16 +195,16 @@ def generate(work: Work, dtype: str) -> Cost:
 
 def llama_cpp(work: Work, python: str, model: Path) -> Cost:
     """llama.cpp's server, with a slot per prompt and its own cache of prompts."""
-    context = max(map(len, work.prompts)) + work.new + 8
-    command = [python, "-c", LLAMA_CPP, str(model), str(THREADS), str(len(work.prompts)), str(context)]
+    context = max(map(len, work.prompts)) + max(work.new) + 8
+    command = [python, "-c", LLAMA_CPP, str(model), str(THREADS), str(work.slots), str(context)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     if not url:
         raise RuntimeError(f"{python}: xllamacpp did not start")
     bodies = [
-        {**SAMPLING, "prompt": prompt, "n_predict": work.new, "seed": seed, "min_p": 0.0, "ignore_eos": True}
-        for seed, prompt in enumerate(work.prompts)
+        {**SAMPLING, "prompt": prompt, "n_predict": new, "seed": seed, "min_p": 0.0, "ignore_eos": True}
+        for seed, (prompt, new) in enumerate(zip(work.prompts, work.new, strict=True))
     ]
     return measured(process, lambda: ask(url, "/completion", bodies, lambda answer: answer["tokens_predicted"]))
 
@@ -220,7 +238,7 @@ def rates(work: Work, llama: str | None) -> dict[str, float]:
     if llama:
         sides["llama.cpp, 16 bit"] = lambda: llama_cpp(work, llama, work.folder / "f16.gguf")
     found: dict[str, float] = {}
-    batch, read = len(work.prompts), sum(map(len, work.prompts))
+    batch, read = work.slots, sum(map(len, work.prompts))
     for name, run in sides.items():
         cost = run()
         found[name] = cost.new / cost.cpu
@@ -242,6 +260,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=250, help="tokens of a prompt")
     parser.add_argument("--head", type=int, default=60, help="tokens that all prompts begin with")
     parser.add_argument("--new", type=int, default=100, help="tokens to write after each prompt")
+    parser.add_argument("--lengths", choices=("equal", "unequal"), default="equal", help="of what is written")
     parser.add_argument("--llama", metavar="PYTHON", help="a Python that has xllamacpp")
     options = parser.parse_args()
     source = locate(options.model, "--model")[1]
@@ -254,11 +273,14 @@ def main() -> None:
         if options.llama:
             write_16_bit(source, folder / "f16.gguf")
         vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-        print(f"{options.prompt} prompt tokens, {options.head} of them shared; {options.new} new; {THREADS} threads")
+        head, unequal = f"{options.prompt} prompt tokens, {options.head} of them shared", options.lengths == "unequal"
+        print(f"{head}; {options.new} new{', unequal, and two texts per slot' if unequal else ''}; {THREADS} threads")
         print("batch  side                new/CPU s  all/CPU s     CPU s    wall s   GB peak  ours / this")
         for batch in options.batches:
-            prompts = make_prompts(batch, options.prompt, options.head, vocabulary)
-            found = rates(Work(prompts, options.new, folder), options.llama)
+            count = batch * (2 if unequal else 1)
+            prompts = make_prompts(count, options.prompt, options.head, vocabulary)
+            lengths = make_lengths(count, options.new, options.lengths)
+            found = rates(Work(prompts, lengths, batch, folder), options.llama)
             others = [f"{found['ours'] / rate:.2f} x {side}" for side, rate in found.items() if side != "ours"]
             summary.append(f"{batch}: {', '.join(others)}")
     goal = f"goal at 32: {GOAL:g} x transformers, 1 x llama.cpp"
