@@ -6,7 +6,7 @@ Two checkouts: in one the pipeline runs undisturbed, in the other it is killed s
 `make repro` starts it (`cosmo check && dvc repro -P`). A kill hits DVC alone or everything that DVC has started; some
 hit DVC while it writes dvc.lock. In the end every out's hash in dvc.lock must be the same, no draft, process or lock
 may be left over, no completion may be twice in the store, and `dvc status` must find nothing to do.
-Takes about half an hour on two cores, so it is no part of `make test`.
+Takes eleven minutes on two cores, so it is no part of `make test`.
 """
 
 import argparse
