@@ -56,6 +56,8 @@ def without_invented_words(topic: str, stems: frozenset[str]) -> str:
         if number and letters.isalpha() and len(letters) > STEM and stem(letters) not in stems:
             words = words[:number]
             break
+    else:
+        return topic  # "Vitamin A", "Work and Social Work" end as they should
     while len(words) > 1 and (DANGLING.fullmatch(words[-1]) or words[-1] in words[:-1]):
         words.pop()
     return " ".join(words)
