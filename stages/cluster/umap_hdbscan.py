@@ -78,11 +78,11 @@ def find_groups(
     ids, vectors = [ids[i] for i in order], vectors[order]
     with _one_thread():
         graph = neighbour_graph(vectors, n_neighbors, seed)
-        positions = Layouts(vectors, graph, 2, min_dist, seed).layout(EPOCHS["map"], "map")
+        positions = layout(vectors, graph, 2, min_dist, EPOCHS["map"], seed, "map")
         found = []
         for run in range(runs):
-            layouts = Layouts(vectors, graph, dimensions, min_dist, draw_u64(seed, "run", run))
-            dense = layouts.layout(EPOCHS["clusters"], run)
+            own = draw_u64(seed, "run", run)
+            dense = layout(vectors, graph, dimensions, min_dist, EPOCHS["clusters"], own, run)
             found += density_clusters(dense, min_cluster_sizes, max_cluster_size, min_samples)
         clusters, similar = consensus(vectors, found, min_cluster_size)
         centroids = centroids_of(vectors, clusters)
@@ -216,8 +216,7 @@ def neighbour_graph(vectors: np.ndarray, n_neighbors: int, seed: int) -> Any:
         indices, distances = nearest(vectors, n_neighbors)
     else:
         indices, distances = nearest_neighbours(vectors, n_neighbors, state)
-    graph: Any = fuzzy_simplicial_set(vectors, n_neighbors, state, "cosine", {}, indices, distances)[0]
-    return graph.tocsr()
+    return fuzzy_simplicial_set(vectors, n_neighbors, state, "cosine", {}, indices, distances)[0]
 
 
 def nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -235,47 +234,40 @@ def nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return indices, distances
 
 
-class Layouts:
-    """UMAP layouts of one graph from one start, its spectral layout."""
+def layout(
+    vectors: np.ndarray, graph: Any, dimensions: int, min_dist: float, epochs: int, seed: int, name: object
+) -> np.ndarray:
+    """UMAP's layout of a graph from its spectral one: positions float32 [rows, dimensions], rounded."""
+    import_umap()
+    from umap.spectral import spectral_layout
+    from umap.umap_ import find_ab_params, simplicial_set_embedding
 
-    def __init__(self, vectors: np.ndarray, graph: Any, dimensions: int, min_dist: float, seed: int):
-        import_umap()
-        from umap.spectral import spectral_layout
-        from umap.umap_ import find_ab_params
-
-        self.vectors, self.graph, self.dimensions, self.seed = vectors, graph, dimensions, seed
-        self.spread = find_ab_params(1.0, min_dist)
-        state = np.random.RandomState(draw_u64(seed, "start") % 2**32)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*[Ss]pectral.*")
-            start = spectral_layout(vectors, graph, dimensions, state, metric="cosine", metric_kwds={})
-        largest = np.abs(start).max() or 1.0
-        self.start = (start * (10 / largest) + state.normal(scale=1e-4, size=start.shape)).astype(np.float32)
-
-    def layout(self, epochs: int, run: object) -> np.ndarray:
-        """Positions float32 [rows, dimensions], rounded."""
-        from umap.umap_ import simplicial_set_embedding
-
-        state = np.random.RandomState(draw_u64(self.seed, "layout", run) % 2**32)
-        positions, _ = simplicial_set_embedding(
-            self.vectors,
-            self.graph.tocoo(copy=True),
-            n_components=self.dimensions,
-            initial_alpha=1.0,
-            a=self.spread[0],
-            b=self.spread[1],
-            gamma=1.0,
-            negative_sample_rate=5,
-            n_epochs=epochs,
-            init=self.start,
-            random_state=state,
-            metric="cosine",
-            metric_kwds={},
-            densmap=False,
-            densmap_kwds={},
-            output_dens=False,
-        )
-        return np.round(positions, POSITION_DIGITS).astype(np.float32)
+    state = np.random.RandomState(draw_u64(seed, "start") % 2**32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Ss]pectral.*")
+        start = spectral_layout(vectors, graph, dimensions, state, metric="cosine", metric_kwds={})
+    largest = np.abs(start).max() or 1.0
+    start = (start * (10 / largest) + state.normal(scale=1e-4, size=start.shape)).astype(np.float32)
+    a, b = find_ab_params(1.0, min_dist)
+    positions, _ = simplicial_set_embedding(
+        vectors,
+        graph.copy(),
+        n_components=dimensions,
+        initial_alpha=1.0,
+        a=a,
+        b=b,
+        gamma=1.0,
+        negative_sample_rate=5,
+        n_epochs=epochs,
+        init=start,
+        random_state=np.random.RandomState(draw_u64(seed, "layout", name) % 2**32),
+        metric="cosine",
+        metric_kwds={},
+        densmap=False,
+        densmap_kwds={},
+        output_dens=False,
+    )
+    return np.round(positions, POSITION_DIGITS).astype(np.float32)
 
 
 @contextmanager
